@@ -1,1 +1,14 @@
-//! tmp
+//! The maths of a transformer, forward and backward, on slices and device buffers.
+//!
+//! This crate knows nothing of models: it takes numbers and sizes. [`Device`] lists the operations; [`cpu`] implements them.
+
+pub mod conformance;
+pub mod cpu;
+pub mod device;
+pub mod error;
+pub mod memory;
+
+pub use cpu::CpuDevice;
+pub use device::{Activation, AdamW, AttentionShape, Device, Format, HostBytes, NO_TARGET, NormKind, Product};
+pub use error::{KernelError, Result};
+pub use memory::{Ledger, Purpose, Reservation, Unlimited};

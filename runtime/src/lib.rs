@@ -1,1 +1,35 @@
-//! tmp
+//! Runs a model: what it may hold in memory, the forward and backward pass, and the sessions that serve.
+//!
+//! This crate knows nothing of pruning: [`Gates`], [`Adapter`]s and [`Gradients`] are what a criterion or a recovery is built from.
+
+mod adapter;
+mod backward;
+mod budget;
+mod classify;
+mod error;
+mod forward;
+mod gates;
+pub mod gauges;
+mod generate;
+mod gradients;
+mod kv_cache;
+mod load;
+mod network;
+mod pages;
+mod plan;
+mod workspace;
+
+pub use adapter::{Adapter, AdapterLike, AdapterOptions};
+pub use budget::Budget;
+pub use classify::Classifier;
+pub use error::{Result, RuntimeError};
+pub use forward::{Input, Pass};
+pub use gates::{GateGradients, Gates, LayerGateGradients};
+pub use generate::{Generator, Sampling};
+pub use gradients::Gradients;
+pub use kv_cache::KvCache;
+pub use load::DeviceTensors;
+pub use network::Network;
+pub use pages::Residency;
+pub use plan::{Plan, PlanLine};
+pub use workspace::{Keep, LogitRows, Workspace, WorkspaceSize, workspace_bytes};

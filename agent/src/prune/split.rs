@@ -1,0 +1,244 @@
+//! How much goes at each stage.
+//!
+//! The cascade's paper does not say how a ratio is split over layers, heads and channels. Here it is measured: a stage goes on while its
+//! next cut costs less holdout loss per parameter than the next finer stage would pay for as many parameters, or while the finer stages
+//! together could not reach the target. A split can also be given.
+
+use espalier_kernels::Device;
+use espalier_models::{Manifest, Units};
+use espalier_runtime::Network;
+
+use super::selection::Selection;
+use super::target::Target;
+use super::trial::{Trial, layer_change};
+use crate::criteria::l1::{L1Scores, l1};
+use crate::error::{AgentError, Result};
+use crate::train::Examples;
+
+/// What is kept: layers, KV groups a layer (heads, where every head has its own) and channels a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Split {
+    /// Kept layers.
+    pub layers: usize,
+    /// Kept KV groups of every kept layer.
+    pub heads: usize,
+    /// Kept channels of every kept layer.
+    pub channels: usize,
+}
+
+/// Channels that a layer keeps at least: one row block of the widest vector unit.
+pub const MIN_CHANNELS: usize = 8;
+
+/// One network whose units are scored, and what is cut from it.
+pub(super) struct Cutter<'a, D: Device> {
+    pub network: &'a Network<D>,
+    pub manifest: &'a Manifest,
+    pub target: Target,
+    pub scores: Vec<Option<L1Scores>>,
+}
+
+impl<'a, D: Device> Cutter<'a, D> {
+    /// Scores all units by L1.
+    pub fn new(network: &'a Network<D>, manifest: &'a Manifest, target: Target) -> Result<Self> {
+        let mut scores: Vec<Option<L1Scores>> = (0..network.shape.layers.len()).map(|_| None).collect();
+        for layer in network.kept_layers() {
+            scores[layer] = Some(l1(network, layer)?);
+            network.layer_done(layer)?;
+        }
+        Ok(Self { network, manifest, target, scores })
+    }
+
+    fn units(&self, layer: usize) -> Result<&Units> {
+        Ok(self.network.units(layer)?)
+    }
+
+    fn fits(&self, selection: &Selection) -> Result<bool> {
+        self.target.fits(self.manifest, selection)
+    }
+
+    fn parameters(&self, selection: &Selection) -> f64 {
+        selection.shape(&self.network.shape).parameters(&self.network.architecture) as f64
+    }
+
+    /// At most `groups` KV groups in every kept layer, those with the largest scores.
+    pub fn with_groups(&self, selection: &Selection, groups: usize) -> Result<Selection> {
+        let mut cut = selection.clone();
+        for (layer, kept) in cut.layers.iter_mut().enumerate() {
+            if let (Some(kept), Some(scores)) = (kept, &self.scores[layer]) {
+                let best = best(&scores.groups, kept.groups.clone(), groups);
+                kept.keep_groups(self.units(layer)?, best);
+            }
+        }
+        Ok(cut)
+    }
+
+    /// At most `channels` channels in every kept layer, those with the largest scores.
+    pub fn with_channels(&self, selection: &Selection, channels: usize) -> Selection {
+        let mut cut = selection.clone();
+        for (kept, scores) in cut.layers.iter_mut().zip(&self.scores) {
+            if let (Some(kept), Some(scores)) = (kept, scores) {
+                kept.channels = best(&scores.channels, std::mem::take(&mut kept.channels), channels);
+            }
+        }
+        cut
+    }
+
+    /// The smallest network with these layers.
+    pub fn smallest(&self, selection: &Selection) -> Result<Selection> {
+        Ok(self.with_channels(&self.with_groups(selection, 1)?, MIN_CHANNELS))
+    }
+
+    /// The smallest network of all: the first and the last layer.
+    pub fn smallest_of_all(&self) -> Result<Selection> {
+        let mut selection = Selection::all(&self.network.shape);
+        for layer in removable(&selection) {
+            selection.layers[layer] = None;
+        }
+        self.smallest(&selection)
+    }
+
+    /// Cuts layers by LCR, measured again before each cut.
+    pub fn cut_layers(&self, trial: &mut Trial<'_, D>, calibration: &dyn Examples, limit: usize, available: u64, keep: Option<usize>) -> Result<Selection> {
+        let mut selection = Selection::all(&self.network.shape);
+        loop {
+            let candidates = removable(&selection);
+            let kept = selection.kept().count();
+            let wanted = match keep {
+                Some(keep) => kept > keep.max(2),
+                None => !self.fits(&selection)?,
+            };
+            if candidates.is_empty() || !wanted {
+                return Ok(selection);
+            }
+            let change = layer_change(self.network, calibration, limit, available, &selection)?;
+            let lowest = change.iter().filter(|(layer, _)| candidates.contains(layer)).min_by(|a, b| a.1.total_cmp(&b.1));
+            let Some((layer, lcr)) = lowest else { return Ok(selection) };
+            let mut cut = selection.clone();
+            cut.layers[*layer] = None;
+            if keep.is_none() && self.fits(&self.smallest(&selection)?)? && !self.layer_is_cheaper(trial, &selection, &cut)? {
+                return Ok(selection);
+            }
+            log::info!("layer {} goes: LCR {lcr:.4}", self.manifest.layers[*layer].original);
+            selection = cut;
+        }
+    }
+
+    /// Whether the cut costs less holdout loss per parameter than as many parameters of heads.
+    fn layer_is_cheaper(&self, trial: &mut Trial<'_, D>, before: &Selection, cut: &Selection) -> Result<bool> {
+        let saved = self.parameters(before) - self.parameters(cut);
+        let most = self.most_groups(before);
+        let mut heads = before.clone();
+        for groups in (1..most).rev() {
+            heads = self.with_groups(before, groups)?;
+            if self.parameters(before) - self.parameters(&heads) >= saved {
+                break;
+            }
+        }
+        self.cheaper(trial, before, cut, &heads)
+    }
+
+    fn cheaper(&self, trial: &mut Trial<'_, D>, before: &Selection, coarse: &Selection, fine: &Selection) -> Result<bool> {
+        let base = trial.score(before)?.loss;
+        let mut price = |cut: &Selection| -> Result<f64> {
+            let saved = self.parameters(before) - self.parameters(cut);
+            Ok(if saved > 0.0 { (trial.score(cut)?.loss - base) / saved } else { f64::INFINITY })
+        };
+        let (coarse, fine) = (price(coarse)?, price(fine)?);
+        log::info!("the next cut costs {:.3} nats a million parameters, the finer one {:.3}", coarse * 1e6, fine * 1e6);
+        Ok(coarse <= fine)
+    }
+
+    fn most_groups(&self, selection: &Selection) -> usize {
+        selection.kept().map(|(_, layer)| layer.groups.len()).max().unwrap_or(0)
+    }
+
+    /// Cuts KV groups, one of every layer at a time.
+    pub fn cut_groups(&self, trial: &mut Trial<'_, D>, keep: Option<usize>) -> Result<Selection> {
+        let all = Selection::all(&self.network.shape);
+        if let Some(keep) = keep {
+            return self.with_groups(&all, keep.max(1));
+        }
+        let mut selection = all;
+        loop {
+            let groups = self.most_groups(&selection);
+            if groups <= 1 || self.fits(&selection)? {
+                return Ok(selection);
+            }
+            let cut = self.with_groups(&selection, groups - 1)?;
+            if self.fits(&self.with_channels(&selection, MIN_CHANNELS))? {
+                let saved = self.parameters(&selection) - self.parameters(&cut);
+                let channels = self.largest_channels(&selection, |candidate| Ok(self.parameters(&selection) - self.parameters(candidate) >= saved))?;
+                if !self.cheaper(trial, &selection, &cut, &channels.unwrap_or_else(|| self.with_channels(&selection, MIN_CHANNELS)))? {
+                    return Ok(selection);
+                }
+            }
+            selection = cut;
+        }
+    }
+
+    /// Cuts channels down to what the target leaves.
+    pub fn cut_channels(&self, keep: Option<usize>) -> Result<Selection> {
+        let all = Selection::all(&self.network.shape);
+        if let Some(keep) = keep {
+            return Ok(self.with_channels(&all, keep.max(1)));
+        }
+        if self.fits(&all)? {
+            return Ok(all);
+        }
+        match self.largest_channels(&all, |candidate| self.fits(candidate))? {
+            Some(selection) => Ok(selection),
+            None => Err(self.target.infeasible(self.manifest, &self.smallest(&all)?)),
+        }
+    }
+
+    /// The most channels a layer, in whole row blocks, for which `holds` is true; it must stay true for fewer.
+    fn largest_channels(&self, selection: &Selection, holds: impl Fn(&Selection) -> Result<bool>) -> Result<Option<Selection>> {
+        let most = selection.kept().map(|(_, layer)| layer.channels.len()).max().unwrap_or(0);
+        let (mut low, mut high) = (0, most / MIN_CHANNELS);
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            if holds(&self.with_channels(selection, middle * MIN_CHANNELS))? {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        Ok(if low > 0 { Some(self.with_channels(selection, low * MIN_CHANNELS)) } else { None })
+    }
+
+    /// An error where even the smallest network misses the target.
+    pub fn check_feasible(&self) -> Result<()> {
+        let smallest = self.smallest_of_all()?;
+        if self.fits(&smallest)? { Ok(()) } else { Err(self.target.infeasible(self.manifest, &smallest)) }
+    }
+}
+
+/// Layers that may go: neither the first nor the last of those that stay.
+fn removable(selection: &Selection) -> Vec<usize> {
+    let kept: Vec<usize> = selection.kept().map(|(layer, _)| layer).collect();
+    kept.get(1..kept.len().saturating_sub(1)).unwrap_or(&[]).to_vec()
+}
+
+/// The `count` units with the largest scores, largest first.
+fn best(scores: &[f64], mut units: Vec<usize>, count: usize) -> Vec<usize> {
+    units.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
+    units.truncate(count);
+    units
+}
+
+impl Split {
+    /// An error where the split asks for more than the network has, or for nothing.
+    pub fn check(&self, manifest: &Manifest) -> Result<()> {
+        let shape = manifest.shape();
+        let most = |of: fn(&Units) -> usize| shape.kept().map(|(_, units)| of(units)).max().unwrap_or(0);
+        let has = Split { layers: shape.kept().count(), heads: most(|units| units.groups), channels: most(|units| units.channels) };
+        let fits = |wanted: usize, has: usize, least: usize| (least..=has).contains(&wanted);
+        if fits(self.layers, has.layers, 2.min(has.layers)) && fits(self.heads, has.heads, 1) && fits(self.channels, has.channels, 1) {
+            return Ok(());
+        }
+        Err(AgentError::Usage(format!(
+            "a split of {} layers, {} heads and {} channels cannot be cut from {} layers, {} heads and {} channels (at least 2 layers, 1 head and 1 channel stay)",
+            self.layers, self.heads, self.channels, has.layers, has.heads, has.channels
+        )))
+    }
+}

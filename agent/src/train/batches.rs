@@ -1,0 +1,88 @@
+//! Shuffled, augmented batches of a window set.
+
+use crate::error::{AgentError, Result};
+use crate::signals::{Augment, Rng, WindowSet, normalise};
+
+/// Windows with their classes, read one at a time so that a set need not be in memory.
+pub trait Examples: Sync {
+    /// Windows in the set.
+    fn count(&self) -> usize;
+    /// Samples of a window.
+    fn window(&self) -> usize;
+    /// Writes the raw samples of a window and returns its class.
+    fn load(&self, index: usize, out: &mut [f32]) -> Result<u32>;
+}
+
+/// Batches of a set, every window once an epoch, in a new order each.
+pub struct Batches<'a> {
+    examples: &'a dyn Examples,
+    augment: Augment,
+    rng: Rng,
+    order: Vec<u32>,
+    next: usize,
+    batch: usize,
+    windows: Vec<f32>,
+    classes: Vec<u32>,
+}
+
+impl<'a> Batches<'a> {
+    /// Batches of up to `batch` windows. An empty set is an error.
+    pub fn new(examples: &'a dyn Examples, batch: usize, augment: Augment, seed: u64) -> Result<Self> {
+        if examples.count() == 0 {
+            return Err(AgentError::Training("the training set has no windows".into()));
+        }
+        let order: Vec<u32> = (0..examples.count() as u32).collect();
+        let next = order.len();
+        Ok(Self { examples, augment, rng: Rng::new(seed), order, next, batch: batch.max(1), windows: Vec::new(), classes: Vec::new() })
+    }
+
+    /// Batches in an epoch.
+    pub fn per_epoch(&self) -> usize {
+        self.order.len().div_ceil(self.batch)
+    }
+
+    /// The next batch: normalised windows and classes. A constant window is passed over (nothing can be learnt from it).
+    pub fn next_batch(&mut self) -> Result<(&[f32], &[u32])> {
+        self.windows.clear();
+        self.classes.clear();
+        let length = self.examples.window();
+        let mut passed_over = 0;
+        while self.classes.len() < self.batch.min(self.order.len()) {
+            if self.next == self.order.len() {
+                self.rng.shuffle(&mut self.order);
+                self.next = 0;
+            }
+            let index = self.order[self.next] as usize;
+            self.next += 1;
+            let start = self.windows.len();
+            self.windows.resize(start + length, 0.0);
+            let window = &mut self.windows[start..];
+            let class = self.examples.load(index, window)?;
+            if normalise(window).is_err() {
+                self.windows.truncate(start);
+                passed_over += 1;
+                if passed_over > self.order.len() {
+                    return Err(AgentError::Training("no window of the training set has a finite, varying signal".into()));
+                }
+                continue;
+            }
+            self.augment.apply(window, &mut self.rng);
+            self.classes.push(class);
+        }
+        Ok((&self.windows, &self.classes))
+    }
+}
+
+impl Examples for WindowSet {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn window(&self) -> usize {
+        self.length()
+    }
+
+    fn load(&self, index: usize, out: &mut [f32]) -> Result<u32> {
+        Ok(self.raw_window(index, out) as u32)
+    }
+}

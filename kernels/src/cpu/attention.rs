@@ -1,0 +1,220 @@
+//! Causal attention of one head of one sequence, forward and backward.
+//!
+//! Queries are taken in blocks. A block's scores are kept transposed, `[keys, queries of the block]`, so that the softmax runs over whole
+//! registers of queries, and both products read keys and values where they lie. Scratch is one block's scores, not `[queries, keys]`.
+
+use super::gemv;
+use super::parallel::Shared;
+use super::real::Real;
+use super::tile::{self, Operand, Sizes, Target};
+use super::vector;
+
+/// Queries of a block: two AVX-512 registers.
+pub const BLOCK: usize = 32;
+/// Queries for which each by itself, as a matrix times a vector, is faster.
+const FEW: usize = 3;
+
+/// One head of one sequence.
+#[derive(Clone, Copy)]
+pub struct Head<'a, T> {
+    /// From the first query of the head on; queries are `query_stride` apart.
+    pub q: &'a [T],
+    /// From the first key of the group on; keys are `key_stride` apart.
+    pub k: &'a [T],
+    /// As `k`.
+    pub v: &'a [T],
+    pub query_stride: usize,
+    pub key_stride: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub head_dim: usize,
+}
+
+impl<T: Real> Head<'_, T> {
+    fn scale(&self) -> T {
+        T::ONE / T::from_f64(self.head_dim as f64).sqrt()
+    }
+    /// Keys that query `i` sees.
+    fn visible(&self, i: usize) -> usize {
+        self.keys - self.queries + i + 1
+    }
+}
+
+/// Queries `block` of a head: `out[i]` is at `offset + i · query_stride` of `out`.
+///
+/// # Safety
+/// No one else uses those parts of `out` meanwhile.
+pub unsafe fn forward<T: Real>(out: &Shared<T>, offset: usize, head: Head<T>, block: std::ops::Range<usize>) {
+    let small = block.len() <= FEW;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match block.len() {
+            _ if small => block.for_each(|i| forward_one(out, offset, head, i)),
+            1..=16 => forward_block::<T, 16>(out, offset, head, block),
+            _ => forward_block::<T, BLOCK>(out, offset, head, block),
+        }
+    }
+}
+
+/// # Safety
+/// As [`forward`].
+unsafe fn forward_one<T: Real>(out: &Shared<T>, offset: usize, head: Head<T>, i: usize) {
+    let visible = head.visible(i);
+    let start = offset + i * head.query_stride;
+    // SAFETY: query `i`'s part, the caller's promise.
+    let out = unsafe { out.part(start..start + head.head_dim) };
+    T::with_scratch(visible, |scores| {
+        let q = &head.q[i * head.query_stride..][..head.head_dim];
+        gemv::dots(scores, head.k, head.key_stride, q, head.scale(), false);
+        super::loss::softmax(scores, visible);
+        out.fill(T::ZERO);
+        gemv::axpys(out, head.v, head.key_stride, scores);
+    });
+}
+
+/// # Safety
+/// As [`forward`]; the block has at most W queries.
+unsafe fn forward_block<T: Real, const W: usize>(out: &Shared<T>, offset: usize, head: Head<T>, block: std::ops::Range<usize>) {
+    let (count, visible, dim) = (block.len(), head.visible(block.end - 1), head.head_dim);
+    T::with_scratch((visible + dim) * W, |scratch| {
+        let (scores, packed) = scratch.split_at_mut(visible * W);
+        let sums = block_scores::<T, W>(scores, packed, head, block.clone());
+        let to = Target { pointer: out.at(offset + block.start * head.query_stride), row_stride: head.query_stride, column_stride: 1 };
+        // SAFETY: the head's queries of `out` are this call's; scores are [visible, W ≥ count], values [visible, dim].
+        unsafe {
+            let probabilities = Operand::columns(scores, W);
+            tile::product(Sizes { m: count, n: dim, k: visible }, to, probabilities, Operand::rows(head.v, head.key_stride), T::ONE, false);
+        }
+        for (i, sum) in block.zip(sums) {
+            let start = offset + i * head.query_stride;
+            // SAFETY: as above.
+            super::elementwise::scale(unsafe { out.part(start..start + dim) }, T::ONE / sum);
+        }
+    });
+}
+
+/// Scores of a block, transposed, as exponentials that still have to be divided by the sums that are returned.
+fn block_scores<T: Real, const W: usize>(scores: &mut [T], packed: &mut [T], head: Head<T>, block: std::ops::Range<usize>) -> [T; W] {
+    let (count, visible, dim) = (block.len(), scores.len() / W, head.head_dim);
+    tile::pack_columns(packed, W, &head.q[block.start * head.query_stride..], head.query_stride, count, dim, head.scale());
+    let to = Target { pointer: scores.as_mut_ptr(), row_stride: W, column_stride: 1 };
+    // SAFETY: scores are [visible, W] and borrowed alone; keys are [visible, dim], the packed queries [dim, W].
+    unsafe {
+        tile::product(
+            Sizes { m: visible, n: W, k: dim },
+            to,
+            Operand::rows(head.k, head.key_stride),
+            Operand::rows(packed, W),
+            T::ONE,
+            false,
+        )
+    };
+    vector::run(softmax_columns::<T, W>, (scores, head.visible(block.start)))
+}
+
+/// Column `i` of `scores [keys, W]` sees the first `seen + i` keys: exponentials of their difference to the column's largest, 0 for the
+/// others; returns the columns' sums. Columns beyond the block repeat a causal mask that stays inside, and are never read.
+#[inline(always)]
+fn softmax_columns<T: Real, const W: usize>((scores, seen): (&mut [T], usize)) -> [T; W] {
+    let (rows, _) = scores.as_chunks_mut::<W>();
+    let mut largest = [T::NEG_INFINITY; W];
+    for (j, row) in rows.iter().enumerate() {
+        let hidden = (j + 1).saturating_sub(seen);
+        for i in 0..W {
+            let score = if i < hidden { T::NEG_INFINITY } else { row[i] };
+            largest[i] = largest[i].maximum(score);
+        }
+    }
+    let mut sums = [T::ZERO; W];
+    for (j, row) in rows.iter_mut().enumerate() {
+        let hidden = (j + 1).saturating_sub(seen);
+        for i in 0..W {
+            let e = (row[i] - largest[i]).exp();
+            row[i] = if i < hidden { T::ZERO } else { e };
+            sums[i] += row[i];
+        }
+    }
+    sums
+}
+
+/// Where the gradients of one sequence go. Offsets and strides are those of `q`, `k` and `v`.
+pub struct Gradients<'a, T> {
+    pub dq: &'a Shared<T>,
+    pub dk: &'a Shared<T>,
+    pub dv: &'a Shared<T>,
+    /// Of the head's first query in `dq`.
+    pub query_offset: usize,
+    /// Of the group's first key in `dk` and `dv`.
+    pub key_offset: usize,
+}
+
+/// Writes `dq` of a head and adds to `dk` and `dv` of its group, probabilities computed again. `d_out` is laid out as `q`.
+///
+/// With P the probabilities and `dP = d_out · vᵀ`: `dS = P ∘ (dP − rowsum(P ∘ dP))`, `dq = scale · dS · k`, `dk = scale · dSᵀ · q`,
+/// `dv = Pᵀ · d_out` (Dao et al., arXiv 2205.14135, Appendix B).
+///
+/// # Safety
+/// No one else uses the head's part of `dq` or the group's parts of `dk` and `dv` meanwhile.
+pub unsafe fn backward<T: Real>(to: &Gradients<T>, head: Head<T>, d_out: &[T]) {
+    for start in (0..head.queries).step_by(BLOCK) {
+        let block = start..head.queries.min(start + BLOCK);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if block.len() <= 16 {
+                backward_block::<T, 16>(to, head, d_out, block);
+            } else {
+                backward_block::<T, BLOCK>(to, head, d_out, block);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`backward`]; the block has at most W queries.
+unsafe fn backward_block<T: Real, const W: usize>(to: &Gradients<T>, head: Head<T>, d_out: &[T], block: std::ops::Range<usize>) {
+    let (count, visible, dim) = (block.len(), head.visible(block.end - 1), head.head_dim);
+    let first = block.start * head.query_stride;
+    T::with_scratch((2 * visible + dim) * W, |scratch| {
+        let (p, rest) = scratch.split_at_mut(visible * W);
+        let (ds, packed) = rest.split_at_mut(visible * W);
+        let sums = block_scores::<T, W>(p, packed, head, block.clone());
+        tile::pack_columns(packed, W, &d_out[first..], head.query_stride, count, dim, T::ONE);
+        let into = Target { pointer: ds.as_mut_ptr(), row_stride: W, column_stride: 1 };
+        let (keys, values) = (Operand::rows(head.k, head.key_stride), Operand::rows(head.v, head.key_stride));
+        // SAFETY: ds is [visible, W] and borrowed alone; values are [visible, dim], the packed gradients [dim, W].
+        unsafe { tile::product(Sizes { m: visible, n: W, k: dim }, into, values, Operand::rows(packed, W), T::ONE, false) };
+        vector::run(softmax_backward_columns::<T, W>, (&mut *p, &mut *ds, sums));
+
+        let of_queries =
+            |slice: &Shared<T>| Target { pointer: slice.at(to.query_offset + first), row_stride: head.query_stride, column_stride: 1 };
+        let of_keys = |slice: &Shared<T>| Target { pointer: slice.at(to.key_offset), row_stride: head.key_stride, column_stride: 1 };
+        let (queries, d_outs) = (Operand::rows(&head.q[first..], head.query_stride), Operand::rows(&d_out[first..], head.query_stride));
+        let (by_query, by_key) = (Sizes { m: count, n: dim, k: visible }, Sizes { m: visible, n: dim, k: count });
+        // SAFETY: the head's and group's parts of the gradients are this call's; p and ds are [visible, W ≥ count], keys [visible, dim],
+        // queries and output gradients [count, dim].
+        unsafe {
+            tile::product(by_query, of_queries(to.dq), Operand::columns(ds, W), keys, head.scale(), false);
+            tile::product(by_key, of_keys(to.dk), Operand::rows(ds, W), queries, head.scale(), true);
+            tile::product(by_key, of_keys(to.dv), Operand::rows(p, W), d_outs, T::ONE, true);
+        }
+    });
+}
+
+/// Divides the columns of `p` by their sums, and turns `ds`, which holds dP, into dS.
+#[inline(always)]
+fn softmax_backward_columns<T: Real, const W: usize>((p, ds, sums): (&mut [T], &mut [T], [T; W])) {
+    let ((p, _), (ds, _)) = (p.as_chunks_mut::<W>(), ds.as_chunks_mut::<W>());
+    let inverse = sums.map(|sum| T::ONE / sum);
+    let mut dots = [T::ZERO; W];
+    for (p, ds) in p.iter_mut().zip(&*ds) {
+        for i in 0..W {
+            p[i] *= inverse[i];
+            dots[i] += p[i] * ds[i];
+        }
+    }
+    for (p, ds) in p.iter().zip(ds) {
+        for i in 0..W {
+            ds[i] = p[i] * (ds[i] - dots[i]);
+        }
+    }
+}

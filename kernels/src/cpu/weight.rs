@@ -1,0 +1,328 @@
+//! Matrices as they are stored, and how products read them.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use bytemuck::Pod;
+
+use super::buffer::Buffer;
+use super::gemv;
+use super::half::{Bf16, F16, Half};
+use super::real::Real;
+use super::vector;
+use crate::device::{Format, HostBytes};
+use crate::error::{KernelError, Result};
+
+enum Data {
+    Owned(Buffer),
+    Mapped(HostBytes, Format),
+}
+
+/// A matrix `[rows, columns]`, owned or mapped.
+pub struct Weight {
+    rows: usize,
+    columns: usize,
+    data: Data,
+}
+
+/// The numbers of a [`Weight`] by how they are stored.
+#[derive(Clone, Copy)]
+pub enum View<'a> {
+    F32(Plain<'a, f32>),
+    F16(HalfRows<'a, F16>),
+    Bf16(HalfRows<'a, Bf16>),
+    F16Pairs(HalfPairs<'a, F16>),
+    Bf16Pairs(HalfPairs<'a, Bf16>),
+}
+
+/// Calls `$body` with the matrix of a [`View`], of whatever type.
+macro_rules! with_matrix {
+    ($view:expr, $matrix:ident => $body:expr) => {
+        match $view {
+            $crate::cpu::weight::View::F32($matrix) => $body,
+            $crate::cpu::weight::View::F16($matrix) => $body,
+            $crate::cpu::weight::View::Bf16($matrix) => $body,
+            $crate::cpu::weight::View::F16Pairs($matrix) => $body,
+            $crate::cpu::weight::View::Bf16Pairs($matrix) => $body,
+        }
+    };
+}
+pub(super) use with_matrix;
+
+fn numbers<T: Pod>(bytes: &[u8], len: usize, rows: usize, columns: usize, format: Format) -> Result<&[T]> {
+    let shape = |detail| KernelError::Shape { operation: "map_weight", detail };
+    let needed = len.checked_mul(size_of::<T>()).ok_or_else(|| shape(format!("[{rows}, {columns}] does not fit in memory")))?;
+    let bytes = bytes
+        .get(..needed)
+        .ok_or_else(|| shape(format!("a {format:?} matrix [{rows}, {columns}] takes {needed} bytes, but {} were given", bytes.len())))?;
+    bytemuck::try_cast_slice(bytes).map_err(|_| {
+        let (address, alignment) = (bytes.as_ptr() as usize, align_of::<T>());
+        shape(format!(
+            "a {format:?} matrix [{rows}, {columns}] starts {} bytes past a multiple of {alignment} bytes; it is read in place and has to \
+             start at one",
+            address % alignment
+        ))
+    })
+}
+
+fn view(bytes: &[u8], format: Format, rows: usize, columns: usize) -> Result<View<'_>> {
+    let overflow = || KernelError::Shape { operation: "map_weight", detail: format!("[{rows}, {columns}] does not fit in memory") };
+    let stored_rows = match format {
+        Format::F16Pairs | Format::Bf16Pairs => rows.div_ceil(2),
+        Format::F32 | Format::F16 | Format::Bf16 => rows,
+    };
+    let len = stored_rows.checked_mul(columns).ok_or_else(overflow)?;
+    Ok(match format {
+        Format::F32 => View::F32(Plain { data: numbers(bytes, len, rows, columns, format)?, columns }),
+        Format::F16 => View::F16(HalfRows { data: numbers(bytes, len, rows, columns, format)?, columns, half: PhantomData }),
+        Format::Bf16 => View::Bf16(HalfRows { data: numbers(bytes, len, rows, columns, format)?, columns, half: PhantomData }),
+        Format::F16Pairs => View::F16Pairs(HalfPairs { data: numbers(bytes, len, rows, columns, format)?, columns, half: PhantomData }),
+        Format::Bf16Pairs => View::Bf16Pairs(HalfPairs { data: numbers(bytes, len, rows, columns, format)?, columns, half: PhantomData }),
+    })
+}
+
+impl Weight {
+    /// A matrix read in place. An error where `bytes` is too short or does not start at a multiple of its numbers' size.
+    pub fn mapped(bytes: HostBytes, format: Format, rows: usize, columns: usize) -> Result<Self> {
+        view(bytes.bytes(), format, rows, columns)?;
+        Ok(Self { rows, columns, data: Data::Mapped(bytes, format) })
+    }
+
+    /// A matrix of its own. An error where the buffer is too short.
+    pub fn owned(buffer: Buffer, rows: usize, columns: usize) -> Result<Self> {
+        if rows.checked_mul(columns).is_none_or(|len| len > buffer.len()) {
+            let detail = format!("a matrix [{rows}, {columns}] was to be made of a buffer of {} numbers", buffer.len());
+            return Err(KernelError::Shape { operation: "own_weight", detail });
+        }
+        Ok(Self { rows, columns, data: Data::Owned(buffer) })
+    }
+
+    /// `(rows, columns)`.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// The buffer of an owned matrix.
+    pub fn buffer(&self) -> Option<&Buffer> {
+        match &self.data {
+            Data::Owned(buffer) => Some(buffer),
+            Data::Mapped(..) => None,
+        }
+    }
+
+    /// The buffer of an owned matrix, to be written.
+    pub fn buffer_mut(&mut self) -> Option<&mut Buffer> {
+        match &mut self.data {
+            Data::Owned(buffer) => Some(buffer),
+            Data::Mapped(..) => None,
+        }
+    }
+
+    /// The numbers.
+    pub fn view(&self) -> Result<View<'_>> {
+        match &self.data {
+            Data::Owned(buffer) => Ok(View::F32(Plain { data: &buffer.as_slice()[..self.rows * self.columns], columns: self.columns })),
+            Data::Mapped(bytes, format) => view(bytes.bytes(), *format, self.rows, self.columns),
+        }
+    }
+}
+
+/// What a product needs of a stored matrix. Ranges are the caller's to keep inside the matrix.
+pub trait Matrix<T: Real>: Copy + Sync {
+    /// Whether it is stored as rows of `T`; if not, [`panel`](Matrix::panel) needs as much scratch as the panel has numbers.
+    const IN_PLACE: bool;
+    /// Rows `rows` of columns `columns` as `T`, and the distance between neighbouring rows; widened into `scratch` where they are stored
+    /// otherwise. `rows` starts at an even row.
+    fn panel<'s>(&'s self, rows: Range<usize>, columns: Range<usize>, scratch: &'s mut [T]) -> (&'s [T], usize);
+    /// Calls `work` with row `row` as `T`.
+    fn row<R>(&self, row: usize, work: impl FnOnce(&[T]) -> R) -> R;
+    /// `y[i] = W[rows.start + i] · x`, added to `y` where `accumulate`. `rows` starts at an even row.
+    fn dots(&self, y: &mut [T], rows: Range<usize>, x: &[T], accumulate: bool);
+    /// `y += Σ_r a[r] · W[r, columns]`.
+    fn axpys(&self, y: &mut [T], columns: Range<usize>, a: &[T]);
+}
+
+/// Rows of `T`.
+#[derive(Clone, Copy)]
+pub struct Plain<'a, T> {
+    pub data: &'a [T],
+    pub columns: usize,
+}
+
+impl<T: Real> Matrix<T> for Plain<'_, T> {
+    const IN_PLACE: bool = true;
+    fn panel<'s>(&'s self, rows: Range<usize>, columns: Range<usize>, _scratch: &'s mut [T]) -> (&'s [T], usize) {
+        if rows.is_empty() {
+            return (&[], self.columns);
+        }
+        (&self.data[rows.start * self.columns + columns.start..(rows.end - 1) * self.columns + columns.end], self.columns)
+    }
+    fn row<R>(&self, row: usize, work: impl FnOnce(&[T]) -> R) -> R {
+        work(&self.data[row * self.columns..][..self.columns])
+    }
+    fn dots(&self, y: &mut [T], rows: Range<usize>, x: &[T], accumulate: bool) {
+        gemv::dots(y, &self.data[rows.start * self.columns..rows.end * self.columns], self.columns, x, T::ONE, accumulate);
+    }
+    fn axpys(&self, y: &mut [T], columns: Range<usize>, a: &[T]) {
+        if let Some(data) = self.data.get(columns.start..) {
+            gemv::axpys(y, data, self.columns, a);
+        }
+    }
+}
+
+/// Rows of 16-bit numbers.
+#[derive(Clone, Copy)]
+pub struct HalfRows<'a, H> {
+    pub data: &'a [u16],
+    pub columns: usize,
+    half: PhantomData<H>,
+}
+
+impl<H: Half> Matrix<f32> for HalfRows<'_, H> {
+    const IN_PLACE: bool = false;
+    fn panel<'s>(&'s self, rows: Range<usize>, columns: Range<usize>, scratch: &'s mut [f32]) -> (&'s [f32], usize) {
+        let width = columns.len();
+        let panel = &mut scratch[..rows.len() * width];
+        for (to, row) in panel.chunks_exact_mut(width.max(1)).zip(rows) {
+            vector::run(widen::<H>, (to, &self.data[row * self.columns + columns.start..][..width]));
+        }
+        (panel, width)
+    }
+    fn row<R>(&self, row: usize, work: impl FnOnce(&[f32]) -> R) -> R {
+        f32::with_scratch(self.columns, |scratch| work(self.panel(row..row + 1, 0..self.columns, scratch).0))
+    }
+    fn dots(&self, y: &mut [f32], rows: Range<usize>, x: &[f32], accumulate: bool) {
+        let columns = self.columns;
+        vector::run(half_dots::<H>, (y, &self.data[rows.start * columns..rows.end * columns], x, accumulate));
+    }
+    fn axpys(&self, y: &mut [f32], columns: Range<usize>, a: &[f32]) {
+        for (row, &a) in self.data.chunks_exact(self.columns.max(1)).zip(a) {
+            vector::run(half_axpy::<H>, (&mut *y, &row[columns.clone()], a));
+        }
+    }
+}
+
+#[inline(always)]
+fn widen<H: Half>((to, from): (&mut [f32], &[u16])) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = H::widen(from);
+    }
+}
+
+#[inline(always)]
+fn half_dots<H: Half>((y, rows, x, accumulate): (&mut [f32], &[u16], &[f32], bool)) {
+    const LANES: usize = 32;
+    let (x_blocks, x_rest) = x.as_chunks::<LANES>();
+    for (y, row) in y.iter_mut().zip(rows.chunks_exact(x.len().max(1))) {
+        let (blocks, rest) = row.as_chunks::<LANES>();
+        let mut lanes = [0.0_f32; LANES];
+        for (block, x) in blocks.iter().zip(x_blocks) {
+            for l in 0..LANES {
+                lanes[l] += H::widen(block[l]) * x[l];
+            }
+        }
+        let dot = vector::sum(&lanes, |lane| lane) + rest.iter().zip(x_rest).map(|(&w, &x)| H::widen(w) * x).sum::<f32>();
+        *y = if accumulate { *y + dot } else { dot };
+    }
+}
+
+#[inline(always)]
+fn half_axpy<H: Half>((y, row, a): (&mut [f32], &[u16], f32)) {
+    for (y, &w) in y.iter_mut().zip(row) {
+        *y += a * H::widen(w);
+    }
+}
+
+/// Two neighbouring rows of 16-bit numbers, element by element.
+#[derive(Clone, Copy)]
+pub struct HalfPairs<'a, H> {
+    pub data: &'a [[u16; 2]],
+    pub columns: usize,
+    half: PhantomData<H>,
+}
+
+impl<'a, H: Half> HalfPairs<'a, H> {
+    /// Rows `row` and `row + 1` of columns `columns`; `row` is even.
+    fn pair(&self, row: usize, columns: Range<usize>) -> &'a [[u16; 2]] {
+        &self.data[row / 2 * self.columns..][columns]
+    }
+}
+
+impl<H: Half> Matrix<f32> for HalfPairs<'_, H> {
+    const IN_PLACE: bool = false;
+    fn panel<'s>(&'s self, rows: Range<usize>, columns: Range<usize>, scratch: &'s mut [f32]) -> (&'s [f32], usize) {
+        let width = columns.len();
+        let panel = &mut scratch[..rows.len() * width];
+        for (pair, to) in panel.chunks_mut((2 * width).max(1)).enumerate() {
+            let (even, odd) = to.split_at_mut(width);
+            // A prefix with an odd number of rows has no use for the second row of its last pair, which is another unit's.
+            vector::run(widen_pair::<H>, (even, odd, self.pair(rows.start + 2 * pair, columns.clone())));
+        }
+        (panel, width)
+    }
+    fn row<R>(&self, row: usize, work: impl FnOnce(&[f32]) -> R) -> R {
+        f32::with_scratch(2 * self.columns, |scratch| {
+            let (even, odd) = scratch.split_at_mut(self.columns);
+            let (pair, odd_columns) = (self.pair(row - row % 2, 0..self.columns), if row.is_multiple_of(2) { 0 } else { self.columns });
+            vector::run(widen_pair::<H>, (&mut *even, &mut odd[..odd_columns], pair));
+            work(if row.is_multiple_of(2) { even } else { odd })
+        })
+    }
+    fn dots(&self, y: &mut [f32], rows: Range<usize>, x: &[f32], accumulate: bool) {
+        for (pair, y) in y.chunks_mut(2).enumerate() {
+            vector::run(pair_dots::<H>, (y, self.pair(rows.start + 2 * pair, 0..self.columns), x, accumulate));
+        }
+    }
+    fn axpys(&self, y: &mut [f32], columns: Range<usize>, a: &[f32]) {
+        for (pair, a) in a.chunks(2).enumerate() {
+            // Not a factor of 0 for the row beyond an odd end: what is stored there may be infinite.
+            let numbers = self.pair(2 * pair, columns.clone());
+            match *a {
+                [even, odd] => vector::run(pair_axpy::<H>, (&mut *y, numbers, even, odd)),
+                [even] => vector::run(even_axpy::<H>, (&mut *y, numbers, even)),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn widen_pair<H: Half>((even, odd, from): (&mut [f32], &mut [f32], &[[u16; 2]])) {
+    for (to, from) in even.iter_mut().zip(from) {
+        *to = H::widen(from[0]);
+    }
+    for (to, from) in odd.iter_mut().zip(from) {
+        *to = H::widen(from[1]);
+    }
+}
+
+#[inline(always)]
+fn pair_dots<H: Half>((y, pair, x, accumulate): (&mut [f32], &[[u16; 2]], &[f32], bool)) {
+    const LANES: usize = 16;
+    let mut lanes = [[0.0_f32; LANES]; 2];
+    let ((blocks, rest), (x_blocks, x_rest)) = (pair.as_chunks::<LANES>(), x.as_chunks::<LANES>());
+    for (block, x) in blocks.iter().zip(x_blocks) {
+        for l in 0..LANES {
+            lanes[0][l] += H::widen(block[l][0]) * x[l];
+            lanes[1][l] += H::widen(block[l][1]) * x[l];
+        }
+    }
+    for (row, (y, lanes)) in y.iter_mut().zip(&lanes).enumerate() {
+        let dot = vector::sum(lanes, |lane| lane) + rest.iter().zip(x_rest).map(|(w, &x)| H::widen(w[row]) * x).sum::<f32>();
+        *y = if accumulate { *y + dot } else { dot };
+    }
+}
+
+#[inline(always)]
+fn pair_axpy<H: Half>((y, pair, even, odd): (&mut [f32], &[[u16; 2]], f32, f32)) {
+    for (y, w) in y.iter_mut().zip(pair) {
+        *y += even * H::widen(w[0]) + odd * H::widen(w[1]);
+    }
+}
+
+#[inline(always)]
+fn even_axpy<H: Half>((y, pair, even): (&mut [f32], &[[u16; 2]], f32)) {
+    for (y, w) in y.iter_mut().zip(pair) {
+        *y += even * H::widen(w[0]);
+    }
+}

@@ -1,0 +1,295 @@
+//! Writes an artifact tensor by tensor, in the order in which tensors lie, with a fixed amount of memory.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use super::header::{HEADER_BYTES, Header};
+use super::plan::Plan;
+use super::{CHUNK_BYTES, MAX_MANIFEST_BYTES, validate};
+use crate::error::{Error, Result};
+use crate::formats::{encode_pair, encode_values};
+use crate::manifest::{Manifest, StoredTensor};
+use crate::tensor::{DType, Layout, TensorKey};
+
+/// Numbers encoded at once: with their bytes, well below 1 MiB.
+const BLOCK_NUMBERS: usize = 64 * 1024;
+
+/// Length in bytes of the artifact that [`ArtifactWriter`] makes from `manifest` in `dtype`.
+///
+/// # Errors
+/// [`Error::Write`] where the model cannot be written: see [`ArtifactWriter::create`].
+pub fn expected_bytes(manifest: &Manifest, dtype: DType) -> Result<u64> {
+    plan(Path::new("the artifact"), manifest.clone(), dtype).map(|plan| plan.file_bytes)
+}
+
+/// Checks the manifest and places its tensors.
+fn plan(path: &Path, manifest: Manifest, dtype: DType) -> Result<Plan> {
+    let refuse = |problem: String| Error::Write { path: path.to_path_buf(), problem };
+    if matches!(dtype, DType::Q8 | DType::Q4) {
+        return Err(refuse(format!("writing {dtype:?} weights is not supported yet; choose f32, f16 or bf16")));
+    }
+    if manifest.levels.iter().any(|level| !level.adapters.is_empty() || !level.overrides.is_empty()) {
+        return Err(refuse("writing levels with adapters or overrides of their own is not supported".to_string()));
+    }
+    validate::model(&manifest).map_err(refuse)?;
+    let plan = Plan::new(manifest, dtype).map_err(refuse)?;
+    if plan.encoded.len() as u64 > MAX_MANIFEST_BYTES {
+        return Err(refuse(format!("its manifest has {} bytes, more than the {MAX_MANIFEST_BYTES} allowed", plan.encoded.len())));
+    }
+    Ok(plan)
+}
+
+/// Writes one artifact: rows are given tensor after tensor, then [`finish`](Self::finish) puts the file in its place.
+///
+/// Until then the file has another name in the same folder; a writer that is dropped leaves nothing behind.
+pub struct ArtifactWriter {
+    path: PathBuf,
+    plan: Plan,
+    sink: Sink,
+    /// The tensor that is being written, in plan order.
+    tensor: usize,
+    /// Numbers of it that have been written.
+    written: usize,
+    /// The even row of an interleaved pair whose odd row has not come yet.
+    pending: Vec<f32>,
+    /// Encoded bytes on their way to the file.
+    encoded: Vec<u8>,
+}
+
+/// The data region of the file, written from front to back, with the checksums of its chunks.
+struct Sink {
+    file: NamedTempFile,
+    /// Next byte to be written, from the start of the file.
+    position: u64,
+    /// Bytes in the chunk that is being written, and their checksum.
+    in_chunk: usize,
+    crc: u32,
+    /// Checksums of all complete chunks, as they are stored.
+    table: Vec<u8>,
+}
+
+impl ArtifactWriter {
+    /// Plans the artifact `path` in `dtype` (vectors are always f32) and reserves its space on the disk. `manifest.tensors` is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Write`] where the manifest makes no sense or asks for what cannot be written (quantised weights, levels with data of their
+    /// own); [`Error::Io`], for one where the disk has no room.
+    pub fn create(path: &Path, manifest: Manifest, dtype: DType) -> Result<Self> {
+        let plan = plan(path, manifest, dtype)?;
+        let Some(name) = path.file_name() else {
+            return Err(Error::Write { path: path.to_path_buf(), problem: "it does not end in a file name".to_string() });
+        };
+        let mut prefix = std::ffi::OsString::from(".");
+        prefix.push(name);
+        // Like any new file: readable as the process's umask allows.
+        let rights = std::fs::Permissions::from_mode(0o666);
+        let file = tempfile::Builder::new().prefix(&prefix).suffix(".part").permissions(rights).tempfile_in(folder(path));
+        let file = file.map_err(Error::io("create a file beside", path))?;
+        reserve(file.as_file(), plan.file_bytes).map_err(Error::io("reserve space for", path))?;
+        let sink = Sink { file, position: plan.data_start, in_chunk: 0, crc: 0, table: Vec::new() };
+        Ok(Self { path: path.to_path_buf(), plan, sink, tensor: 0, written: 0, pending: Vec::new(), encoded: Vec::new() })
+    }
+
+    /// The manifest with all tensors placed, in the order in which they must be written.
+    pub fn manifest(&self) -> &Manifest {
+        &self.plan.manifest
+    }
+
+    /// Length in bytes of the finished file.
+    pub fn file_bytes(&self) -> u64 {
+        self.plan.file_bytes
+    }
+
+    /// Bytes of the file that have been written.
+    pub fn written_bytes(&self) -> u64 {
+        self.sink.position
+    }
+
+    /// Appends `rows [n, columns]` to the tensor `key`. Tensors come in the manifest's order, each complete before the next; those without
+    /// numbers may be left out.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where the tensor is not the next or the numbers do not make whole rows that still belong to it;
+    /// [`Error::NotFinite`], [`Error::TooLarge`], [`Error::Io`].
+    pub fn write_rows(&mut self, key: TensorKey, rows: &[f32]) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let Some(tensor) = self.next_tensor() else {
+            return Err(Error::request(key, "all tensors have been written already"));
+        };
+        if tensor.key != key {
+            return Err(Error::request(key, format!("`{}` must be written first, {} numbers of it are there", tensor.key, self.written)));
+        }
+        let (columns, numbers) = (tensor.columns as usize, numbers(&tensor));
+        if !rows.len().is_multiple_of(columns) || rows.len() > numbers - self.written {
+            return Err(Error::request(
+                key,
+                format!("{} numbers do not make rows of {columns} among the {} that are missing", rows.len(), numbers - self.written),
+            ));
+        }
+        self.check_values(&tensor, rows)?;
+        self.sink.skip_to(tensor.offset).map_err(Error::io("write", &self.path))?;
+        match tensor.layout {
+            Layout::Rows => rows.chunks(BLOCK_NUMBERS).try_for_each(|block| {
+                encode_values(tensor.dtype, block, &mut self.encoded);
+                self.flush(block.len())
+            })?,
+            Layout::Interleaved => self.write_interleaved(&tensor, rows)?,
+        }
+        Ok(())
+    }
+
+    /// Writes rows of a 16-bit interleaved matrix in pairs; the last row of an odd number of rows is paired with zeros.
+    fn write_interleaved(&mut self, tensor: &StoredTensor, rows: &[f32]) -> Result<()> {
+        for row in rows.chunks_exact(tensor.columns as usize) {
+            let last = self.written + self.pending.len() + row.len() == numbers(tensor);
+            if self.pending.is_empty() && !last {
+                self.pending.extend_from_slice(row);
+                continue;
+            }
+            let pending = std::mem::take(&mut self.pending);
+            let (even, odd) = if pending.is_empty() { (row, &[][..]) } else { (&pending[..], row) };
+            encode_pair(tensor.dtype, even, odd, &mut self.encoded);
+            self.flush(even.len() + odd.len())?;
+            self.pending = pending;
+            self.pending.clear();
+        }
+        Ok(())
+    }
+
+    /// Looks for values that are not finite or that rounding to the tensor's format would make infinite.
+    fn check_values(&self, tensor: &StoredTensor, rows: &[f32]) -> Result<()> {
+        // The smallest magnitudes that round to infinity: half a step above the largest finite number.
+        let limit = match tensor.dtype {
+            DType::F16 => 65_520.0,
+            DType::Bf16 => f32::from_bits(0x7f7f_8000),
+            _ => f32::INFINITY,
+        };
+        let Some(at) = rows.iter().position(|value| value.is_nan() || value.abs() >= limit) else { return Ok(()) };
+        let (path, value, element) = (self.path.clone(), rows[at], self.written + self.pending.len() + at);
+        Err(match value.is_finite() {
+            true => Error::TooLarge { path, tensor: tensor.key, element, value, dtype: tensor.dtype },
+            false => Error::NotFinite { path, tensor: tensor.key.to_string(), element, value },
+        })
+    }
+
+    /// Writes `encoded`, which holds `count` numbers.
+    fn flush(&mut self, count: usize) -> Result<()> {
+        let put = self.sink.put(&self.encoded);
+        self.encoded.clear();
+        put.map_err(Error::io("write", &self.path))?;
+        self.written += count;
+        Ok(())
+    }
+
+    /// The tensor that must be written next, those without numbers and the complete ones passed over.
+    fn next_tensor(&mut self) -> Option<StoredTensor> {
+        loop {
+            let tensor = self.plan.manifest.tensors.get(self.tensor)?;
+            if self.written < numbers(tensor) {
+                return Some(tensor.clone());
+            }
+            (self.tensor, self.written) = (self.tensor + 1, 0);
+        }
+    }
+
+    /// Writes header, manifest and table, makes everything durable and puts the file in its place. Returns where it is.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where a tensor is not complete; [`Error::Io`].
+    pub fn finish(mut self) -> Result<PathBuf> {
+        if let Some(tensor) = self.next_tensor() {
+            let problem = format!("only {} of its {} numbers have been written", self.written + self.pending.len(), numbers(&tensor));
+            return Err(Error::request(tensor.key, problem));
+        }
+        self.sink.skip_to(self.plan.file_bytes).map_err(Error::io("write", &self.path))?;
+        let (file, table) = self.sink.end_chunks();
+        let header = Header {
+            manifest_crc: crc32c::crc32c(&self.plan.encoded),
+            manifest_bytes: self.plan.encoded.len() as u64,
+            table_crc: crc32c::crc32c(&table),
+            table_bytes: table.len() as u64,
+            data_start: self.plan.data_start,
+            file_bytes: self.plan.file_bytes,
+        };
+        let write = |bytes: &[u8], at: usize| file.as_file().write_all_at(bytes, at as u64);
+        write(&header.encode(), 0)
+            .and_then(|()| write(&self.plan.encoded, HEADER_BYTES))
+            .and_then(|()| write(&table, header.table().start))
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(Error::io("write", &self.path))?;
+        file.persist(&self.path).map_err(|error| Error::io("rename a finished file to", &self.path)(error.error))?;
+        let folder = folder(&self.path);
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("make durable", folder))?;
+        Ok(self.path)
+    }
+}
+
+impl Sink {
+    /// Appends bytes to the data region.
+    fn put(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.file.as_file().write_all_at(bytes, self.position)?;
+        self.position += bytes.len() as u64;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (part, after) = rest.split_at(rest.len().min(CHUNK_BYTES - self.in_chunk));
+            self.crc = crc32c::crc32c_append(self.crc, part);
+            self.in_chunk += part.len();
+            if self.in_chunk == CHUNK_BYTES {
+                self.close_chunk();
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Writes zeros up to `offset`; nothing where it has been passed.
+    fn skip_to(&mut self, offset: u64) -> std::io::Result<()> {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        while self.position < offset {
+            let count = (offset - self.position).min(ZEROS.len() as u64) as usize;
+            self.put(&ZEROS[..count])?;
+        }
+        Ok(())
+    }
+
+    /// Moves the chunk's checksum to the table.
+    fn close_chunk(&mut self) {
+        self.table.extend_from_slice(&self.crc.to_le_bytes());
+        (self.crc, self.in_chunk) = (0, 0);
+    }
+
+    /// The file and the table of all chunks, the last short one included.
+    fn end_chunks(mut self) -> (NamedTempFile, Vec<u8>) {
+        if self.in_chunk > 0 {
+            self.close_chunk();
+        }
+        (self.file, self.table)
+    }
+}
+
+/// Numbers in a tensor.
+fn numbers(tensor: &StoredTensor) -> usize {
+    tensor.rows as usize * tensor.columns as usize
+}
+
+/// The folder that holds `path`.
+pub(crate) fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Asks for the file's space at once, so that a full disk is known before the work; a file system without this reports it while writing.
+fn reserve(file: &File, bytes: u64) -> std::io::Result<()> {
+    use rustix::io::Errno;
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,156 @@
+//! Writes a checkpoint folder: `config.json`, `model.safetensors` and, where there is one, `tokenizer.json`.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use half::{bf16, f16};
+use serde_json::{Map, json};
+
+use super::Dialect;
+use super::dialects::describe;
+use super::names::{Form, SourceTensor, prefix, source_tensors};
+use super::streams::gather;
+use crate::artifact::folder;
+use crate::error::{Error, Result};
+use crate::formats::encode_values;
+use crate::manifest::Manifest;
+use crate::source::TensorSource;
+use crate::tensor::{DType, TensorKey};
+
+/// A tensor that is to be written and its number format in the file.
+struct Planned {
+    tensor: SourceTensor,
+    dtype: DType,
+    bytes: u64,
+}
+
+/// Writes the model as a checkpoint to the folder `dir`, which must not exist or be empty, in `dialect` or, where that is none, in the
+/// dialect it came from.
+///
+/// Matrices keep their stored format (quantised ones become f32); vectors take the matrices' format where that is exact, else f32. The
+/// files are written to a folder beside `dir`, which is then renamed. Memory: the largest tensor and 1 MiB.
+///
+/// # Errors
+/// [`Error::Inexpressible`] where the dialect cannot express the model's shape, [`Error::Write`] where `dir` is in use, [`Error::Io`], and
+/// what `source` returns.
+pub fn export_safetensors(source: &dyn TensorSource, manifest: &Manifest, dir: &Path, dialect: Option<Dialect>) -> Result<()> {
+    let refuse = |problem: String| Error::Write { path: dir.to_path_buf(), problem };
+    let dialect = match dialect {
+        Some(dialect) => dialect,
+        None => Dialect::parse(&manifest.origin.dialect)
+            .ok_or_else(|| refuse(format!("the model's origin `{}` is not a known dialect", manifest.origin.dialect)))?,
+    };
+    let common = common_dtype(manifest);
+    let config = describe(manifest, dialect, common)?;
+    if dir.exists() && std::fs::read_dir(dir).map_err(Error::io("read", dir))?.next().is_some() {
+        return Err(refuse("the folder is there and not empty; remove it or choose another".to_string()));
+    }
+    if dir.file_name().is_none() {
+        return Err(refuse("it does not end in a folder's name".to_string()));
+    }
+    // Like any new folder: accessible as the process's umask allows.
+    let rights = std::fs::Permissions::from_mode(0o777);
+    let temporary = tempfile::Builder::new().prefix(".export").permissions(rights).tempdir_in(folder(dir));
+    let temporary = temporary.map_err(Error::io("create a folder beside", dir))?;
+    write_file(&temporary.path().join("config.json"), |file| file.write_all(config.as_bytes()))?;
+    if let Some(tokenizer) = &manifest.tokenizer {
+        write_file(&temporary.path().join("tokenizer.json"), |file| file.write_all(tokenizer))?;
+    }
+    write_tensors(source, manifest, dialect, common, &temporary.path().join("model.safetensors"))?;
+    let sync = |path: &Path| File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io("make durable", path));
+    sync(temporary.path())?;
+    std::fs::rename(temporary.path(), dir).map_err(Error::io("rename a finished folder to", dir))?;
+    let _renamed = temporary.keep();
+    sync(folder(dir))
+}
+
+/// The 16-bit format that all matrices share, else f32.
+fn common_dtype(manifest: &Manifest) -> DType {
+    let mut matrices = manifest.tensors.iter().filter(|tensor| !tensor.key.part.is_vector()).map(|tensor| tensor.dtype);
+    match matrices.next() {
+        Some(first @ (DType::F16 | DType::Bf16)) if matrices.all(|dtype| dtype == first) => first,
+        _ => DType::F32,
+    }
+}
+
+/// Writes `model.safetensors`: length, header, then the tensors, f32 first so that every number is aligned.
+fn write_tensors(source: &dyn TensorSource, manifest: &Manifest, dialect: Dialect, common: DType, path: &Path) -> Result<()> {
+    let head_dim = manifest.architecture.attention.head_dim;
+    let mut planned = plan(source, manifest, dialect, common)?;
+    planned.sort_by_key(|planned| planned.dtype != DType::F32);
+    let header = header(&planned).ok_or_else(|| Error::Write { path: path.to_path_buf(), problem: "it would be too large".to_string() })?;
+    let file = File::create_new(path).map_err(Error::io("create", path))?;
+    let mut file = BufWriter::with_capacity(1 << 18, file);
+    let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io("write", path));
+    write(&(header.len() as u64).to_le_bytes())?;
+    write(&header)?;
+    let mut bytes = Vec::new();
+    for planned in &planned {
+        for numbers in gather(&planned.tensor, head_dim, source)?.chunks(1 << 16) {
+            encode_values(planned.dtype, numbers, &mut bytes);
+            write(&bytes)?;
+            bytes.clear();
+        }
+    }
+    file.into_inner().map_err(|error| error.into_error()).and_then(|file| file.sync_all()).map_err(Error::io("write", path))
+}
+
+/// Every tensor with the format in which it is exact.
+fn plan(source: &dyn TensorSource, manifest: &Manifest, dialect: Dialect, common: DType) -> Result<Vec<Planned>> {
+    let head_dim = manifest.architecture.attention.head_dim;
+    let stored: HashMap<TensorKey, DType> = manifest.tensors.iter().map(|tensor| (tensor.key, tensor.dtype)).collect();
+    let mut planned = Vec::new();
+    for tensor in source_tensors(dialect, prefix(dialect), &manifest.architecture, &manifest.shape()) {
+        let mut pieces = tensor.pieces.iter().map(|piece| stored.get(&piece.spec.key).copied());
+        let dtype = match (tensor.form, pieces.next().flatten()) {
+            (Form::Vector, _) if gather(&tensor, head_dim, source)?.iter().all(|&value| is_exact(common, value)) => common,
+            (Form::Rows | Form::Transposed, Some(first @ (DType::F16 | DType::Bf16))) if pieces.all(|piece| piece == Some(first)) => first,
+            _ => DType::F32,
+        };
+        let numbers = tensor.shape.iter().try_fold(1u64, |numbers, &size| numbers.checked_mul(size as u64));
+        let bytes = numbers.and_then(|numbers| numbers.checked_mul(if dtype == DType::F32 { 4 } else { 2 }));
+        let bytes = bytes.ok_or_else(|| Error::request(tensor.pieces[0].spec.key, "it is larger than a file can be"))?;
+        planned.push(Planned { tensor, dtype, bytes });
+    }
+    Ok(planned)
+}
+
+/// Whether `dtype` holds `value` without rounding.
+fn is_exact(dtype: DType, value: f32) -> bool {
+    let rounded = match dtype {
+        DType::F16 => f16::from_f32(value).to_f32(),
+        DType::Bf16 => bf16::from_f32(value).to_f32(),
+        _ => value,
+    };
+    rounded.to_bits() == value.to_bits()
+}
+
+/// The JSON header, padded with spaces to a multiple of 8 bytes; none where the offsets do not fit.
+fn header(planned: &[Planned]) -> Option<Vec<u8>> {
+    let mut fields = Map::new();
+    // Transformers refuses files that do not say which framework's layout they have.
+    fields.insert("__metadata__".to_string(), json!({ "format": "pt" }));
+    let mut end = 0u64;
+    for Planned { tensor, dtype, bytes } in planned {
+        let start = end;
+        end = start.checked_add(*bytes)?;
+        let dtype = match dtype {
+            DType::F16 => "F16",
+            DType::Bf16 => "BF16",
+            _ => "F32",
+        };
+        fields.insert(tensor.name.clone(), json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [start, end] }));
+    }
+    let mut header = serde_json::to_vec(&fields).ok()?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Some(header)
+}
+
+/// Creates a file, lets `fill` write it and makes it durable.
+fn write_file(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+    let mut file = File::create_new(path).map_err(Error::io("create", path))?;
+    fill(&mut file).and_then(|()| file.sync_all()).map_err(Error::io("write", path))
+}

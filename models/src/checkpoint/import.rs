@@ -1,0 +1,163 @@
+//! Makes an artifact of a checkpoint, block of rows by block of rows.
+
+use std::path::Path;
+
+use super::Dialect;
+use super::config::{Config, read_limited};
+use super::dialects::Described;
+use super::names::{Form, SourceTensor, is_harmless, places, prefix, source_tensors};
+use super::safetensors::{Entry, Tensors};
+use super::streams::BLOCK_NUMBERS;
+use crate::architecture::{Architecture, Input, Output};
+use crate::artifact::{ArtifactWriter, validate};
+use crate::error::{Error, Result};
+use crate::manifest::{Manifest, Origin, StoredTensor};
+use crate::shape::ModelShape;
+use crate::tensor::DType;
+
+/// The longest `tokenizer.json`.
+const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+
+/// Makes the artifact `out` of the checkpoint folder `src`, in `dtype` or, where that is none, in the number format of the checkpoint's
+/// matrices (f32 where they differ). Calls `progress(done_bytes, total_bytes)` after every block. Memory: about 2 MiB beside the
+/// tokenizer; the checkpoint is mapped.
+///
+/// # Errors
+/// [`Error::Checkpoint`] where a file of the checkpoint cannot be understood, [`Error::Unsupported`] where it asks for what cannot be done
+/// exactly, [`Error::MissingTensor`], [`Error::UnknownTensors`], [`Error::NotFinite`], and those of [`ArtifactWriter`].
+pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    if !std::fs::metadata(src).map_err(Error::io("open", src))?.is_dir() {
+        return Err(Error::checkpoint(src, "a checkpoint is a folder with config.json and model.safetensors; give the folder"));
+    }
+    let config = Config::read(src)?;
+    let tensors = Tensors::open(src)?;
+    let described = Described::new(&config, tensors.names().count())?;
+    let mut manifest = draft(&described, &config, src)?;
+    validate::model(&manifest).map_err(|problem| Error::checkpoint(&src.join("config.json"), problem))?;
+    let sources = expected_tensors(&tensors, described.dialect, &manifest.architecture, &manifest.shape());
+    let stored = check_tensors(&tensors, &sources, described.dialect, &manifest.architecture)?;
+    if manifest.origin.dense_parameters == 0 {
+        // Every tensor is in the checkpoint, so the sum is bounded by its size.
+        manifest.origin.dense_parameters = manifest.parameters() as u64;
+    }
+    let mut writer = ArtifactWriter::create(out, manifest, dtype.unwrap_or(stored))?;
+    let (places, total) = (places(&sources), writer.file_bytes());
+    for tensor in writer.manifest().tensors.clone() {
+        let &(source, before) = places.get(&tensor.key).ok_or_else(|| Error::request(tensor.key, "no tensor of the checkpoint has it"))?;
+        copy(&tensors, &sources[source], before, &tensor, &mut writer, progress)?;
+    }
+    writer.finish()?;
+    progress(total, total);
+    Ok(())
+}
+
+/// The manifest without tensors and parameter count.
+fn draft(described: &Described, config: &Config, src: &Path) -> Result<Manifest> {
+    let named = || src.canonicalize().ok().and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()));
+    let folder = named().unwrap_or_else(|| "model".to_string());
+    let dialect = described.dialect.name();
+    let origin = described.origin.clone().unwrap_or_else(|| Origin {
+        dialect: dialect.to_string(),
+        config: config.text.clone(),
+        dense_parameters: 0,
+        history: vec![format!("Imported from the {dialect} checkpoint `{folder}`.")],
+    });
+    let tokenizer = src.join("tokenizer.json");
+    let has_tokenizer = matches!(described.architecture.input, Input::Tokens { .. }) && tokenizer.exists();
+    Ok(Manifest {
+        name: described.name.clone().unwrap_or(folder),
+        architecture: described.architecture.clone(),
+        layers: described.layers.clone(),
+        tensors: Vec::new(),
+        levels: Vec::new(),
+        origin,
+        tokenizer: has_tokenizer.then(|| read_limited(&tokenizer, MAX_TOKENIZER_BYTES)).transpose()?,
+        measured: described.measured,
+    })
+}
+
+/// The tensors that the checkpoint must have. GPT-2 checkpoints come with and without their prefix.
+fn expected_tensors(tensors: &Tensors, dialect: Dialect, architecture: &Architecture, shape: &ModelShape) -> Vec<SourceTensor> {
+    source_tensors(dialect, prefix_in(tensors, dialect), architecture, shape)
+}
+
+/// The prefix of the names in this checkpoint.
+fn prefix_in(tensors: &Tensors, dialect: Dialect) -> &'static str {
+    let bare = dialect == Dialect::Gpt2 && tensors.find("transformer.wte.weight").is_none() && tensors.find("wte.weight").is_some();
+    if bare { "" } else { prefix(dialect) }
+}
+
+/// Checks that every tensor is there with the right shape and a known format, and that no other changes what the model computes. Returns
+/// the number format of the matrices, f32 where they differ.
+fn check_tensors(tensors: &Tensors, sources: &[SourceTensor], dialect: Dialect, architecture: &Architecture) -> Result<DType> {
+    let mut common = None;
+    for source in sources {
+        let (_, dtype) = tensors.require(&source.name, &source.shape)?;
+        if source.form != Form::Vector {
+            common = match common {
+                Some(common) if common != dtype => Some(DType::F32),
+                _ => Some(dtype),
+            };
+        }
+    }
+    let known: std::collections::HashSet<&str> = sources.iter().map(|source| source.name.as_str()).collect();
+    let (prefix, tied) = (prefix_in(tensors, dialect), architecture.output == Output::NextToken { tied: true });
+    let unknown = tensors.names().filter(|name| !known.contains(name) && !is_harmless(dialect, prefix, tied, name));
+    let unknown: Vec<String> = unknown.map(str::to_string).collect();
+    if !unknown.is_empty() {
+        return Err(Error::UnknownTensors { path: tensors.folder().to_path_buf(), tensors: unknown });
+    }
+    Ok(common.unwrap_or(DType::F32))
+}
+
+/// Copies one tensor, the piece of `source` that starts after `before` units, into the artifact.
+fn copy(
+    tensors: &Tensors,
+    source: &SourceTensor,
+    before: usize,
+    tensor: &StoredTensor,
+    writer: &mut ArtifactWriter,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<()> {
+    let (entry, _) = tensors.require(&source.name, &source.shape)?;
+    let (rows, columns) = (tensor.rows as usize, tensor.columns as usize);
+    if columns == 0 {
+        return Ok(());
+    }
+    let step = (BLOCK_NUMBERS / columns).max(1);
+    let (mut block, mut strip) = (Vec::new(), Vec::new());
+    for start in (0..rows).step_by(step) {
+        let count = step.min(rows - start);
+        block.resize(count * columns, 0.0);
+        match source.form {
+            Form::Vector => tensors.read(&source.name, entry, before, &mut block)?,
+            Form::Rows => tensors.read(&source.name, entry, (before + start) * columns, &mut block)?,
+            Form::Transposed => {
+                strip.resize(count, 0.0);
+                read_transposed(tensors, source, entry, before + start, &mut strip, &mut block)?;
+            }
+        }
+        writer.write_rows(tensor.key, &block)?;
+        progress(writer.written_bytes(), writer.file_bytes());
+    }
+    Ok(())
+}
+
+/// Reads the columns from `first` on of `source [columns, units]` as the rows of `block [strip, columns]`.
+fn read_transposed(
+    tensors: &Tensors,
+    source: &SourceTensor,
+    entry: &Entry,
+    first: usize,
+    strip: &mut [f32],
+    block: &mut [f32],
+) -> Result<()> {
+    let (columns, units) = (source.shape[0], source.shape[1]);
+    for column in 0..columns {
+        tensors.read(&source.name, entry, column * units + first, strip)?;
+        for (row, &value) in strip.iter().enumerate() {
+            block[row * columns + column] = value;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,282 @@
+//! Reads tensors from one or more safetensors files, each mapped into memory.
+//!
+//! A file is a u64 length, a JSON header of that length, `{name: {dtype, shape, data_offsets: [start, end]}}` with offsets from the end of
+//! the header, and the data. The header is parsed here with checked arithmetic; tensors must cover the data without gaps or overlaps.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, de};
+
+use super::config::read_limited;
+use crate::error::{Error, Result};
+use crate::tensor::DType;
+
+/// The longest header, as the format's own specification has it.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// The longest list of shards.
+const MAX_INDEX_BYTES: u64 = 100_000_000;
+/// The most shards.
+const MAX_SHARDS: usize = 4096;
+
+/// All tensors of a checkpoint.
+pub(super) struct Tensors {
+    folder: PathBuf,
+    shards: Vec<Shard>,
+    entries: BTreeMap<String, Entry>,
+}
+
+/// One file of a checkpoint.
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+}
+
+/// Where one tensor lies.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    shard: usize,
+    /// The number format's name, as the file has it.
+    pub dtype: String,
+    /// Rows first.
+    pub shape: Vec<usize>,
+    /// Bytes in the shard.
+    range: Range<usize>,
+}
+
+/// A header: entries by name, `__metadata__` left out, a name twice refused.
+struct Header(BTreeMap<String, HeaderEntry>);
+
+/// One entry of a header.
+#[derive(Deserialize)]
+struct HeaderEntry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+/// A list of shards.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("an object of tensors")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+                let mut entries = BTreeMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<de::IgnoredAny>()?;
+                    } else if entries.insert(name.clone(), map.next_value()?).is_some() {
+                        return Err(de::Error::custom(format!("tensor `{name}` is there twice")));
+                    }
+                }
+                Ok(Header(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+impl Tensors {
+    /// Opens `model.safetensors` of the checkpoint `folder`, or the shards that `model.safetensors.index.json` lists.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        let mut tensors = Self { folder: folder.to_path_buf(), shards: Vec::new(), entries: BTreeMap::new() };
+        if single.exists() {
+            tensors.add_shard(&single)?;
+        } else if index.exists() {
+            tensors.add_indexed(&index)?;
+        } else {
+            let problem = "it has neither model.safetensors nor model.safetensors.index.json; convert the checkpoint to safetensors first";
+            return Err(Error::checkpoint(folder, problem));
+        }
+        Ok(tensors)
+    }
+
+    /// Opens every shard of an index and checks that each tensor is where the index says.
+    fn add_indexed(&mut self, path: &Path) -> Result<()> {
+        let bytes = read_limited(path, MAX_INDEX_BYTES)?;
+        let index: Index = serde_json::from_slice(&bytes).map_err(|error| Error::checkpoint(path, error.to_string()))?;
+        let mut files: Vec<&String> = index.weight_map.values().collect();
+        files.sort();
+        files.dedup();
+        if files.len() > MAX_SHARDS {
+            return Err(Error::checkpoint(path, format!("it lists {} files; at most {MAX_SHARDS} are allowed", files.len())));
+        }
+        for file in &files {
+            // Only plain names: an index must not reach files outside its own folder.
+            if Path::new(file).file_name() != Some(std::ffi::OsStr::new(file)) {
+                return Err(Error::checkpoint(path, format!("`{file}` is not the name of a file in the checkpoint's folder")));
+            }
+            self.add_shard(&self.folder.join(file))?;
+        }
+        for (name, file) in &index.weight_map {
+            let found = self.entries.get(name).and_then(|entry| self.shards[entry.shard].path.file_name());
+            if found != Some(std::ffi::OsStr::new(file)) {
+                return Err(Error::checkpoint(path, format!("it says that `{name}` is in {file}, but it is not")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps one file and adds its tensors.
+    fn add_shard(&mut self, path: &Path) -> Result<()> {
+        if !std::fs::metadata(path).map_err(Error::io("open", path))?.is_file() {
+            return Err(Error::checkpoint(path, "it is not a file"));
+        }
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let length = file.metadata().map_err(Error::io("read", path))?.len();
+        if length < 8 {
+            return Err(Error::checkpoint(path, format!("it has {length} bytes and ends inside the length of its header")));
+        }
+        // SAFETY: the map lives only while the checkpoint is imported, and the file is not written by this program meanwhile.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let entries = parse(&map, self.shards.len()).map_err(|problem| Error::checkpoint(path, problem))?;
+        for (name, entry) in entries {
+            if self.entries.insert(name.clone(), entry).is_some() {
+                return Err(Error::checkpoint(path, format!("tensor `{name}` is in another file of the checkpoint too")));
+            }
+        }
+        self.shards.push(Shard { path: path.to_path_buf(), map });
+        Ok(())
+    }
+
+    /// The checkpoint's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// All tensors' names, in alphabetical order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// The tensor `name`.
+    pub fn find(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(name)
+    }
+
+    /// The tensor `name`, of shape `shape` and a number format that can be read.
+    pub fn require(&self, name: &str, shape: &[usize]) -> Result<(&Entry, DType)> {
+        let missing = || Error::MissingTensor { path: self.folder.clone(), tensor: name.to_string() };
+        let entry = self.find(name).ok_or_else(missing)?;
+        let path = &self.shards[entry.shard].path;
+        if entry.shape != shape {
+            let problem = format!("tensor `{name}` has shape {:?}, but its config.json makes it {shape:?}", entry.shape);
+            return Err(Error::checkpoint(path, problem));
+        }
+        match entry.float() {
+            Some(dtype) => Ok((entry, dtype)),
+            None => Err(Error::Unsupported {
+                path: path.clone(),
+                feature: format!("tensor `{name}` with numbers of type {}", entry.dtype),
+                expected: "F32, F16 and BF16 are".to_string(),
+            }),
+        }
+    }
+
+    /// Reads `out.len()` numbers of `entry`, the tensor `name`, from number `first` on.
+    pub fn read(&self, name: &str, entry: &Entry, first: usize, out: &mut [f32]) -> Result<()> {
+        let shard = &self.shards[entry.shard];
+        let outside = || Error::checkpoint(&shard.path, format!("tensor `{name}` does not have {} numbers at {first}", out.len()));
+        let dtype = entry.float().ok_or_else(outside)?;
+        let width = if dtype == DType::F32 { 4 } else { 2 };
+        let start = first.checked_mul(width).and_then(|start| start.checked_add(entry.range.start));
+        let end = start.and_then(|start| out.len().checked_mul(width)?.checked_add(start)).filter(|&end| end <= entry.range.end);
+        let (Some(start), Some(end)) = (start, end) else { return Err(outside()) };
+        let bytes = &shard.map[start..end];
+        match dtype {
+            DType::F32 => {
+                let quads = bytes.chunks_exact(4).map(|quad| f32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]));
+                out.iter_mut().zip(quads).for_each(|(out, value)| *out = value);
+            }
+            DType::F16 => {
+                let pairs = bytes.chunks_exact(2).map(|pair| f16::from_le_bytes([pair[0], pair[1]]).to_f32());
+                out.iter_mut().zip(pairs).for_each(|(out, value)| *out = value);
+            }
+            _ => {
+                let pairs = bytes.chunks_exact(2).map(|pair| bf16::from_le_bytes([pair[0], pair[1]]).to_f32());
+                out.iter_mut().zip(pairs).for_each(|(out, value)| *out = value);
+            }
+        }
+        match out.iter().position(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(at) => {
+                let (path, tensor) = (shard.path.clone(), name.to_string());
+                Err(Error::NotFinite { path, tensor, element: first + at, value: out[at] })
+            }
+        }
+    }
+}
+
+impl Entry {
+    /// The number format, where it is one that can be read.
+    fn float(&self) -> Option<DType> {
+        match self.dtype.as_str() {
+            "F32" => Some(DType::F32),
+            "F16" => Some(DType::F16),
+            "BF16" => Some(DType::Bf16),
+            _ => None,
+        }
+    }
+}
+
+/// Bits of one number of a safetensors number format; none for formats that have no whole bytes or are not known.
+fn bits(dtype: &str) -> Option<u64> {
+    match dtype {
+        "BOOL" | "U8" | "I8" | "F8_E5M2" | "F8_E4M3" | "F8_E8M0" | "F8_E4M3FNUZ" | "F8_E5M2FNUZ" => Some(8),
+        "U16" | "I16" | "F16" | "BF16" => Some(16),
+        "U32" | "I32" | "F32" => Some(32),
+        "U64" | "I64" | "F64" | "C64" => Some(64),
+        _ => None,
+    }
+}
+
+/// Parses the header of `file`, the bytes of the shard with index `shard`.
+fn parse(file: &[u8], shard: usize) -> Result<BTreeMap<String, Entry>, String> {
+    let length = file.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes)).ok_or("it ends inside the length of its header")?;
+    if length > MAX_HEADER_BYTES {
+        return Err(format!("its header has {length} bytes, more than the {MAX_HEADER_BYTES} allowed; it is not a safetensors file"));
+    }
+    let data_start = 8 + length as usize;
+    let header = file.get(8..data_start).ok_or_else(|| format!("it ends inside its header of {length} bytes"))?;
+    let header: Header = serde_json::from_slice(header).map_err(|error| format!("its header cannot be read: {error}"))?;
+    let data_bytes = (file.len() - data_start) as u64;
+    let mut spans = Vec::with_capacity(header.0.len());
+    let mut entries = BTreeMap::new();
+    for (name, entry) in header.0 {
+        let (start, end) = entry.data_offsets;
+        if start > end || end > data_bytes {
+            return Err(format!("tensor `{name}` lies at {start}..{end} of {data_bytes} bytes of data"));
+        }
+        let shape: Option<Vec<usize>> = entry.shape.iter().map(|&size| usize::try_from(size).ok()).collect();
+        let numbers = entry.shape.iter().try_fold(1u64, |numbers, &size| numbers.checked_mul(size));
+        let expected = bits(&entry.dtype).and_then(|bits| numbers?.checked_mul(bits / 8));
+        let (Some(shape), Some(true)) = (shape, expected.map(|expected| expected == end - start)) else {
+            return Err(format!("tensor `{name}` of type {} and shape {:?} cannot have {} bytes", entry.dtype, entry.shape, end - start));
+        };
+        spans.push((start, end));
+        let range = data_start + start as usize..data_start + end as usize;
+        entries.insert(name, Entry { shard, dtype: entry.dtype, shape, range });
+    }
+    spans.sort_unstable();
+    let covered = spans.into_iter().try_fold(0, |end, span| (span.0 == end).then_some(span.1));
+    match covered {
+        Some(end) if end == data_bytes => Ok(entries),
+        _ => Err("its tensors do not cover its data without gaps and overlaps".to_string()),
+    }
+}

@@ -1,0 +1,29 @@
+//! What can go wrong when a model runs.
+
+use espalier_kernels::KernelError;
+
+/// A failure of the runtime.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// A device operation failed or memory was refused.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The artifact could not be read.
+    #[error(transparent)]
+    Model(#[from] espalier_models::Error),
+    /// The caller's input does not fit the model.
+    #[error("{0}")]
+    Input(String),
+    /// A gauge of the operating system could not be read.
+    #[error("{what} could not be read: {reason}")]
+    Gauge {
+        /// The file.
+        what: String,
+        /// What the system said.
+        reason: String,
+    },
+}
+
+/// A result of the runtime.
+pub type Result<T> = std::result::Result<T, RuntimeError>;

@@ -1,0 +1,102 @@
+//! What the kernel says this process holds.
+//!
+//! Memory is judged by the kernel's own accounting, never by ours: anonymous memory is `RssAnon` of `/proc/self/status`, the working
+//! set of an artifact is `Rss` of its mapping in `/proc/self/smaps`.
+
+use std::fs;
+use std::path::Path;
+
+use crate::error::{Result, RuntimeError};
+
+/// What the process holds at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Held {
+    /// Anonymous resident bytes.
+    pub anonymous: u64,
+    /// Resident bytes of mapped artifacts.
+    pub artifacts: u64,
+}
+
+impl Held {
+    /// Both together: what a [`Budget`](crate::Budget) is about.
+    pub fn total(self) -> u64 {
+        self.anonymous + self.artifacts
+    }
+}
+
+/// Reads what the process holds; a mapped file counts as an artifact when its name ends in `.esp` (or is one that is being replaced).
+pub fn held() -> Result<Held> {
+    Ok(Held { anonymous: anonymous_bytes()?, artifacts: mapped_bytes(is_artifact)? })
+}
+
+/// `RssAnon` of this process, in bytes.
+pub fn anonymous_bytes() -> Result<u64> {
+    let path = "/proc/self/status";
+    status_field(&read(path)?, "RssAnon:").ok_or_else(|| missing(path, "RssAnon"))
+}
+
+/// Resident bytes of the mappings whose file passes `filter`.
+pub fn mapped_bytes(filter: impl Fn(&str) -> bool) -> Result<u64> {
+    Ok(smaps_resident(&read("/proc/self/smaps")?, filter))
+}
+
+/// Resident bytes of the mapping of one file.
+pub fn resident_bytes(file: &Path) -> Result<u64> {
+    mapped_bytes(|name| Path::new(name) == file)
+}
+
+fn is_artifact(name: &str) -> bool {
+    name.strip_suffix(" (deleted)").unwrap_or(name).ends_with(".esp")
+}
+
+fn read(path: &str) -> Result<String> {
+    fs::read_to_string(path).map_err(|error| RuntimeError::Gauge { what: path.into(), reason: error.to_string() })
+}
+
+fn missing(path: &str, field: &str) -> RuntimeError {
+    RuntimeError::Gauge { what: path.into(), reason: format!("it has no field {field}") }
+}
+
+fn status_field(status: &str, field: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Sums `Rss` over the mappings whose name passes the filter. A mapping starts with a line `start-end perms offset device inode name`.
+fn smaps_resident(smaps: &str, filter: impl Fn(&str) -> bool) -> u64 {
+    let (mut counted, mut total) = (false, 0);
+    for line in smaps.lines() {
+        let first = line.split(' ').next().unwrap_or("");
+        if !first.ends_with(':') && first.contains('-') {
+            let name = line.splitn(6, ' ').nth(5).unwrap_or("").trim();
+            counted = name.starts_with('/') && filter(name);
+        } else if counted && let Some(bytes) = status_field(line, "Rss:") {
+            total += bytes;
+        }
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMAPS: &str = "7f10-7f20 r--s 00000000 fe:00 12   /data/model a.esp\nSize: 64 kB\nRss:      40 kB\nPss: 40 kB\n\
+        7f20-7f30 rw-p 00000000 00:00 0 \nRss:      8 kB\n7f30-7f40 r--s 00000000 fe:00 13   /data/old.esp (deleted)\nRss:       4 kB\n\
+        7f40-7f50 r-xp 00000000 fe:00 14   /usr/bin/espalier\nRss:     100 kB\n";
+
+    #[test]
+    fn only_artifacts_count_as_artifacts() {
+        assert_eq!(smaps_resident(SMAPS, is_artifact), 44 * 1024);
+        assert_eq!(smaps_resident(SMAPS, |name| name == "/usr/bin/espalier"), 100 * 1024);
+    }
+
+    #[test]
+    fn touched_anonymous_memory_shows() -> Result<()> {
+        let before = anonymous_bytes()?;
+        let touched = vec![1u8; 32 << 20];
+        let after = anonymous_bytes()?;
+        assert!(after >= before + (31 << 20), "{before} → {after}, {} bytes touched", touched.len());
+        Ok(())
+    }
+}
