@@ -16,6 +16,9 @@ pub enum AgentError {
     /// A recording, corpus or split.
     #[error(transparent)]
     Signal(#[from] crate::signals::SignalError),
+    /// Predictions that cannot be evaluated.
+    #[error(transparent)]
+    Metrics(#[from] crate::metrics::MetricsError),
     /// Training went wrong.
     #[error("training: {0}")]
     Training(String),

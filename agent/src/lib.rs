@@ -1,9 +1,21 @@
 //! The agent: signals, training and recovery, criteria and pruning, the memory watch, and the diagnosis loop.
 
+pub mod check;
+pub mod cli;
+pub mod control;
 pub mod criteria;
+pub mod diagnosis;
 pub mod error;
+pub mod evaluate;
+pub mod metrics;
+pub mod picture;
 pub mod prune;
+pub mod sampler;
+pub mod signal_model;
 pub mod signals;
+pub mod store;
+pub mod table;
+pub mod text;
 pub mod train;
 
 pub use error::{AgentError, Result};

@@ -1,1 +1,25 @@
-fn main() {}
+//! The `espalier` binary.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use espalier_agent::AgentError;
+use espalier_agent::cli::{self, Cli};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = ["warn", "info", "debug", "trace"][usize::from(cli.verbose).min(3)];
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).format_target(false).init();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("espalier: {error:#}");
+            let usage = error.downcast_ref::<AgentError>().is_some_and(AgentError::is_usage);
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    Ok(cli::run(cli)?)
+}

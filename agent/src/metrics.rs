@@ -156,7 +156,9 @@ impl Predictions {
             format!("the classes differ ({} and {})", self.classes.join(", "), other.classes.join(", "))
         } else if self.len() != other.len() {
             format!("there are {} windows and {}", self.len(), other.len())
-        } else if let Some(window) = (0..self.len()).find(|&w| (self.labels[w], self.recordings[w]) != (other.labels[w], other.recordings[w])) {
+        } else if let Some(window) =
+            (0..self.len()).find(|&w| (self.labels[w], self.recordings[w]) != (other.labels[w], other.recordings[w]))
+        {
             format!("window {window} has another label or recording")
         } else {
             let same = self.predicted().iter().zip(other.predicted()).filter(|(mine, theirs)| **mine == *theirs).count();
@@ -188,7 +190,11 @@ impl Predictions {
                 let unknown = || MetricsError::UnknownClass { name: name.to_owned(), known: self.classes.join(", ") };
                 let class = self.classes.iter().position(|known| known == name).ok_or_else(unknown)?;
                 let rest = self.len() as u64 - windows(class);
-                (rest > 0).then(|| Without { class: name.to_owned(), windows: rest, accuracy: (correct - right(class)) as f64 / rest as f64 })
+                (rest > 0).then(|| Without {
+                    class: name.to_owned(),
+                    windows: rest,
+                    accuracy: (correct - right(class)) as f64 / rest as f64,
+                })
             }
         };
         let per_class = class_scores(&self.classes, &confusion);
@@ -362,7 +368,8 @@ impl fmt::Display for Evaluation {
         for scores in &self.per_class {
             table.row([scores.name.clone(), scores.windows.to_string(), share(scores.precision), share(scores.recall), share(scores.f1)]);
         }
-        let mut matrix = Table::new(std::iter::once("true \\ predicted".to_owned()).chain(self.per_class.iter().map(|class| class.name.clone())));
+        let mut matrix =
+            Table::new(std::iter::once("true \\ predicted".to_owned()).chain(self.per_class.iter().map(|class| class.name.clone())));
         for (scores, row) in self.per_class.iter().zip(&self.confusion) {
             matrix.row(std::iter::once(scores.name.clone()).chain(row.iter().map(u64::to_string)));
         }
@@ -461,8 +468,10 @@ mod tests {
         let json = serde_json::to_string(&evaluation).unwrap();
         assert_eq!(serde_json::from_str::<Evaluation>(&json).unwrap(), evaluation);
         let text = evaluation.to_string();
-        let missing: Vec<_> =
-            ["accuracy", "66.67 %", "accuracy without B", "macro-F1", "nats", "true \\ predicted"].iter().filter(|part| !text.contains(**part)).collect();
+        let missing: Vec<_> = ["accuracy", "66.67 %", "accuracy without B", "macro-F1", "nats", "true \\ predicted"]
+            .iter()
+            .filter(|part| !text.contains(**part))
+            .collect();
         assert!(missing.is_empty(), "{missing:?} in\n{text}");
     }
 }

@@ -14,17 +14,17 @@
 //!
 //! The store does not read artifacts: whoever opens it says how to read the id of one.
 
+mod error;
 mod files;
 mod journal;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use thiserror::Error;
-
+use error::failed;
+pub use error::{Recovery, StoreError};
 pub use files::{Disk, Files};
 pub use journal::{Active, Candidate, JournalError, NOTE_BYTES, Progress, Slot, Stage};
 use journal::{JOURNAL_BYTES, Record};
@@ -35,76 +35,6 @@ const JOURNAL: &str = "journal";
 const TEMPORARY: &str = ".tmp";
 /// Beginning of the names of a compression's intermediate artifacts.
 const STEP: &str = "step-";
-
-/// Why the store cannot do what was asked.
-#[derive(Debug, Error)]
-pub enum StoreError {
-    /// The operating system refused.
-    #[error("the model store could not {action} {}: {source}; check that the disk has room and the folder may be written", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// With which file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// There is a store already.
-    #[error("{} already holds a model store; open it, or give an empty folder", path.display())]
-    Exists {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// There is no store.
-    #[error("{} holds no model store: factory.esp is missing; create the store with a factory artifact first", path.display())]
-    Missing {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// No artifact in the store can be served.
-    #[error("{} cannot be served: {reason}; put the factory artifact back and open the store again", path.display())]
-    Factory {
-        /// The factory artifact.
-        path: PathBuf,
-        /// What reading its id said.
-        reason: String,
-    },
-    /// What is to be stored is no artifact, or not the one that was named.
-    #[error("{} cannot be taken into the model store: {reason}; write the artifact again", path.display())]
-    Artifact {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The steps of a swap were asked for out of order.
-    #[error("the model store cannot {action}: {reason}; begin a candidate, put it on probation, then commit it")]
-    Order {
-        /// What was asked.
-        action: &'static str,
-        /// Why not now.
-        reason: String,
-    },
-    /// The note is too long for the journal.
-    #[error("a progress note may have {NOTE_BYTES} bytes, but this one has {length}; shorten it")]
-    Note {
-        /// Bytes of the note.
-        length: usize,
-    },
-}
-
-/// What opening a store had to repair or leave behind: one sentence each, empty when all was as it should be.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Recovery {
-    /// The sentences, in the order in which they were found.
-    pub notes: Vec<String>,
-}
-
-impl fmt::Display for Recovery {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.notes.join("\n"))
-    }
-}
 
 /// An open model store. One program may have a store open for writing.
 #[derive(Debug)]
@@ -362,13 +292,20 @@ impl<F: Files> Store<F> {
     }
 
     /// Falls back to the factory where the active slot cannot be served; says whether the record changed.
-    fn settle_active(&mut self, read_id: &impl Fn(&Path) -> Result<u64, String>, known: bool, notes: &mut Vec<String>) -> Result<bool, StoreError> {
+    fn settle_active(
+        &mut self,
+        read_id: &impl Fn(&Path) -> Result<u64, String>,
+        known: bool,
+        notes: &mut Vec<String>,
+    ) -> Result<bool, StoreError> {
         let mut changed = false;
         if let Active::Slot(_) = self.record.active {
             let path = self.path(self.record.active);
             match check(&self.files, &path, self.record.active_id, read_id) {
                 Ok(()) => return Ok(false),
-                Err(problem) => notes.push(format!("{} cannot be served: {problem}; the factory artifact is served instead", path.display())),
+                Err(problem) => {
+                    notes.push(format!("{} cannot be served: {problem}; the factory artifact is served instead", path.display()))
+                }
             }
             self.record.active = Active::Factory;
             changed = true;
@@ -377,7 +314,10 @@ impl<F: Files> Store<F> {
         let id = read_id(&path).map_err(|reason| StoreError::Factory { path: path.clone(), reason })?;
         if known && id != self.record.factory_id {
             let expected = self.record.factory_id;
-            notes.push(format!("{} has id {id:016x}, but this store was made with {expected:016x}; someone has replaced it", path.display()));
+            notes.push(format!(
+                "{} has id {id:016x}, but this store was made with {expected:016x}; someone has replaced it",
+                path.display()
+            ));
         }
         changed |= (self.record.factory_id, self.record.active_id) != (id, id);
         (self.record.factory_id, self.record.active_id) = (id, id);
@@ -465,9 +405,4 @@ fn read_journal(files: &impl Files, folder: &Path, notes: &mut Vec<String>) -> O
     };
     notes.push(format!("{}: {problem}; the factory artifact is served and the journal starts anew", path.display()));
     None
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_path_buf();
-    move |source| StoreError::Io { action, path, source }
 }

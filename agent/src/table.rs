@@ -141,7 +141,9 @@ pub enum SizeError {
         text: String,
     },
     /// The unit is unknown.
-    #[error("`{text}` is not a size: the unit `{unit}` is unknown; use B, KiB, MiB, GiB, TiB (1024), kB, MB, GB, TB (1000), or k, M, G, T (1024)")]
+    #[error(
+        "`{text}` is not a size: the unit `{unit}` is unknown; use B, KiB, MiB, GiB, TiB (1024), kB, MB, GB, TB (1000), or k, M, G, T (1024)"
+    )]
     UnknownUnit {
         /// What was given.
         text: String,
@@ -180,7 +182,8 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     if fraction.contains('.') || fraction.len() > 9 || number.ends_with('.') {
         return Err(SizeError::BadNumber { text: given() });
     }
-    let factor = unit_factor(unit).ok_or_else(|| SizeError::UnknownUnit { text: given(), unit: printable(unit.chars().take(32).collect()) })?;
+    let factor =
+        unit_factor(unit).ok_or_else(|| SizeError::UnknownUnit { text: given(), unit: printable(unit.chars().take(32).collect()) })?;
     if factor == 1 && !fraction.is_empty() {
         return Err(SizeError::FractionOfByte { text: given() });
     }
@@ -264,7 +267,8 @@ mod tests {
 
     #[test]
     fn units_fit_the_value() {
-        let cases = [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (64 << 20, "64.0 MiB"), ((1 << 20) - 1, "1.00 MiB"), (u64::MAX, "16.0 EiB")];
+        let cases =
+            [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (64 << 20, "64.0 MiB"), ((1 << 20) - 1, "1.00 MiB"), (u64::MAX, "16.0 EiB")];
         let counts = [(999, "999"), (1234, "1.23 k"), (999_999, "1.00 M"), (2_700_000, "2.70 M"), (88_000_000, "88.0 M")];
         let wrong: Vec<_> = cases.iter().filter(|(value, text)| bytes(*value) != *text).map(|(value, _)| bytes(*value)).collect();
         let wrong_counts: Vec<_> = counts.iter().filter(|(value, text)| count(*value) != *text).map(|(value, _)| count(*value)).collect();

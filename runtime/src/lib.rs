@@ -31,5 +31,5 @@ pub use kv_cache::KvCache;
 pub use load::DeviceTensors;
 pub use network::Network;
 pub use pages::Residency;
-pub use plan::{Plan, PlanLine};
+pub use plan::{PROCESS_BYTES, Plan, PlanLine};
 pub use workspace::{Keep, LogitRows, Workspace, WorkspaceSize, workspace_bytes};

@@ -136,7 +136,10 @@ impl Controller {
         let mut actions = Vec::new();
         // Critical first, so that an event of this moment starts nothing.
         self.settle_critical();
-        if let Some(event) = event {
+        // A window that was answered in Critical was answered by the smallest level: it says nothing about the candidate.
+        let in_critical = self.critical || before == State::Critical;
+        let telling = |event: &Event| !(matches!(event, Event::HealthWindow { .. }) && in_critical);
+        if let Some(event) = event.filter(telling) {
             self.handle(event, reading, &mut actions);
         }
         if self.critical {
@@ -275,7 +278,9 @@ impl Controller {
                 self.job = None;
                 self.condemn("the candidate could not be committed", &reason, actions);
             }
-            (None, Event::HealthWindow { ok }) if matches!(self.running, Running::Candidate { condemned: false, .. }) => self.health(ok, actions),
+            (None, Event::HealthWindow { ok }) if matches!(self.running, Running::Candidate { condemned: false, .. }) => {
+                self.health(ok, actions)
+            }
             // Windows go on while the commit is written, and while a condemned candidate waits to be replaced.
             (_, Event::HealthWindow { .. }) if matches!(self.running, Running::Candidate { .. }) => {}
             (_, event) => {
@@ -334,11 +339,7 @@ impl Controller {
     }
 
     fn health(&mut self, ok: bool, actions: &mut Vec<Action>) {
-        // In Critical the smallest level answers: its health says nothing about the candidate.
         let Running::Candidate { good, bad, .. } = &mut self.running else { return };
-        if self.critical {
-            return;
-        }
         *(if ok { &mut *good } else { &mut *bad }) += 1;
         let (good, bad) = (*good, *bad);
         if bad >= self.thresholds.probation_bad {

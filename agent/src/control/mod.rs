@@ -34,6 +34,7 @@
 mod hardware;
 mod hold;
 pub mod linux;
+mod linux_parse;
 mod machine;
 #[cfg(test)]
 mod scenarios;

@@ -295,7 +295,8 @@ fn an_event_out_of_place_is_ignored_and_counted() {
         Event::CommitFailed("x".to_owned()),
     ];
     let mut controller = Controller::new(Thresholds::default(), true, Vec::new());
-    let reading = Reading { held_bytes: 1, working_set_bytes: 1, goal_bytes: 100, limit_bytes: 100, available_bytes: None, factory_bytes: 1 };
+    let reading =
+        Reading { held_bytes: 1, working_set_bytes: 1, goal_bytes: 100, limit_bytes: 100, available_bytes: None, factory_bytes: 1 };
     let count = events.len() as u64;
     for event in events {
         assert_eq!(controller.step(Duration::ZERO, &reading, Some(event)), []);
@@ -341,9 +342,11 @@ fn any_event() -> impl Strategy<Value = Event> {
 /// What a caller sees: a job under way and what has been shown of the candidate.
 #[derive(Default)]
 struct Watcher {
-    background: bool,
+    compressing: bool,
+    judging: bool,
     foreground: bool,
     accepted: bool,
+    swapping_in: bool,
     swapped_in: bool,
     good: u32,
     critical_since: Option<Duration>,
@@ -352,39 +355,44 @@ struct Watcher {
 impl Watcher {
     fn hear(&mut self, event: &Event, state: State) {
         match event {
-            Event::CompressionDone | Event::CompressionFailed(_) if state != State::Verifying => self.background = false,
-            Event::CompressionCancelled | Event::HoldoutRefused(_) => self.background = false,
+            Event::CompressionDone | Event::CompressionFailed(_) => self.compressing = false,
+            Event::CompressionCancelled => (self.compressing, self.judging) = (false, false),
             Event::HoldoutAccepted => {
-                self.accepted |= self.background;
-                self.background = false;
+                self.accepted |= self.judging;
+                self.judging = false;
             }
+            Event::HoldoutRefused(_) => self.judging = false,
             Event::Swapped => {
-                self.swapped_in |= self.foreground && self.accepted;
-                self.foreground = false;
+                self.swapped_in |= self.foreground && self.swapping_in;
+                (self.foreground, self.swapping_in) = (false, false);
             }
+            Event::SwapFailed(_) => (self.foreground, self.swapping_in) = (false, false),
             Event::HealthWindow { ok: true } if self.swapped_in && state == State::Probation => self.good += 1,
-            Event::SwapFailed(_) | Event::Committed | Event::CommitFailed(_) => self.foreground = false,
             _ => {}
         }
     }
 
     fn check(&mut self, action: Action, thresholds: &Thresholds) -> Result<(), String> {
-        let busy = self.background || self.foreground;
+        let background = self.compressing || self.judging;
         match action {
-            Action::StartCompression { .. } | Action::JudgeCandidate => {
-                if busy {
-                    return Err(format!("{action:?} while a job is under way"));
-                }
-                self.background = true;
-                (self.accepted, self.swapped_in, self.good) = (false, false, 0);
-            }
-            Action::CancelCompression if !self.background => return Err("nothing to cancel".to_owned()),
-            Action::Swap | Action::RollBack | Action::RestoreFactory | Action::Commit if busy => return Err(format!("{action:?} while busy")),
+            Action::CancelCompression if !background => return Err("nothing to cancel".to_owned()),
+            Action::CancelCompression | Action::DropLevel(_) | Action::ClimbLevel(_) => return Ok(()),
+            _ if background || self.foreground => return Err(format!("{action:?} while a job is under way")),
             Action::Swap if !self.accepted => return Err("a swap without the holdout's yes".to_owned()),
             Action::Commit if !self.swapped_in || self.good < thresholds.probation_windows => {
                 return Err(format!("a commit after {} good windows (swapped in: {})", self.good, self.swapped_in));
             }
-            Action::Swap | Action::RollBack | Action::RestoreFactory | Action::Commit => self.foreground = true,
+            _ => {}
+        }
+        match action {
+            Action::StartCompression { .. } => {
+                self.compressing = true;
+                (self.accepted, self.swapped_in, self.good) = (false, false, 0);
+            }
+            Action::JudgeCandidate => self.judging = true,
+            Action::Swap => (self.foreground, self.swapping_in) = (true, true),
+            Action::RollBack | Action::RestoreFactory => (self.foreground, self.swapped_in) = (true, false),
+            // The world answers a commit with an event that is heard only where it is one, so that it does not count as busy here.
             _ => {}
         }
         Ok(())
@@ -421,7 +429,7 @@ proptest! {
                     prop_assert_eq!(controller.state(), State::Critical);
                 }
                 if controller.state() == State::Critical {
-                    let starts = |action: &Action| matches!(action, Action::StartCompression { .. } | Action::JudgeCandidate | Action::Swap | Action::ClimbLevel(_));
+                    let starts = |action: &Action| !matches!(action, Action::CancelCompression | Action::DropLevel(_));
                     prop_assert!(!actions.iter().any(starts), "{:?} in Critical", actions);
                 }
                 prop_assert!(controller.level() < levels.len().max(1));

@@ -1,15 +1,16 @@
 //! How much goes at each stage.
 //!
-//! The cascade's paper does not say how a ratio is split over layers, heads and channels. Here it is measured: a stage goes on while its
-//! next cut costs less holdout loss per parameter than the next finer stage would pay for as many parameters, or while the finer stages
-//! together could not reach the target. A split can also be given.
+//! The cascade's paper does not say how a ratio is split over layers, heads and channels. Here it is measured on the holdout, by whole
+//! plans: for every number of layers (the least changing go first), the plan is completed with the same share of heads and channels, as
+//! gates, and the plan with the lowest loss says how many layers go. The stage after it does the same for heads, completed by channels,
+//! on the recovered network; channels take what is left. A split can also be given. Why whole plans: docs/decisions/0003.
 
 use espalier_kernels::Device;
 use espalier_models::{Manifest, Units};
 use espalier_runtime::Network;
 
 use super::selection::Selection;
-use super::target::Target;
+use super::target::{Target, describe};
 use super::trial::{Trial, layer_change};
 use crate::criteria::l1::{L1Scores, l1};
 use crate::error::{AgentError, Result};
@@ -56,10 +57,6 @@ impl<'a, D: Device> Cutter<'a, D> {
         self.target.fits(self.manifest, selection)
     }
 
-    fn parameters(&self, selection: &Selection) -> f64 {
-        selection.shape(&self.network.shape).parameters(&self.network.architecture) as f64
-    }
-
     /// At most `groups` KV groups in every kept layer, those with the largest scores.
     pub fn with_groups(&self, selection: &Selection, groups: usize) -> Result<Selection> {
         let mut cut = selection.clone();
@@ -100,79 +97,73 @@ impl<'a, D: Device> Cutter<'a, D> {
     /// Cuts layers by LCR, measured again before each cut.
     pub fn cut_layers(&self, trial: &mut Trial<'_, D>, calibration: &dyn Examples, limit: usize, available: u64, keep: Option<usize>) -> Result<Selection> {
         let mut selection = Selection::all(&self.network.shape);
+        let mut best: Option<(f64, Selection)> = None;
         loop {
+            if keep.is_none() {
+                self.consider(trial, &selection, self.complete(&selection)?, &mut best)?;
+            }
             let candidates = removable(&selection);
-            let kept = selection.kept().count();
-            let wanted = match keep {
-                Some(keep) => kept > keep.max(2),
-                None => !self.fits(&selection)?,
-            };
-            if candidates.is_empty() || !wanted {
-                return Ok(selection);
+            if candidates.is_empty() || keep.is_some_and(|keep| selection.kept().count() <= keep.max(2)) {
+                return Ok(best.map_or(selection, |(_, best)| best));
             }
             let change = layer_change(self.network, calibration, limit, available, &selection)?;
             let lowest = change.iter().filter(|(layer, _)| candidates.contains(layer)).min_by(|a, b| a.1.total_cmp(&b.1));
             let Some((layer, lcr)) = lowest else { return Ok(selection) };
-            let mut cut = selection.clone();
-            cut.layers[*layer] = None;
-            if keep.is_none() && self.fits(&self.smallest(&selection)?)? && !self.layer_is_cheaper(trial, &selection, &cut)? {
-                return Ok(selection);
-            }
-            log::info!("layer {} goes: LCR {lcr:.4}", self.manifest.layers[*layer].original);
-            selection = cut;
+            log::info!("next to go is layer {}: LCR {lcr:.4}", self.manifest.layers[*layer].original);
+            selection.layers[*layer] = None;
         }
     }
 
-    /// Whether the cut costs less holdout loss per parameter than as many parameters of heads.
-    fn layer_is_cheaper(&self, trial: &mut Trial<'_, D>, before: &Selection, cut: &Selection) -> Result<bool> {
-        let saved = self.parameters(before) - self.parameters(cut);
-        let most = self.most_groups(before);
-        let mut heads = before.clone();
-        for groups in (1..most).rev() {
-            heads = self.with_groups(before, groups)?;
-            if self.parameters(before) - self.parameters(&heads) >= saved {
-                break;
-            }
+    /// Tries a whole plan and remembers the cut that begins the best one.
+    fn consider(&self, trial: &mut Trial<'_, D>, cut: &Selection, plan: Option<Selection>, best: &mut Option<(f64, Selection)>) -> Result<()> {
+        let Some(plan) = plan else { return Ok(()) };
+        let loss = trial.score(&plan)?.loss;
+        log::info!("plan {}: holdout loss {loss:.3} before recovery", describe(&plan.shape(&self.network.shape)));
+        if best.as_ref().is_none_or(|(lowest, _)| loss < *lowest) {
+            *best = Some((loss, cut.clone()));
         }
-        self.cheaper(trial, before, cut, &heads)
+        Ok(())
     }
 
-    fn cheaper(&self, trial: &mut Trial<'_, D>, before: &Selection, coarse: &Selection, fine: &Selection) -> Result<bool> {
-        let base = trial.score(before)?.loss;
-        let mut price = |cut: &Selection| -> Result<f64> {
-            let saved = self.parameters(before) - self.parameters(cut);
-            Ok(if saved > 0.0 { (trial.score(cut)?.loss - base) / saved } else { f64::INFINITY })
-        };
-        let (coarse, fine) = (price(coarse)?, price(fine)?);
-        log::info!("the next cut costs {:.3} nats a million parameters, the finer one {:.3}", coarse * 1e6, fine * 1e6);
-        Ok(coarse <= fine)
+    /// The selection with heads and channels cut to the target in nearly the same share; none where that is impossible.
+    fn complete(&self, selection: &Selection) -> Result<Option<Selection>> {
+        let (most_groups, most_channels) = (self.most_groups(selection), self.most_channels(selection));
+        let mut best: Option<(f64, Selection)> = None;
+        for groups in (1..=most_groups).rev() {
+            let heads = self.with_groups(selection, groups)?;
+            let Some(plan) = self.largest_channels(&heads, |candidate| self.fits(candidate))? else { continue };
+            let share = |part: usize, whole: usize| part as f64 / whole.max(1) as f64;
+            let imbalance = (share(groups, most_groups) - share(self.most_channels(&plan), most_channels)).abs();
+            if best.as_ref().is_none_or(|(lowest, _)| imbalance < *lowest) {
+                best = Some((imbalance, plan));
+            }
+        }
+        Ok(best.map(|(_, plan)| plan))
     }
 
     fn most_groups(&self, selection: &Selection) -> usize {
         selection.kept().map(|(_, layer)| layer.groups.len()).max().unwrap_or(0)
     }
 
-    /// Cuts KV groups, one of every layer at a time.
+    fn most_channels(&self, selection: &Selection) -> usize {
+        selection.kept().map(|(_, layer)| layer.channels.len()).max().unwrap_or(0)
+    }
+
+    /// Cuts KV groups, the same number in every layer.
     pub fn cut_groups(&self, trial: &mut Trial<'_, D>, keep: Option<usize>) -> Result<Selection> {
         let all = Selection::all(&self.network.shape);
         if let Some(keep) = keep {
             return self.with_groups(&all, keep.max(1));
         }
-        let mut selection = all;
-        loop {
-            let groups = self.most_groups(&selection);
-            if groups <= 1 || self.fits(&selection)? {
-                return Ok(selection);
-            }
-            let cut = self.with_groups(&selection, groups - 1)?;
-            if self.fits(&self.with_channels(&selection, MIN_CHANNELS))? {
-                let saved = self.parameters(&selection) - self.parameters(&cut);
-                let channels = self.largest_channels(&selection, |candidate| Ok(self.parameters(&selection) - self.parameters(candidate) >= saved))?;
-                if !self.cheaper(trial, &selection, &cut, &channels.unwrap_or_else(|| self.with_channels(&selection, MIN_CHANNELS)))? {
-                    return Ok(selection);
-                }
-            }
-            selection = cut;
+        let mut best = None;
+        for groups in (1..=self.most_groups(&all)).rev() {
+            let cut = self.with_groups(&all, groups)?;
+            let plan = self.largest_channels(&cut, |candidate| self.fits(candidate))?;
+            self.consider(trial, &cut, plan, &mut best)?;
+        }
+        match best {
+            Some((_, cut)) => Ok(cut),
+            None => Err(self.target.infeasible(self.manifest, &self.smallest(&all)?)),
         }
     }
 
@@ -193,7 +184,7 @@ impl<'a, D: Device> Cutter<'a, D> {
 
     /// The most channels a layer, in whole row blocks, for which `holds` is true; it must stay true for fewer.
     fn largest_channels(&self, selection: &Selection, holds: impl Fn(&Selection) -> Result<bool>) -> Result<Option<Selection>> {
-        let most = selection.kept().map(|(_, layer)| layer.channels.len()).max().unwrap_or(0);
+        let most = self.most_channels(selection);
         let (mut low, mut high) = (0, most / MIN_CHANNELS);
         while low < high {
             let middle = (low + high).div_ceil(2);

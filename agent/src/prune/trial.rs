@@ -6,7 +6,6 @@ use espalier_runtime::{Gates, Input, Keep, LogitRows, Network, Pass, Workspace, 
 use super::selection::Selection;
 use crate::criteria::lcr::ResidualChange;
 use crate::error::{AgentError, Result};
-use crate::signals::normalise;
 use crate::train::Examples;
 use crate::train::dense::right_share;
 
@@ -35,11 +34,10 @@ fn batches(examples: &dyn Examples, limit: usize, batch: usize, work: &mut dyn F
     for index in spread(examples.count(), limit) {
         let start = windows.len();
         windows.resize(start + length, 0.0);
-        let class = examples.load(index, &mut windows[start..])?;
-        if normalise(&mut windows[start..]).is_err() {
+        let Some(class) = examples.load(index, &mut windows[start..])? else {
             windows.truncate(start);
             continue;
-        }
+        };
         classes.push(class);
         if classes.len() == batch {
             work(&windows, &classes)?;

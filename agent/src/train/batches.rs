@@ -1,7 +1,7 @@
 //! Shuffled, augmented batches of a window set.
 
 use crate::error::{AgentError, Result};
-use crate::signals::{Augment, Rng, WindowSet, normalise};
+use crate::signals::{Augment, Rng, WindowSet};
 
 /// Windows with their classes, read one at a time so that a set need not be in memory.
 pub trait Examples: Sync {
@@ -9,8 +9,8 @@ pub trait Examples: Sync {
     fn count(&self) -> usize;
     /// Samples of a window.
     fn window(&self) -> usize;
-    /// Writes the raw samples of a window and returns its class.
-    fn load(&self, index: usize, out: &mut [f32]) -> Result<u32>;
+    /// Writes a window, normalised by itself, and returns its class; none for a window that has no verdict (constant, or not finite).
+    fn load(&self, index: usize, out: &mut [f32]) -> Result<Option<u32>>;
 }
 
 /// Batches of a set, every window once an epoch, in a new order each.
@@ -41,7 +41,7 @@ impl<'a> Batches<'a> {
         self.order.len().div_ceil(self.batch)
     }
 
-    /// The next batch: normalised windows and classes. A constant window is passed over (nothing can be learnt from it).
+    /// The next batch: normalised windows and classes. A window without a varying signal is passed over.
     pub fn next_batch(&mut self) -> Result<(&[f32], &[u32])> {
         self.windows.clear();
         self.classes.clear();
@@ -57,17 +57,16 @@ impl<'a> Batches<'a> {
             let start = self.windows.len();
             self.windows.resize(start + length, 0.0);
             let window = &mut self.windows[start..];
-            let class = self.examples.load(index, window)?;
-            if normalise(window).is_err() {
-                self.windows.truncate(start);
-                passed_over += 1;
-                if passed_over > self.order.len() {
-                    return Err(AgentError::Training("no window of the training set has a finite, varying signal".into()));
-                }
+            if let Some(class) = self.examples.load(index, window)? {
+                self.augment.apply(window, &mut self.rng);
+                self.classes.push(class);
                 continue;
             }
-            self.augment.apply(window, &mut self.rng);
-            self.classes.push(class);
+            self.windows.truncate(start);
+            passed_over += 1;
+            if passed_over > self.order.len() {
+                return Err(AgentError::Training("no window of the training set has a finite, varying signal".into()));
+            }
         }
         Ok((&self.windows, &self.classes))
     }
@@ -82,7 +81,7 @@ impl Examples for WindowSet {
         self.length()
     }
 
-    fn load(&self, index: usize, out: &mut [f32]) -> Result<u32> {
-        Ok(self.raw_window(index, out) as u32)
+    fn load(&self, index: usize, out: &mut [f32]) -> Result<Option<u32>> {
+        Ok(self.window(index, out).ok().map(|class| class as u32))
     }
 }

@@ -40,7 +40,8 @@ impl fmt::Display for Failure {
 /// Runs every case on `device` and returns those that fail. `tolerance` is relative to each result's largest value.
 pub fn run<D: Device>(device: &D, tolerance: f64) -> Vec<Failure> {
     let suite = Suite { device, tolerance, state: Cell::new(0x9e37_79b9_7f4a_7c15), failures: RefCell::new(Vec::new()) };
-    let families: [(&str, fn(&Suite<D>) -> Result<()>); 6] = [
+    type Family<D> = fn(&Suite<D>) -> Result<()>;
+    let families: [(&str, Family<D>); 6] = [
         ("products", products::run),
         ("elementwise", elementwise::run),
         ("attention", attention::run),

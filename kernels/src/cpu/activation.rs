@@ -4,7 +4,7 @@
 //! without the cancellation in the negative tail.
 
 use super::real::Real;
-use super::vector;
+use super::vector::vectorized;
 use crate::device::Activation;
 
 /// One activation, as a type, so that its loop has no choice in it.
@@ -73,14 +73,14 @@ impl Function for Relu {
     }
 }
 
-/// Calls `$function::<the activation's type>`.
+/// Calls `$body` with the activation's type and the arguments.
 macro_rules! of {
-    ($kind:expr, $body:ident, $arguments:expr) => {
+    ($kind:expr, $body:ident($($argument:expr),*)) => {
         match $kind {
-            Activation::GeluExact => vector::run($body::<T, GeluExact>, $arguments),
-            Activation::GeluTanh => vector::run($body::<T, GeluTanh>, $arguments),
-            Activation::Silu => vector::run($body::<T, Silu>, $arguments),
-            Activation::Relu => vector::run($body::<T, Relu>, $arguments),
+            Activation::GeluExact => $body(GeluExact, $($argument),*),
+            Activation::GeluTanh => $body(GeluTanh, $($argument),*),
+            Activation::Silu => $body(Silu, $($argument),*),
+            Activation::Relu => $body(Relu, $($argument),*),
         }
     };
 }
@@ -88,47 +88,51 @@ macro_rules! of {
 /// `out = f(up)`, or `f(gate) · up`; all of one length.
 pub fn forward<T: Real>(kind: Activation, out: &mut [T], up: &[T], gate: Option<&[T]>) {
     match gate {
-        None => of!(kind, plain, (out, up)),
-        Some(gate) => of!(kind, gated, (out, up, gate)),
+        None => of!(kind, plain(out, up)),
+        Some(gate) => of!(kind, gated(out, up, gate)),
     }
 }
 
-#[inline(always)]
-fn plain<T: Real, F: Function>((out, up): (&mut [T], &[T])) {
-    for (out, &up) in out.iter_mut().zip(up) {
-        *out = F::value(up);
+vectorized! {
+    fn plain<T: Real, F: Function>(_function: F, out: &mut [T], up: &[T]) {
+        for (out, &up) in out.iter_mut().zip(up) {
+            *out = F::value(up);
+        }
     }
 }
 
-#[inline(always)]
-fn gated<T: Real, F: Function>((out, up, gate): (&mut [T], &[T], &[T])) {
-    for ((out, &up), &gate) in out.iter_mut().zip(up).zip(gate) {
-        *out = F::value(gate) * up;
+vectorized! {
+    fn gated<T: Real, F: Function>(_function: F, out: &mut [T], up: &[T], gate: &[T]) {
+        for ((out, &up), &gate) in out.iter_mut().zip(up).zip(gate) {
+            *out = F::value(gate) * up;
+        }
     }
 }
 
 /// `d_up = dy · f'(up)`.
 pub fn backward<T: Real>(kind: Activation, d_up: &mut [T], dy: &[T], up: &[T]) {
-    of!(kind, plain_backward, (d_up, dy, up));
+    of!(kind, plain_backward(d_up, dy, up));
 }
 
-#[inline(always)]
-fn plain_backward<T: Real, F: Function>((d_up, dy, up): (&mut [T], &[T], &[T])) {
-    for ((d_up, &dy), &up) in d_up.iter_mut().zip(dy).zip(up) {
-        *d_up = dy * F::both(up).1;
+vectorized! {
+    fn plain_backward<T: Real, F: Function>(_function: F, d_up: &mut [T], dy: &[T], up: &[T]) {
+        for ((d_up, &dy), &up) in d_up.iter_mut().zip(dy).zip(up) {
+            *d_up = dy * F::both(up).1;
+        }
     }
 }
 
 /// `d_up = dy · f(gate)`, `d_gate = dy · up · f'(gate)`.
 pub fn gated_backward<T: Real>(kind: Activation, d_up: &mut [T], d_gate: &mut [T], dy: &[T], up: &[T], gate: &[T]) {
-    of!(kind, gated_backward_body, (d_up, d_gate, dy, up, gate));
+    of!(kind, gated_backward_body(d_up, d_gate, dy, up, gate));
 }
 
-#[inline(always)]
-fn gated_backward_body<T: Real, F: Function>((d_up, d_gate, dy, up, gate): (&mut [T], &mut [T], &[T], &[T], &[T])) {
-    for ((((d_up, d_gate), &dy), &up), &gate) in d_up.iter_mut().zip(d_gate).zip(dy).zip(up).zip(gate) {
-        let (value, slope) = F::both(gate);
-        *d_up = dy * value;
-        *d_gate = dy * up * slope;
+vectorized! {
+    fn gated_backward_body<T: Real, F: Function>(_function: F, d_up: &mut [T], d_gate: &mut [T], dy: &[T], up: &[T], gate: &[T]) {
+        for ((((d_up, d_gate), &dy), &up), &gate) in d_up.iter_mut().zip(d_gate).zip(dy).zip(up).zip(gate) {
+            let (value, slope) = F::both(gate);
+            *d_up = dy * value;
+            *d_gate = dy * up * slope;
+        }
     }
 }

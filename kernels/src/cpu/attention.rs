@@ -3,11 +3,13 @@
 //! Queries are taken in blocks. A block's scores are kept transposed, `[keys, queries of the block]`, so that the softmax runs over whole
 //! registers of queries, and both products read keys and values where they lie. Scratch is one block's scores, not `[queries, keys]`.
 
-use super::gemv;
 use super::parallel::Shared;
 use super::real::Real;
 use super::tile::{self, Operand, Sizes, Target};
-use super::vector;
+use super::vector::vectorized;
+use super::{Buffer, CpuDevice, Indices, gemv, input, output, require};
+use crate::device::AttentionShape;
+use crate::error::{KernelError, Result};
 
 /// Queries of a block: two AVX-512 registers.
 pub const BLOCK: usize = 32;
@@ -109,32 +111,32 @@ fn block_scores<T: Real, const W: usize>(scores: &mut [T], packed: &mut [T], hea
             false,
         )
     };
-    vector::run(softmax_columns::<T, W>, (scores, head.visible(block.start)))
+    softmax_columns(scores.as_chunks_mut::<W>().0, head.visible(block.start))
 }
 
-/// Column `i` of `scores [keys, W]` sees the first `seen + i` keys: exponentials of their difference to the column's largest, 0 for the
-/// others; returns the columns' sums. Columns beyond the block repeat a causal mask that stays inside, and are never read.
-#[inline(always)]
-fn softmax_columns<T: Real, const W: usize>((scores, seen): (&mut [T], usize)) -> [T; W] {
-    let (rows, _) = scores.as_chunks_mut::<W>();
-    let mut largest = [T::NEG_INFINITY; W];
-    for (j, row) in rows.iter().enumerate() {
-        let hidden = (j + 1).saturating_sub(seen);
-        for i in 0..W {
-            let score = if i < hidden { T::NEG_INFINITY } else { row[i] };
-            largest[i] = largest[i].maximum(score);
+vectorized! {
+    /// Column `i` of `scores [keys, W]` sees the first `seen + i` keys: exponentials of their difference to the column's largest, 0 for the
+    /// others; returns the columns' sums. Columns beyond the block repeat a causal mask that stays inside, and are never read.
+    fn softmax_columns<T: Real; const W>(rows: &mut [[T; W]], seen: usize) -> [T; W] {
+        let mut largest = [T::NEG_INFINITY; W];
+        for (j, row) in rows.iter().enumerate() {
+            let hidden = (j + 1).saturating_sub(seen);
+            for i in 0..W {
+                let score = if i < hidden { T::NEG_INFINITY } else { row[i] };
+                largest[i] = largest[i].maximum(score);
+            }
         }
-    }
-    let mut sums = [T::ZERO; W];
-    for (j, row) in rows.iter_mut().enumerate() {
-        let hidden = (j + 1).saturating_sub(seen);
-        for i in 0..W {
-            let e = (row[i] - largest[i]).exp();
-            row[i] = if i < hidden { T::ZERO } else { e };
-            sums[i] += row[i];
+        let mut sums = [T::ZERO; W];
+        for (j, row) in rows.iter_mut().enumerate() {
+            let hidden = (j + 1).saturating_sub(seen);
+            for i in 0..W {
+                let e = (row[i] - largest[i]).exp();
+                row[i] = if i < hidden { T::ZERO } else { e };
+                sums[i] += row[i];
+            }
         }
+        sums
     }
-    sums
 }
 
 /// Where the gradients of one sequence go. Offsets and strides are those of `q`, `k` and `v`.
@@ -183,7 +185,7 @@ unsafe fn backward_block<T: Real, const W: usize>(to: &Gradients<T>, head: Head<
         let (keys, values) = (Operand::rows(head.k, head.key_stride), Operand::rows(head.v, head.key_stride));
         // SAFETY: ds is [visible, W] and borrowed alone; values are [visible, dim], the packed gradients [dim, W].
         unsafe { tile::product(Sizes { m: visible, n: W, k: dim }, into, values, Operand::rows(packed, W), T::ONE, false) };
-        vector::run(softmax_backward_columns::<T, W>, (&mut *p, &mut *ds, sums));
+        softmax_backward_columns(p.as_chunks_mut::<W>().0, ds.as_chunks_mut::<W>().0, sums);
 
         let of_queries =
             |slice: &Shared<T>| Target { pointer: slice.at(to.query_offset + first), row_stride: head.query_stride, column_stride: 1 };
@@ -200,21 +202,133 @@ unsafe fn backward_block<T: Real, const W: usize>(to: &Gradients<T>, head: Head<
     });
 }
 
-/// Divides the columns of `p` by their sums, and turns `ds`, which holds dP, into dS.
-#[inline(always)]
-fn softmax_backward_columns<T: Real, const W: usize>((p, ds, sums): (&mut [T], &mut [T], [T; W])) {
-    let ((p, _), (ds, _)) = (p.as_chunks_mut::<W>(), ds.as_chunks_mut::<W>());
-    let inverse = sums.map(|sum| T::ONE / sum);
-    let mut dots = [T::ZERO; W];
-    for (p, ds) in p.iter_mut().zip(&*ds) {
-        for i in 0..W {
-            p[i] *= inverse[i];
-            dots[i] += p[i] * ds[i];
+vectorized! {
+    /// Divides the columns of `p` by their sums, and turns `ds`, which holds dP, into dS.
+    fn softmax_backward_columns<T: Real; const W>(p: &mut [[T; W]], ds: &mut [[T; W]], sums: [T; W]) {
+        let mut inverse = sums;
+        for inverse in &mut inverse {
+            *inverse = T::ONE / *inverse;
+        }
+        let mut dots = [T::ZERO; W];
+        for (p, ds) in p.iter_mut().zip(&*ds) {
+            for i in 0..W {
+                p[i] *= inverse[i];
+                dots[i] += p[i] * ds[i];
+            }
+        }
+        for (p, ds) in p.iter().zip(ds) {
+            for i in 0..W {
+                ds[i] = p[i] * (ds[i] - dots[i]);
+            }
         }
     }
-    for (p, ds) in p.iter().zip(ds) {
-        for i in 0..W {
-            ds[i] = p[i] * (ds[i] - dots[i]);
+}
+
+impl CpuDevice {
+    /// Checks an attention and returns the group of every head.
+    fn check_attention<'a>(operation: &'static str, shape: AttentionShape, groups: &'a Indices) -> Result<&'a [u32]> {
+        let AttentionShape { batch: _, queries, keys, key_capacity, heads, groups: group_count, head_dim } = shape;
+        require(operation, queries <= keys && keys <= key_capacity, || {
+            format!("{queries} queries, {keys} keys and room for {key_capacity} keys were given; each may not exceed the next")
+        })?;
+        require(operation, head_dim > 0 || heads == 0, || "a head has no dimensions".to_string())?;
+        let group_of = input(operation, "groups", groups, &[heads])?;
+        match group_of.iter().enumerate().find(|(_, group)| **group as usize >= group_count) {
+            Some((head, group)) => {
+                let detail = format!("head {head} names KV group {group}, but there are {group_count} groups");
+                Err(KernelError::Shape { operation, detail })
+            }
+            None => Ok(group_of),
         }
     }
+
+    /// [`attention`](crate::Device::attention).
+    pub(super) fn attend(
+        &self,
+        shape: AttentionShape,
+        out: &mut Buffer,
+        q: &Buffer,
+        k: &Buffer,
+        v: &Buffer,
+        groups: &Indices,
+    ) -> Result<()> {
+        const NAME: &str = "attention";
+        let AttentionShape { batch, queries, keys, key_capacity, heads, groups: group_count, head_dim } = shape;
+        let group_of = Self::check_attention(NAME, shape, groups)?;
+        let out = output(NAME, "out", out, &[batch, queries, heads, head_dim])?;
+        let q = input(NAME, "q", q, &[batch, queries, heads, head_dim])?;
+        let k = input(NAME, "k", k, &[batch, key_capacity, group_count, head_dim])?;
+        let v = input(NAME, "v", v, &[batch, key_capacity, group_count, head_dim])?;
+        let (query_stride, key_stride) = (heads * head_dim, group_count * head_dim);
+        let blocks = queries.div_ceil(BLOCK);
+        let ns = attention_ns(shape);
+        let shared = Shared::new(out);
+        self.team.ranges(batch * heads * blocks, 1, ns, |tasks| {
+            for task in tasks {
+                let (sequence, h, block) = (task / blocks / heads, task / blocks % heads, task % blocks * BLOCK);
+                let offset = sequence * queries * query_stride + h * head_dim;
+                let key_offset = sequence * key_capacity * key_stride + group_of[h] as usize * head_dim;
+                let (q, k, v) = (&q[offset..], &k[key_offset..], &v[key_offset..]);
+                let head = Head { q, k, v, query_stride, key_stride, queries, keys, head_dim };
+                // SAFETY: `ranges` gives every head's block of queries to one thread.
+                unsafe { forward(&shared, offset, head, block..queries.min(block + BLOCK)) }
+            }
+        });
+        Ok(())
+    }
+
+    /// [`attention_backward`](crate::Device::attention_backward).
+    pub(super) fn attend_backward(
+        &self,
+        shape: AttentionShape,
+        [dq, dk, dv]: [&mut Buffer; 3],
+        d_out: &Buffer,
+        [q, k, v]: [&Buffer; 3],
+        groups: &Indices,
+    ) -> Result<()> {
+        const NAME: &str = "attention_backward";
+        let AttentionShape { batch, queries, keys, key_capacity, heads, groups: group_count, head_dim } = shape;
+        let group_of = Self::check_attention(NAME, shape, groups)?;
+        require(NAME, queries == keys, || {
+            format!("{queries} queries and {keys} keys were given; the backward pass needs as many of both")
+        })?;
+        let of_queries = [batch, queries, heads, head_dim];
+        let of_keys = [batch, key_capacity, group_count, head_dim];
+        let (dq, dk, dv) = (output(NAME, "dq", dq, &of_queries)?, output(NAME, "dk", dk, &of_keys)?, output(NAME, "dv", dv, &of_keys)?);
+        let (d_out, q) = (input(NAME, "d_out", d_out, &of_queries)?, input(NAME, "q", q, &of_queries)?);
+        let (k, v) = (input(NAME, "k", k, &of_keys)?, input(NAME, "v", v, &of_keys)?);
+        let (query_stride, key_stride) = (heads * head_dim, group_count * head_dim);
+        for sequence in
+            dk.chunks_exact_mut((key_capacity * key_stride).max(1)).chain(dv.chunks_exact_mut((key_capacity * key_stride).max(1)))
+        {
+            sequence[..keys * key_stride].fill(0.0);
+        }
+        let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
+        self.team.ranges(batch * group_count, 1, attention_ns(shape).saturating_mul(3), |tasks| {
+            for task in tasks {
+                let (sequence, group) = (task / group_count, task % group_count);
+                let key_offset = sequence * key_capacity * key_stride + group * head_dim;
+                for (h, _) in group_of.iter().enumerate().filter(|(_, g)| **g as usize == group) {
+                    let query_offset = sequence * queries * query_stride + h * head_dim;
+                    let (q, k, v) = (&q[query_offset..], &k[key_offset..], &v[key_offset..]);
+                    let head = Head { q, k, v, query_stride, key_stride, queries, keys, head_dim };
+                    let to = Gradients { dq: &dq, dk: &dk, dv: &dv, query_offset, key_offset };
+                    // SAFETY: `ranges` gives every sequence's group, with all its heads, to one thread.
+                    unsafe { backward(&to, head, &d_out[query_offset..]) }
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Nanoseconds of a forward attention on one thread.
+fn attention_ns(shape: AttentionShape) -> usize {
+    /// Multiplications a nanosecond; a fourth for single queries, which run at the speed of memory.
+    const BLOCKS: usize = 32;
+    const SINGLE: usize = 8;
+    let AttentionShape { batch, queries, keys, heads, head_dim, .. } = shape;
+    // Two products, and an exponential that weighs as much as 16 dimensions.
+    let work = [batch, heads, queries, keys, 2 * head_dim + 16].into_iter().fold(1, usize::saturating_mul);
+    work / if queries > 3 { BLOCKS } else { SINGLE }
 }

@@ -74,7 +74,11 @@ fn dot_rows<S: Simd, T: Real, const R: usize>(simd: S, rows: [&[T]; R], x: &[T])
             p += lanes.min(len - p);
         }
     }
-    sums.map(|[a, b]| T::sum(simd, a) + T::sum(simd, b))
+    let mut dots = [T::ZERO; R];
+    for r in 0..R {
+        dots[r] = T::sum(simd, T::mul_add(simd, T::splat(simd, T::ONE), sums[r][0], sums[r][1]));
+    }
+    dots
 }
 
 struct Axpys<'a, T> {
@@ -106,13 +110,16 @@ impl<T: Real> WithSimd for Axpys<'_, T> {
 fn axpy_rows<S: Simd, T: Real, const R: usize>(simd: S, y: &mut [T], rows: [&[T]; R], a: [T; R]) {
     let (lanes, len) = (T::lanes::<S>(), y.len());
     assert!(rows.iter().all(|row| row.len() == len));
-    let factors = a.map(|a| T::splat(simd, a));
+    let mut factors = [T::splat(simd, T::ZERO); R];
+    for r in 0..R {
+        factors[r] = T::splat(simd, a[r]);
+    }
     let mut p = 0;
     // SAFETY: whole registers while p + lanes ≤ len, then a masked one of what is left; every row is `len` long.
     unsafe {
         while p + lanes <= len {
             let mut sum = T::load(simd, y.as_ptr().add(p));
-            for (row, factor) in rows.iter().zip(factors) {
+            for (row, &factor) in rows.iter().zip(&factors) {
                 sum = T::mul_add(simd, factor, T::load(simd, row.as_ptr().add(p)), sum);
             }
             T::store(simd, y.as_mut_ptr().add(p), sum);
@@ -121,7 +128,7 @@ fn axpy_rows<S: Simd, T: Real, const R: usize>(simd: S, y: &mut [T], rows: [&[T]
         if p < len {
             let mask = T::mask(simd, len - p);
             let mut sum = T::load_masked(simd, mask, y.as_ptr().add(p));
-            for (row, factor) in rows.iter().zip(factors) {
+            for (row, &factor) in rows.iter().zip(&factors) {
                 sum = T::mul_add(simd, factor, T::load_masked(simd, mask, row.as_ptr().add(p)), sum);
             }
             T::store_masked(simd, mask, y.as_mut_ptr().add(p), sum);

@@ -1,7 +1,7 @@
 //! Softmax and cross entropy. A row is one token's `n` logits.
 
 use super::real::Real;
-use super::vector;
+use super::vector::{self, vectorized};
 
 /// `x = exp(x − max)`; returns the sum and the largest.
 #[inline(always)]
@@ -13,38 +13,36 @@ fn exponentials<T: Real>(out: &mut [T], x: &[T]) -> (T, T) {
     (vector::sum(out, |e| e), largest)
 }
 
-/// Softmax of every row in place.
-pub fn softmax<T: Real>(x: &mut [T], n: usize) {
-    vector::run(softmax_body, (x, n));
-}
-
-#[inline(always)]
-fn softmax_body<T: Real>((x, n): (&mut [T], usize)) {
-    for row in x.chunks_exact_mut(n) {
-        let largest = vector::largest(row);
-        for x in row.iter_mut() {
-            *x = (*x - largest).exp();
-        }
-        let inverse = T::ONE / vector::sum(row, |e| e);
-        for x in row.iter_mut() {
-            *x *= inverse;
+vectorized! {
+    /// Softmax of every row in place.
+    pub fn softmax<T: Real>(x: &mut [T], n: usize) {
+        for row in x.chunks_exact_mut(n) {
+            let largest = vector::largest(row);
+            for x in row.iter_mut() {
+                *x = (*x - largest).exp();
+            }
+            let inverse = T::ONE / vector::sum(row, |e| e);
+            for x in row.iter_mut() {
+                *x *= inverse;
+            }
         }
     }
 }
 
 /// Cross entropy in nats of one row against `target`; `d_logits` becomes `(softmax − one-hot) · weight`.
 pub fn cross_entropy<T: Real>(d_logits: &mut [T], logits: &[T], target: usize, weight: T) -> f64 {
-    let loss = vector::run(cross_entropy_body, (&mut *d_logits, logits, target, weight));
+    let loss = loss_and_softmax(d_logits, logits, target, weight);
     d_logits[target] = d_logits[target] - weight;
     loss
 }
 
-#[inline(always)]
-fn cross_entropy_body<T: Real>((d_logits, logits, target, weight): (&mut [T], &[T], usize, T)) -> f64 {
-    let (sum, largest) = exponentials(d_logits, logits);
-    let factor = weight / sum;
-    for d in d_logits {
-        *d *= factor;
+vectorized! {
+    fn loss_and_softmax<T: Real>(d_logits: &mut [T], logits: &[T], target: usize, weight: T) -> f64 {
+        let (sum, largest) = exponentials(d_logits, logits);
+        let factor = weight / sum;
+        for d in d_logits {
+            *d *= factor;
+        }
+        sum.to_f64().ln() + largest.to_f64() - logits[target].to_f64()
     }
-    sum.to_f64().ln() + largest.to_f64() - logits[target].to_f64()
 }

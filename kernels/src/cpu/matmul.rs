@@ -1,38 +1,44 @@
 //! Matrix products with stored matrices and between buffers.
 //!
-//! Three ways, by the number of tokens `m`: up to [`FEW_TOKENS`] matrix times vector, at the speed of memory; up to [`SOME_TOKENS`] tiles of
-//! registers over the matrix as it lies, with no allocation; beyond that the `gemm` crate, which packs.
+//! Up to [`FEW_TOKENS`] tokens are matrix times vector, at the speed of memory; more are tiles of registers (see [`tile`]) over the operands
+//! as they lie, in blocks that the caches hold. Only the tokens of a row-dot product are packed, and only 16-bit matrices are widened, both a
+//! block at a time, so nothing is allocated once a thread's scratch has grown. On AVX-512 this is faster than the `gemm` crate at every size
+//! that a model here has, and a batch of one window does not pay for packing a matrix that it uses once.
+//!
+//! Every output is summed over `k` in one order, whatever the threads.
 
 use std::ops::Range;
-
-use gemm::Parallelism;
 
 use super::parallel::{Shared, Team};
 use super::real::Real;
 use super::tile::{self, Operand, Sizes, Target};
-use super::weight::Matrix;
+use super::weight::{Matrix, Plain};
 use crate::device::Product;
 
 /// Tokens for which matrix times vector, once each, is fastest.
 pub const FEW_TOKENS: usize = 3;
-/// Tokens for which tiles over the matrix as it lies are fastest.
-pub const SOME_TOKENS: usize = 96;
 /// Tokens whose columns are packed together: two AVX-512 registers, so that a tile covers them.
 const TOKENS: usize = 32;
-/// Rows of a stored matrix that are widened at a time: with 1024 columns, 256 KiB, which stay in the second-level cache.
+/// Tokens that a panel of a stored matrix meets while it is in the second-level cache.
+const BLOCK_TOKENS: usize = 128;
+/// Rows of a stored matrix that are read, or widened, at a time: with 1024 columns, 256 KiB.
 const PANEL_ROWS: usize = 64;
-/// Rows of a stored matrix that are widened at a time for the `gemm` crate, which wants more to pay for its packing.
-const LARGE_PANEL_ROWS: usize = 256;
+/// Terms that are summed at a time: two registers' columns of as many rows, 32 KiB, stay in the first-level cache.
+const BLOCK_TERMS: usize = 256;
+
+/// Numbers of a right operand that may be packed whole: an adapter's.
+const PACKED_NUMBERS: usize = 64 * 1024;
 
 /// Nanoseconds that a product of this many multiplications takes on one thread, for deciding whether to split it.
 fn product_ns(m: usize, n: usize, k: usize) -> usize {
     /// Multiplications a nanosecond: from memory for a vector, from registers otherwise.
-    const VECTOR: usize = 8;
-    const TILES: usize = 40;
+    const VECTOR: usize = 10;
+    const TILES: usize = 80;
     m.saturating_mul(n).saturating_mul(k) / if m <= FEW_TOKENS { VECTOR } else { TILES }
 }
 
-/// Row-dot form: `y [m, rows] = x [m, columns] · Wᵀ`, added to `y` where `accumulate`.
+/// Row-dot form: `y [m, rows] = alpha · x [m, columns] · Wᵀ`, added to `y` where `accumulate`.
+#[allow(clippy::too_many_arguments)]
 pub fn rows_form<T: Real>(
     team: &Team,
     y: &mut [T],
@@ -40,14 +46,15 @@ pub fn rows_form<T: Real>(
     w: &impl Matrix<T>,
     m: usize,
     (rows, columns): (usize, usize),
+    alpha: T,
     accumulate: bool,
 ) {
     if m == 0 || rows == 0 {
         return;
     }
-    let ns = product_ns(m, rows, columns);
     let (x, shared) = (&x[..m * columns], Shared::new(&mut y[..m * rows]));
-    if m <= FEW_TOKENS {
+    let ns = product_ns(m, rows, columns);
+    if m <= FEW_TOKENS && alpha == T::ONE {
         // A block of rows serves every token while it is in the cache. Blocks are even, as pairs of rows need.
         return team.ranges(rows, 16, ns, |range| {
             for start in range.clone().step_by(16) {
@@ -60,57 +67,81 @@ pub fn rows_form<T: Real>(
             }
         });
     }
-    if m <= SOME_TOKENS {
-        for first in (0..m).step_by(TOKENS) {
-            let tokens = TOKENS.min(m - first);
-            let width = tokens.next_multiple_of(16);
-            T::with_scratch(columns * width, |packed| {
-                tile::pack_columns(packed, width, &x[first * columns..], columns, tokens, columns, T::ONE);
-                let packed = &*packed;
-                let ns = product_ns(tokens, rows, columns);
-                team.ranges(rows, 8, ns, |range| {
-                    let y = Target { pointer: shared.at(first * rows), row_stride: 1, column_stride: rows };
-                    // SAFETY: `y` starts in the slice that `shared` is of, and `ranges` gives every row of W, thus column of y, to one thread.
-                    unsafe { rows_tiles(y, packed, width, tokens, w, range, columns, accumulate) }
-                });
-            });
-        }
-        return;
-    }
-    for range in panels(w, rows, LARGE_PANEL_ROWS) {
-        with_panel(w, range.clone(), 0..columns, |panel, stride| {
-            let sizes = Sizes { m, n: range.len(), k: columns };
-            let c = Target { pointer: shared.at(range.start), row_stride: rows, column_stride: 1 };
-            // SAFETY: columns `range` of y, which only this call writes; x is [m, columns] and the panel [range, columns].
-            unsafe { large(team, sizes, c, Operand::rows(x, columns), Operand::columns(panel, stride), T::ONE, accumulate) }
+    let each_block = |tokens: Range<usize>, work: &dyn Fn(RowsBlock<T>)| {
+        let (count, x) = (tokens.len(), &x[tokens.start * columns..tokens.end * columns]);
+        T::with_scratch(packed_len(count, columns), |packed| {
+            pack(packed, x, count, columns, alpha);
+            let y = Target { pointer: shared.at(tokens.start * rows), row_stride: 1, column_stride: rows };
+            work(RowsBlock { y, packed, count, columns, accumulate });
         });
+    };
+    if split_tokens(team, m) {
+        return team.ranges(m, BLOCK_TOKENS, ns, |range| {
+            for start in range.clone().step_by(BLOCK_TOKENS) {
+                // SAFETY: `ranges` gives every token to one thread.
+                each_block(start..range.end.min(start + BLOCK_TOKENS), &|block| unsafe { block.run(w, 0..rows) });
+            }
+        });
+    }
+    for start in (0..m).step_by(BLOCK_TOKENS) {
+        let tokens = start..m.min(start + BLOCK_TOKENS);
+        let ns = product_ns(tokens.len(), rows, columns);
+        // SAFETY: `ranges` gives every row of W, thus column of y, to one thread.
+        each_block(tokens, &|block| team.ranges(rows, 8, ns, |range| unsafe { block.run(w, range) }));
     }
 }
 
-/// Rows `range` of W against packed columns of tokens, into the columns `range` of `y`.
-///
-/// # Safety
-/// `y` is `[tokens, rows]` transposed, its rows `range` this thread's alone.
-#[allow(clippy::too_many_arguments)]
-unsafe fn rows_tiles<T: Real>(
+/// Packed tokens and where their outputs go.
+struct RowsBlock<'a, T> {
+    /// `[rows, count]`: the transpose of the tokens' outputs.
     y: Target<T>,
-    packed: &[T],
-    width: usize,
-    tokens: usize,
-    w: &impl Matrix<T>,
-    range: Range<usize>,
+    /// Panels of [`TOKENS`] tokens, each `[columns, width]`.
+    packed: &'a [T],
+    count: usize,
     columns: usize,
     accumulate: bool,
-) {
-    for panel_start in range.clone().step_by(PANEL_ROWS) {
-        let panel_rows = panel_start..range.end.min(panel_start + PANEL_ROWS);
-        with_panel(w, panel_rows.clone(), 0..columns, |panel, stride| {
-            let sizes = Sizes { m: panel_rows.len(), n: tokens, k: columns };
-            let c = Target { pointer: y.pointer.wrapping_add(panel_start), ..y };
-            // SAFETY: the caller's promise for y; the panel is [panel rows, columns], the packed tokens [columns, width ≥ tokens].
-            unsafe { tile::product(sizes, c, Operand::rows(panel, stride), Operand::rows(packed, width), T::ONE, accumulate) }
-        });
+}
+
+impl<T: Real> RowsBlock<'_, T> {
+    /// # Safety
+    /// The rows `range` of `y` are this thread's alone.
+    unsafe fn run(&self, w: &impl Matrix<T>, range: Range<usize>) {
+        for start in range.clone().step_by(PANEL_ROWS) {
+            let rows = start..range.end.min(start + PANEL_ROWS);
+            with_panel(w, rows.clone(), 0..self.columns, |panel, stride| {
+                for first in (0..self.count).step_by(TOKENS) {
+                    let tokens = TOKENS.min(self.count - first);
+                    let sizes = Sizes { m: rows.len(), n: tokens, k: self.columns };
+                    let packed = Operand::rows(&self.packed[first * self.columns..], packed_width(tokens));
+                    // SAFETY: the caller's promise for y; the panel is [rows, columns], the packed tokens [columns, width ≥ tokens].
+                    unsafe { tile::product(sizes, self.y.at(start, first), Operand::rows(panel, stride), packed, T::ONE, self.accumulate) };
+                }
+            });
+        }
     }
+}
+
+/// Columns of a panel of `tokens` tokens.
+fn packed_width(tokens: usize) -> usize {
+    tokens.next_multiple_of(16)
+}
+
+fn packed_len(tokens: usize, columns: usize) -> usize {
+    (tokens / TOKENS * TOKENS + packed_width(tokens % TOKENS)) * columns
+}
+
+/// Packs `x [tokens, columns]`, times alpha, as [`RowsBlock`] wants it.
+fn pack<T: Real>(packed: &mut [T], x: &[T], tokens: usize, columns: usize, alpha: T) {
+    for first in (0..tokens).step_by(TOKENS) {
+        let count = TOKENS.min(tokens - first);
+        let to = &mut packed[first * columns..];
+        tile::pack_columns(to, packed_width(count), &x[first * columns..], columns, count, columns, alpha);
+    }
+}
+
+/// Whether there are enough blocks of tokens to split by them: each thread then packs and widens for itself, with no waiting between blocks.
+fn split_tokens(team: &Team, m: usize) -> bool {
+    m.div_ceil(BLOCK_TOKENS) >= 2 * team.threads()
 }
 
 /// Unit-row form: `y [m, columns] = a [m, rows] · W`, added to `y` where `accumulate`.
@@ -147,26 +178,36 @@ pub fn units_form<T: Real>(
             }
         });
     }
-    if m <= SOME_TOKENS {
-        return team.ranges(columns, 32, ns, |range| {
-            for units in panels(w, rows, PANEL_ROWS) {
-                with_panel(w, units.clone(), range.clone(), |panel, stride| {
-                    let sizes = Sizes { m, n: range.len(), k: units.len() };
-                    let c = Target { pointer: shared.at(range.start), row_stride: columns, column_stride: 1 };
-                    let a = Operand::rows(&a[units.start..], rows);
-                    // SAFETY: columns `range` of y are this thread's; a is [m, units] and the panel [units, range].
-                    unsafe { tile::product(sizes, c, a, Operand::rows(panel, stride), T::ONE, accumulate || units.start > 0) }
-                });
+    let to = Target { pointer: shared.at(0), row_stride: columns, column_stride: 1 };
+    if split_tokens(team, m) {
+        return team.ranges(m, BLOCK_TOKENS, ns, |range| {
+            for start in range.clone().step_by(BLOCK_TOKENS) {
+                let tokens = start..range.end.min(start + BLOCK_TOKENS);
+                let a = &a[tokens.start * rows..];
+                // SAFETY: `ranges` gives every token to one thread.
+                unsafe { units_block(to.at(tokens.start, 0), a, w, tokens.len(), rows, 0..columns, accumulate) }
             }
         });
     }
-    for units in panels(w, rows, LARGE_PANEL_ROWS) {
-        with_panel(w, units.clone(), 0..columns, |panel, stride| {
-            let sizes = Sizes { m, n: columns, k: units.len() };
-            let c = Target { pointer: shared.at(0), row_stride: columns, column_stride: 1 };
-            let a = Operand::rows(&a[units.start..], rows);
-            // SAFETY: only this call writes y; a is [m, units] and the panel [units, columns].
-            unsafe { large(team, sizes, c, a, Operand::rows(panel, stride), T::ONE, accumulate || units.start > 0) }
+    team.ranges(columns, TOKENS, ns, |range| {
+        // SAFETY: `ranges` gives every column to one thread.
+        unsafe { units_block(to.at(0, range.start), a, w, m, rows, range, accumulate) }
+    });
+}
+
+/// `y [m, range] = a [m, rows] · W[.., range]`.
+///
+/// # Safety
+/// Those columns of `y` are this thread's alone.
+unsafe fn units_block<T: Real, W: Matrix<T>>(y: Target<T>, a: &[T], w: &W, m: usize, rows: usize, range: Range<usize>, accumulate: bool) {
+    let terms = if W::IN_PLACE { BLOCK_TERMS } else { PANEL_ROWS };
+    for start in (0..rows).step_by(terms) {
+        let units = start..rows.min(start + terms);
+        with_panel(w, units.clone(), range.clone(), |panel, stride| {
+            let sizes = Sizes { m, n: range.len(), k: units.len() };
+            let a = Operand::rows(&a[start..], rows);
+            // SAFETY: the caller's promise for y; a is [m, units] and the panel [units, range].
+            unsafe { tile::product(sizes, y, a, Operand::rows(panel, stride), T::ONE, accumulate || start > 0) }
         });
     }
 }
@@ -174,58 +215,62 @@ pub fn units_form<T: Real>(
 /// `C = alpha · op(A) · op(B)`, added to C where `accumulate`; the sizes are in `product`.
 pub fn buffers<T: Real>(team: &Team, c: &mut [T], a: &[T], b: &[T], product: Product) {
     let Product { m, n, k, transpose_a, transpose_b, alpha, accumulate } = product;
-    let (alpha, c) = (T::from_f64(f64::from(alpha)), &mut c[..m * n]);
-    let (a, b) = (&a[..m * k], &b[..k * n]);
-    if m == 0 || n == 0 {
+    let (a, b, c, alpha) = (&a[..m * k], &b[..k * n], &mut c[..m * n], T::from_f64(f64::from(alpha)));
+    if k == 0 && !accumulate {
+        c.fill(T::ZERO);
+    }
+    if m == 0 || n == 0 || k == 0 {
         return;
     }
-    if k == 0 {
-        if !accumulate {
-            c.fill(T::ZERO);
-        }
-        return;
+    if transpose_b && !transpose_a && n <= m && n * k <= PACKED_NUMBERS {
+        // B is the smaller to pack, once, and C is then written by rows.
+        let product = Product { transpose_b: false, ..product };
+        return T::with_scratch(k * n, |packed| {
+            tile::pack_columns(packed, n, b, k, n, k, T::ONE);
+            buffers(team, c, a, packed, product);
+        });
     }
-    let left = if transpose_a { Operand::columns(a, m) } else { Operand::rows(a, k) };
-    let right = if transpose_b { Operand::columns(b, k) } else { Operand::rows(b, n) };
-    let (sizes, shared) = (Sizes { m, n, k }, Shared::new(c));
+    if transpose_b && !transpose_a {
+        return rows_form(team, c, a, &Plain { data: b, columns: k }, m, (n, k), alpha, accumulate);
+    }
+    if !transpose_b && !transpose_a && m <= FEW_TOKENS && alpha == T::ONE {
+        return units_form(team, c, a, &Plain { data: b, columns: n }, m, (k, n), accumulate);
+    }
+    // The tile reads rows of its right operand. Where B is stored transposed, that is A, and C is computed transposed.
+    let shared = Shared::new(c);
     let to = Target { pointer: shared.at(0), row_stride: n, column_stride: 1 };
-    // A forward pass over some tokens: products with adapters, whose rank is small. The tile needs rows of its right operand contiguous;
-    // where B is transposed, C is computed transposed, with A packed.
-    if !transpose_a && m <= SOME_TOKENS {
-        let ns = product_ns(m, n, k);
-        if !transpose_b {
-            return team.ranges(n, 32, ns, |range| {
-                let (sizes, c, right) = (Sizes { m, n: range.len(), k }, to.at(0, range.start), right.at(0, range.start));
-                // SAFETY: columns `range` of C are this thread's; A is [m, k] and B [k, n].
-                unsafe { tile::product(sizes, c, left, right, alpha, accumulate) }
-            });
-        }
-        for first in (0..m).step_by(TOKENS) {
-            let tokens = TOKENS.min(m - first);
-            let width = tokens.next_multiple_of(16);
-            T::with_scratch(k * width, |packed| {
-                tile::pack_columns(packed, width, &a[first * k..], k, tokens, k, alpha);
-                let packed = &*packed;
-                team.ranges(n, 8, product_ns(tokens, n, k), |range| {
-                    let sizes = Sizes { m: range.len(), n: tokens, k };
-                    let c = Target { pointer: shared.at(first * n + range.start), row_stride: 1, column_stride: n };
-                    // SAFETY: columns `range` of C are this thread's; B is [n, k], the packed tokens [k, width ≥ tokens].
-                    unsafe {
-                        tile::product(sizes, c, Operand::rows(&b[range.start * k..], k), Operand::rows(packed, width), T::ONE, accumulate)
-                    }
-                });
-            });
-        }
-        return;
+    let (sizes, to, left, right) = if transpose_b {
+        (Sizes { m: n, n: m, k }, to.transposed(), Operand::rows(b, k), Operand::rows(a, m))
+    } else {
+        let left = if transpose_a { Operand::columns(a, m) } else { Operand::rows(a, k) };
+        (Sizes { m, n, k }, to, left, Operand::rows(b, n))
+    };
+    let ns = product_ns(m, n, k);
+    if sizes.m >= sizes.n {
+        team.ranges(sizes.m, 8, ns, |range| {
+            let sizes = Sizes { m: range.len(), ..sizes };
+            // SAFETY: `ranges` gives every row of the result to one thread; the operands have the sizes of the product.
+            unsafe { by_terms(sizes, to.at(range.start, 0), left.at(range.start, 0), right, alpha, accumulate) }
+        });
+    } else {
+        team.ranges(sizes.n, TOKENS, ns, |range| {
+            let sizes = Sizes { n: range.len(), ..sizes };
+            // SAFETY: as above, by columns.
+            unsafe { by_terms(sizes, to.at(0, range.start), left, right.at(0, range.start), alpha, accumulate) }
+        });
     }
-    // SAFETY: C is this call's alone; op(A) is [m, k] and op(B) [k, n].
-    unsafe { large(team, sizes, to, left, right, alpha, accumulate) }
 }
 
-/// Ranges of rows of which a panel is made: all rows at once where nothing needs widening.
-fn panels<T: Real, W: Matrix<T>>(_: &W, rows: usize, panel_rows: usize) -> impl Iterator<Item = Range<usize>> + use<T, W> {
-    let panel_rows = if W::IN_PLACE { rows } else { panel_rows };
-    (0..rows).step_by(panel_rows.max(1)).map(move |start| start..rows.min(start + panel_rows))
+/// A product a block of terms at a time.
+///
+/// # Safety
+/// As [`tile::product`].
+unsafe fn by_terms<T: Real>(sizes: Sizes, to: Target<T>, left: Operand<T>, right: Operand<T>, alpha: T, accumulate: bool) {
+    for start in (0..sizes.k).step_by(BLOCK_TERMS) {
+        let sizes = Sizes { k: BLOCK_TERMS.min(sizes.k - start), ..sizes };
+        // SAFETY: the caller's promise.
+        unsafe { tile::product(sizes, to, left.at(0, start), right.at(start, 0), alpha, accumulate || start > 0) }
+    }
 }
 
 fn with_panel<T: Real, W: Matrix<T>>(w: &W, rows: Range<usize>, columns: Range<usize>, work: impl FnOnce(&[T], usize)) {
@@ -236,46 +281,4 @@ fn with_panel<T: Real, W: Matrix<T>>(w: &W, rows: Range<usize>, columns: Range<u
         assert!(rows.is_empty() || (rows.len() - 1) * stride + columns.len() <= panel.len(), "panel {rows:?} of columns {columns:?}");
         work(panel, stride);
     });
-}
-
-/// A product by the `gemm` crate, on all threads where it is large enough.
-///
-/// # Safety
-/// Every element of A and B can be read, every element of C written by this call alone; C overlaps neither.
-unsafe fn large<T: Real>(team: &Team, sizes: Sizes, c: Target<T>, a: Operand<T>, b: Operand<T>, alpha: T, accumulate: bool) {
-    let Sizes { m, n, k } = sizes;
-    let stride = |stride: usize| stride as isize;
-    let call = move |parallelism| {
-        let (c, a, b) = (c, a, b);
-        // SAFETY: the caller's promise. `gemm` computes `alpha · C + beta · A · B`.
-        unsafe {
-            gemm::gemm(
-                m,
-                n,
-                k,
-                c.pointer,
-                stride(c.column_stride),
-                stride(c.row_stride),
-                accumulate,
-                a.pointer,
-                stride(a.column_stride),
-                stride(a.row_stride),
-                b.pointer,
-                stride(b.column_stride),
-                stride(b.row_stride),
-                if accumulate { T::ONE } else { T::ZERO },
-                alpha,
-                false,
-                false,
-                false,
-                parallelism,
-            );
-        }
-    };
-    if team.worth(product_ns(m, n, k)) {
-        let threads = team.threads();
-        team.enter(move || call(Parallelism::Rayon(threads)));
-    } else {
-        call(Parallelism::None);
-    }
 }

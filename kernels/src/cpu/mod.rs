@@ -5,15 +5,18 @@
 //!
 //! A small operation runs on the caller's thread; a large one is split over the device's threads, fastest from inside
 //! [`enter`](crate::Device::enter). Results do not depend on the timing of threads. Operations take temporary memory from scratch vectors
-//! that every thread keeps: a block of at most 32 tokens or queries times the longest row or sequence, or a panel of 64 rows of a 16-bit matrix
-//! (256 rows for more than 96 tokens), besides the packing of the `gemm` crate for more than 96 tokens.
+//! that every thread keeps, so that nothing is allocated once they have grown: at most 128 tokens of a matrix's columns, 32 queries times the
+//! longest sequence, and 64 rows of a 16-bit matrix.
 
 mod activation;
 mod adamw;
 mod attention;
 mod buffer;
 mod elementwise;
+mod embedding;
 mod gemv;
+#[cfg(test)]
+mod gradients;
 mod half;
 mod importance;
 mod loss;

@@ -1,11 +1,10 @@
 //! The operations of the CPU device: every one checks its shapes, decides whether several threads are worth it, and calls the maths.
 
-use super::attention::{self, Gradients, Head};
 use super::parallel::Shared;
 use super::real::Real;
 use super::weight::{Matrix, with_matrix};
 use super::{Buffer, CpuDevice, Indices, Weight};
-use super::{activation, adamw, elements, elementwise, importance, input, loss, matmul, norm, output, pooling, require, rotary};
+use super::{activation, adamw, elements, elementwise, embedding, importance, input, loss, matmul, norm, output, pooling, require, rotary};
 use crate::device::{Activation, AdamW, AttentionShape, Device, Format, HostBytes, NO_TARGET, NormKind, Product};
 use crate::error::{KernelError, Result};
 use crate::memory::Purpose;
@@ -24,23 +23,6 @@ fn ns(numbers: usize, ps: usize) -> usize {
 const SUM_BLOCK: usize = 16 * 1024;
 
 impl CpuDevice {
-    /// Checks an attention and returns the group of every head.
-    fn check_attention<'a>(operation: &'static str, shape: AttentionShape, groups: &'a Indices) -> Result<&'a [u32]> {
-        let AttentionShape { batch: _, queries, keys, key_capacity, heads, groups: group_count, head_dim } = shape;
-        require(operation, queries <= keys && keys <= key_capacity, || {
-            format!("{queries} queries, {keys} keys and room for {key_capacity} keys were given; each may not exceed the next")
-        })?;
-        require(operation, head_dim > 0 || heads == 0, || "a head has no dimensions".to_string())?;
-        let group_of = input(operation, "groups", groups, &[heads])?;
-        match group_of.iter().enumerate().find(|(_, group)| **group as usize >= group_count) {
-            Some((head, group)) => {
-                let detail = format!("head {head} names KV group {group}, but there are {group_count} groups");
-                Err(KernelError::Shape { operation, detail })
-            }
-            None => Ok(group_of),
-        }
-    }
-
     fn check_ids(operation: &'static str, ids: &[u32], rows: usize) -> Result<()> {
         match ids.iter().enumerate().find(|(_, id)| **id as usize >= rows) {
             Some((position, id)) => Err(KernelError::Shape {
@@ -149,7 +131,7 @@ impl Device for CpuDevice {
         let (rows, columns) = w.shape();
         let y = output("matmul_rows", "y", y, &[m, rows])?;
         let x = input("matmul_rows", "x", x, &[m, columns])?;
-        with_matrix!(w.view()?, w => matmul::rows_form(&self.team, y, x, &w, m, (rows, columns), accumulate));
+        with_matrix!(w.view()?, w => matmul::rows_form(&self.team, y, x, &w, m, (rows, columns), 1.0, accumulate));
         Ok(())
     }
 
@@ -358,29 +340,7 @@ impl Device for CpuDevice {
     }
 
     fn attention(&self, shape: AttentionShape, out: &mut Buffer, q: &Buffer, k: &Buffer, v: &Buffer, groups: &Indices) -> Result<()> {
-        const NAME: &str = "attention";
-        let AttentionShape { batch, queries, keys, key_capacity, heads, groups: group_count, head_dim } = shape;
-        let group_of = Self::check_attention(NAME, shape, groups)?;
-        let out = output(NAME, "out", out, &[batch, queries, heads, head_dim])?;
-        let q = input(NAME, "q", q, &[batch, queries, heads, head_dim])?;
-        let k = input(NAME, "k", k, &[batch, key_capacity, group_count, head_dim])?;
-        let v = input(NAME, "v", v, &[batch, key_capacity, group_count, head_dim])?;
-        let (query_stride, key_stride) = (heads * head_dim, group_count * head_dim);
-        let blocks = queries.div_ceil(attention::BLOCK);
-        let ns = attention_ns(shape);
-        let shared = Shared::new(out);
-        self.team.ranges(batch * heads * blocks, 1, ns, |tasks| {
-            for task in tasks {
-                let (sequence, h, block) = (task / blocks / heads, task / blocks % heads, task % blocks * attention::BLOCK);
-                let offset = sequence * queries * query_stride + h * head_dim;
-                let key_offset = sequence * key_capacity * key_stride + group_of[h] as usize * head_dim;
-                let (q, k, v) = (&q[offset..], &k[key_offset..], &v[key_offset..]);
-                let head = Head { q, k, v, query_stride, key_stride, queries, keys, head_dim };
-                // SAFETY: `ranges` gives every head's block of queries to one thread.
-                unsafe { attention::forward(&shared, offset, head, block..queries.min(block + attention::BLOCK)) }
-            }
-        });
-        Ok(())
+        self.attend(shape, out, q, k, v, groups)
     }
 
     fn attention_backward(
@@ -395,39 +355,7 @@ impl Device for CpuDevice {
         v: &Buffer,
         groups: &Indices,
     ) -> Result<()> {
-        const NAME: &str = "attention_backward";
-        let AttentionShape { batch, queries, keys, key_capacity, heads, groups: group_count, head_dim } = shape;
-        let group_of = Self::check_attention(NAME, shape, groups)?;
-        require(NAME, queries == keys, || {
-            format!("{queries} queries and {keys} keys were given; the backward pass needs as many of both")
-        })?;
-        let of_queries = [batch, queries, heads, head_dim];
-        let of_keys = [batch, key_capacity, group_count, head_dim];
-        let (dq, dk, dv) = (output(NAME, "dq", dq, &of_queries)?, output(NAME, "dk", dk, &of_keys)?, output(NAME, "dv", dv, &of_keys)?);
-        let (d_out, q) = (input(NAME, "d_out", d_out, &of_queries)?, input(NAME, "q", q, &of_queries)?);
-        let (k, v) = (input(NAME, "k", k, &of_keys)?, input(NAME, "v", v, &of_keys)?);
-        let (query_stride, key_stride) = (heads * head_dim, group_count * head_dim);
-        for sequence in
-            dk.chunks_exact_mut((key_capacity * key_stride).max(1)).chain(dv.chunks_exact_mut((key_capacity * key_stride).max(1)))
-        {
-            sequence[..keys * key_stride].fill(0.0);
-        }
-        let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
-        self.team.ranges(batch * group_count, 1, attention_ns(shape).saturating_mul(3), |tasks| {
-            for task in tasks {
-                let (sequence, group) = (task / group_count, task % group_count);
-                let key_offset = sequence * key_capacity * key_stride + group * head_dim;
-                for (h, _) in group_of.iter().enumerate().filter(|(_, g)| **g as usize == group) {
-                    let query_offset = sequence * queries * query_stride + h * head_dim;
-                    let (q, k, v) = (&q[query_offset..], &k[key_offset..], &v[key_offset..]);
-                    let head = Head { q, k, v, query_stride, key_stride, queries, keys, head_dim };
-                    let to = Gradients { dq: &dq, dk: &dk, dv: &dv, query_offset, key_offset };
-                    // SAFETY: `ranges` gives every sequence's group, with all its heads, to one thread.
-                    unsafe { attention::backward(&to, head, &d_out[query_offset..]) }
-                }
-            }
-        });
-        Ok(())
+        self.attend_backward(shape, [dq, dk, dv], d_out, [q, k, v], groups)
     }
 
     fn embed(&self, out: &mut Buffer, table: &Weight, ids: &Indices, count: usize) -> Result<()> {
@@ -435,8 +363,8 @@ impl Device for CpuDevice {
         let out = output("embed", "out", out, &[count, columns])?;
         let ids = input("embed", "ids", ids, &[count])?;
         Self::check_ids("embed", ids, rows)?;
-        for (out, id) in out.chunks_exact_mut(columns.max(1)).zip(ids) {
-            with_matrix!(table.view()?, table => table.row(*id as usize, |row| out.copy_from_slice(row)));
+        if columns > 0 {
+            with_matrix!(table.view()?, table => embedding::lookup(out, &table, ids, columns));
         }
         Ok(())
     }
@@ -444,11 +372,9 @@ impl Device for CpuDevice {
     fn embed_backward(&self, d_table: &mut Buffer, dy: &Buffer, ids: &Indices, count: usize, columns: usize) -> Result<()> {
         let dy = input("embed_backward", "dy", dy, &[count, columns])?;
         let ids = input("embed_backward", "ids", ids, &[count])?;
-        let columns = columns.max(1);
-        Self::check_ids("embed_backward", ids, d_table.len() / columns)?;
-        let d_table = d_table.as_mut_slice();
-        for (dy, id) in dy.chunks_exact(columns).zip(ids) {
-            elementwise::add(&mut d_table[*id as usize * columns..][..columns], dy, 1.0);
+        if let Some(rows) = d_table.len().checked_div(columns) {
+            Self::check_ids("embed_backward", ids, rows)?;
+            embedding::lookup_backward(d_table.as_mut_slice(), dy, ids, columns);
         }
         Ok(())
     }
@@ -459,9 +385,8 @@ impl Device for CpuDevice {
         require("add_positions", start.checked_add(sequence).is_some_and(|end| end <= rows), || {
             format!("positions {start} to {start} + {sequence} were asked for, but the table has {rows}")
         })?;
-        let view = table.view()?;
-        for (token, x) in x.chunks_exact_mut(d.max(1)).enumerate() {
-            with_matrix!(view, table => table.row(start + token % sequence, |row| elementwise::add(x, row, 1.0)));
+        if d > 0 {
+            with_matrix!(table.view()?, table => embedding::add_positions(x, &table, sequence, d, start));
         }
         Ok(())
     }
@@ -485,9 +410,7 @@ impl Device for CpuDevice {
             return Ok(());
         }
         self.team.rows(d_table, columns, ns(dy.len(), COPY_PS), |first, d_table| {
-            for sequence in dy.chunks_exact(sequence * columns) {
-                elementwise::add(d_table, &sequence[first * columns..][..d_table.len()], 1.0);
-            }
+            embedding::positions_backward(d_table, dy, sequence * columns, columns, first);
         });
         Ok(())
     }
@@ -618,17 +541,6 @@ impl Device for CpuDevice {
         });
         Ok(())
     }
-}
-
-/// Nanoseconds of a forward attention on one thread.
-fn attention_ns(shape: AttentionShape) -> usize {
-    /// Multiplications a nanosecond; a fourth for single queries, which run at the speed of memory.
-    const BLOCKS: usize = 32;
-    const SINGLE: usize = 8;
-    let AttentionShape { batch, queries, keys, heads, head_dim, .. } = shape;
-    // Two products, and an exponential that weighs as much as 16 dimensions.
-    let work = [batch, heads, queries, keys, 2 * head_dim + 16].into_iter().fold(1, usize::saturating_mul);
-    work / if queries > 3 { BLOCKS } else { SINGLE }
 }
 
 fn part<'a>(operation: &'static str, buffer: &'a Buffer, offset: usize, len: usize) -> Result<&'a [f32]> {

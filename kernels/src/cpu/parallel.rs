@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::real;
 use crate::error::{KernelError, Result};
 
 /// Most threads that a device may be given.
@@ -37,6 +38,7 @@ impl Team {
         }
         let builder = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("espalier-cpu-{i}"));
         let pool = builder.build().map_err(|e| KernelError::OutOfMemory { purpose: "CPU threads", needed: 0, reason: e.to_string() })?;
+        pool.broadcast(|_| real::warm_scratch());
         Ok(Self { pool: Some(Arc::new(pool)), threads })
     }
 
@@ -59,11 +61,6 @@ impl Team {
             return 1;
         }
         (ns / PIECE_NS).min(count).clamp(1, self.threads * PIECES_PER_THREAD)
-    }
-
-    /// Whether work of `ns` nanoseconds is worth several threads.
-    pub fn worth(&self, ns: usize) -> bool {
-        self.pieces(usize::MAX, ns) > 1
     }
 
     /// Covers `0..count` with ranges that start at multiples of `grain`, at once.

@@ -1,7 +1,7 @@
 //! Rotary position embedding (Su et al., arXiv 2104.09864) on the halves of each head's first `2 · frequencies` dimensions.
 
 use super::real::Real;
-use super::vector;
+use super::vector::vectorized;
 
 /// Positions after which sine and cosine are computed afresh. In between they are turned by one position's angle, in f64, which loses
 /// about one part in 10¹⁶ a position and saves nearly all the time.
@@ -20,29 +20,29 @@ pub fn rotate<T: Real>(x: &mut [T], frequencies: &[T], heads: usize, head_dim: u
                 (now[half + i], now[i]) = (angle * start as f64).sin_cos();
             }
             for row in x.chunks_exact_mut(heads * head_dim) {
-                vector::run(position, (row, &mut *turn, &mut *now, &*step, head_dim));
+                position(row, turn, now, step, head_dim);
             }
         });
     });
 }
 
-/// One position: all heads by `now = [cosines, sines]`, which then goes on by `step`.
-#[inline(always)]
-#[allow(clippy::type_complexity)]
-fn position<T: Real>((row, turn, now, step, head_dim): (&mut [T], &mut [T], &mut [f64], &[f64], usize)) {
-    let half = step.len() / 2;
-    let ((now_cos, now_sin), (step_cos, step_sin)) = (now.split_at_mut(half), step.split_at(half));
-    let (turn_cos, turn_sin) = turn.split_at_mut(half);
-    for i in 0..half {
-        let (c, s) = (now_cos[i], now_sin[i]);
-        (turn_cos[i], turn_sin[i]) = (T::from_f64(c), T::from_f64(s));
-        now_cos[i] = c * step_cos[i] - s * step_sin[i];
-        now_sin[i] = s * step_cos[i] + c * step_sin[i];
-    }
-    for head in row.chunks_exact_mut(head_dim) {
-        let (low, high) = head[..2 * half].split_at_mut(half);
-        for (((a, b), &c), &s) in low.iter_mut().zip(high).zip(&*turn_cos).zip(&*turn_sin) {
-            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+vectorized! {
+    /// One position: all heads by `now = [cosines, sines]`, which then goes on by `step`.
+    fn position<T: Real>(row: &mut [T], turn: &mut [T], now: &mut [f64], step: &[f64], head_dim: usize) {
+        let half = step.len() / 2;
+        let ((now_cos, now_sin), (step_cos, step_sin)) = (now.split_at_mut(half), step.split_at(half));
+        let (turn_cos, turn_sin) = turn.split_at_mut(half);
+        for i in 0..half {
+            let (c, s) = (now_cos[i], now_sin[i]);
+            (turn_cos[i], turn_sin[i]) = (T::from_f64(c), T::from_f64(s));
+            now_cos[i] = c * step_cos[i] - s * step_sin[i];
+            now_sin[i] = s * step_cos[i] + c * step_sin[i];
+        }
+        for head in row.chunks_exact_mut(head_dim) {
+            let (low, high) = head[..2 * half].split_at_mut(half);
+            for (((a, b), &c), &s) in low.iter_mut().zip(high).zip(&*turn_cos).zip(&*turn_sin) {
+                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+            }
         }
     }
 }

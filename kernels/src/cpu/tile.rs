@@ -8,6 +8,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::real::Real;
+use super::vector::vectorized;
 
 /// A matrix that is read: element `(i, j)` is at `pointer + i · row_stride + j · column_stride`.
 #[derive(Clone, Copy)]
@@ -41,6 +42,10 @@ pub struct Target<T> {
 }
 
 impl<T> Target<T> {
+    /// The same matrix transposed.
+    pub fn transposed(self) -> Self {
+        Self { pointer: self.pointer, row_stride: self.column_stride, column_stride: self.row_stride }
+    }
     /// From row `i` and column `j` on.
     pub fn at(self, i: usize, j: usize) -> Self {
         Self { pointer: self.pointer.wrapping_add(i * self.row_stride + j * self.column_stride), ..self }
@@ -244,29 +249,29 @@ pub fn pack_columns<T: Real>(to: &mut [T], width: usize, from: &[T], row_stride:
     if count < width {
         to.fill(T::ZERO);
     }
-    super::vector::run(pack_columns_body, (to, width, from, row_stride, count, k, alpha));
+    fill_columns(to, width, from, row_stride, count, k, alpha);
 }
 
-#[inline(always)]
-#[allow(clippy::type_complexity)]
-fn pack_columns_body<T: Real>((to, width, from, row_stride, count, k, alpha): (&mut [T], usize, &[T], usize, usize, usize, T)) {
-    /// Rows at a time: their numbers lie side by side in `to`, in one line of the cache.
-    const BLOCK: usize = 8;
-    let mut i = 0;
-    while i + BLOCK <= count {
-        let rows: [&[T]; BLOCK] = std::array::from_fn(|r| &from[(i + r) * row_stride..][..k]);
-        for (p, to) in to.chunks_exact_mut(width).enumerate() {
-            let to = &mut to[i..i + BLOCK];
-            for r in 0..BLOCK {
-                to[r] = alpha * rows[r][p];
+vectorized! {
+    fn fill_columns<T: Real>(to: &mut [T], width: usize, from: &[T], row_stride: usize, count: usize, k: usize, alpha: T) {
+        /// Rows at a time: their numbers lie side by side in `to`, in one line of the cache.
+        const BLOCK: usize = 8;
+        let mut i = 0;
+        while i + BLOCK <= count {
+            let rows: [&[T]; BLOCK] = std::array::from_fn(|r| &from[(i + r) * row_stride..][..k]);
+            for (p, to) in to.chunks_exact_mut(width).enumerate() {
+                let to = &mut to[i..i + BLOCK];
+                for r in 0..BLOCK {
+                    to[r] = alpha * rows[r][p];
+                }
             }
+            i += BLOCK;
         }
-        i += BLOCK;
-    }
-    for i in i..count {
-        let row = &from[i * row_stride..][..k];
-        for (to, &x) in to.chunks_exact_mut(width).zip(row) {
-            to[i] = alpha * x;
+        for i in i..count {
+            let row = &from[i * row_stride..][..k];
+            for (to, &x) in to.chunks_exact_mut(width).zip(row) {
+                to[i] = alpha * x;
+            }
         }
     }
 }

@@ -1,25 +1,52 @@
 //! Compiling plain loops for the instruction set that the machine has, and reductions in a fixed order.
 
-use pulp::{Arch, NullaryFnOnce};
-
 use super::real::Real;
 
-struct Call<A, F>(A, F);
+/// What [`vectorized`] makes of a function's body.
+pub trait Body<A> {
+    type Output;
+    fn call(arguments: A) -> Self::Output;
+}
 
-impl<A, R, F: FnOnce(A) -> R> NullaryFnOnce for Call<A, F> {
-    type Output = R;
+/// A [`Body`] with its arguments, as `pulp` wants it.
+pub struct Call<A, B>(pub A, pub B);
+
+impl<A, B: Body<A>> pulp::NullaryFnOnce for Call<A, B> {
+    type Output = B::Output;
     #[inline(always)]
-    fn call(self) -> R {
-        (self.1)(self.0)
+    fn call(self) -> B::Output {
+        B::call(self.0)
     }
 }
 
-/// Runs `body(arguments)` compiled for the widest vectors of this machine. `body` is a function item marked `#[inline(always)]`: a
-/// closure might be left out of line, where it would be compiled for the oldest machine.
-#[inline(always)]
-pub fn run<A, R, F: FnOnce(A) -> R>(body: F, arguments: A) -> R {
-    Arch::new().dispatch(Call(arguments, body))
+/// Defines a function whose body is compiled for every instruction set that `pulp` knows, and which runs the widest that this machine has.
+/// The body may only call functions that are marked `#[inline(always)]`: what is left out of line, closures and function pointers among
+/// it, is compiled for the oldest machine.
+macro_rules! vectorized {
+    (@output) => { () };
+    (@output $output:ty) => { $output };
+    ($(#[$attribute:meta])*
+     $visibility:vis fn $name:ident<$($generic:ident: $bound:path),+ $(; const $size:ident)?>
+     ($($argument:ident: $type:ty),* $(,)?) $(-> $output:ty)? $body:block) => {
+        $(#[$attribute])*
+        #[allow(clippy::too_many_arguments)]
+        $visibility fn $name<$($generic: $bound,)+ $(const $size: usize)?>($($argument: $type),*) $(-> $output)? {
+            struct This;
+            impl<$($generic: $bound,)+ $(const $size: usize)?> $crate::cpu::vector::Body<($($type,)*)> for This {
+                type Output = vectorized!(@output $($output)?);
+                #[inline(always)]
+                fn call(($($argument,)*): ($($type,)*)) -> Self::Output {
+                    body($($argument),*)
+                }
+            }
+            // A function of its own, so that its slices are known not to overlap.
+            #[inline(always)]
+            fn body<$($generic: $bound,)+ $(const $size: usize)?>($($argument: $type),*) $(-> $output)? $body
+            pulp::Arch::new().dispatch($crate::cpu::vector::Call(($($argument,)*), This))
+        }
+    };
 }
+pub(super) use vectorized;
 
 /// Independent sums in a reduction, so that it is neither one long chain of additions nor as inexact as one.
 const LANES: usize = 16;

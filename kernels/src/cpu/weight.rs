@@ -1,6 +1,5 @@
 //! Matrices as they are stored, and how products read them.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use bytemuck::Pod;
@@ -9,7 +8,7 @@ use super::buffer::Buffer;
 use super::gemv;
 use super::half::{Bf16, F16, Half};
 use super::real::Real;
-use super::vector;
+use super::vector::vectorized;
 use crate::device::{Format, HostBytes};
 use crate::error::{KernelError, Result};
 
@@ -74,10 +73,10 @@ fn view(bytes: &[u8], format: Format, rows: usize, columns: usize) -> Result<Vie
     let len = stored_rows.checked_mul(columns).ok_or_else(overflow)?;
     Ok(match format {
         Format::F32 => View::F32(Plain { data: numbers(bytes, len, rows, columns, format)?, columns }),
-        Format::F16 => View::F16(HalfRows { data: numbers(bytes, len, rows, columns, format)?, columns, half: PhantomData }),
-        Format::Bf16 => View::Bf16(HalfRows { data: numbers(bytes, len, rows, columns, format)?, columns, half: PhantomData }),
-        Format::F16Pairs => View::F16Pairs(HalfPairs { data: numbers(bytes, len, rows, columns, format)?, columns, half: PhantomData }),
-        Format::Bf16Pairs => View::Bf16Pairs(HalfPairs { data: numbers(bytes, len, rows, columns, format)?, columns, half: PhantomData }),
+        Format::F16 => View::F16(HalfRows { data: numbers(bytes, len, rows, columns, format)?, columns, half: F16 }),
+        Format::Bf16 => View::Bf16(HalfRows { data: numbers(bytes, len, rows, columns, format)?, columns, half: Bf16 }),
+        Format::F16Pairs => View::F16Pairs(HalfPairs { data: numbers(bytes, len, rows, columns, format)?, columns, half: F16 }),
+        Format::Bf16Pairs => View::Bf16Pairs(HalfPairs { data: numbers(bytes, len, rows, columns, format)?, columns, half: Bf16 }),
     })
 }
 
@@ -170,12 +169,23 @@ impl<T: Real> Matrix<T> for Plain<'_, T> {
     }
 }
 
+/// [`Matrix::dots`] of a matrix that has to be widened: a few rows at a time, which then stay in the first-level cache.
+fn widened_dots(w: &impl Matrix<f32>, y: &mut [f32], rows: Range<usize>, x: &[f32], accumulate: bool) {
+    const ROWS: usize = 8;
+    f32::with_scratch(ROWS * x.len(), |scratch| {
+        for (start, y) in rows.clone().step_by(ROWS).zip(y.chunks_mut(ROWS)) {
+            let (panel, stride) = w.panel(start..rows.end.min(start + ROWS), 0..x.len(), scratch);
+            gemv::dots(y, panel, stride, x, 1.0, accumulate);
+        }
+    });
+}
+
 /// Rows of 16-bit numbers.
 #[derive(Clone, Copy)]
 pub struct HalfRows<'a, H> {
     pub data: &'a [u16],
     pub columns: usize,
-    half: PhantomData<H>,
+    half: H,
 }
 
 impl<H: Half> Matrix<f32> for HalfRows<'_, H> {
@@ -184,7 +194,7 @@ impl<H: Half> Matrix<f32> for HalfRows<'_, H> {
         let width = columns.len();
         let panel = &mut scratch[..rows.len() * width];
         for (to, row) in panel.chunks_exact_mut(width.max(1)).zip(rows) {
-            vector::run(widen::<H>, (to, &self.data[row * self.columns + columns.start..][..width]));
+            widen(self.half, to, &self.data[row * self.columns + columns.start..][..width]);
         }
         (panel, width)
     }
@@ -192,44 +202,28 @@ impl<H: Half> Matrix<f32> for HalfRows<'_, H> {
         f32::with_scratch(self.columns, |scratch| work(self.panel(row..row + 1, 0..self.columns, scratch).0))
     }
     fn dots(&self, y: &mut [f32], rows: Range<usize>, x: &[f32], accumulate: bool) {
-        let columns = self.columns;
-        vector::run(half_dots::<H>, (y, &self.data[rows.start * columns..rows.end * columns], x, accumulate));
+        widened_dots(self, y, rows, x, accumulate);
     }
     fn axpys(&self, y: &mut [f32], columns: Range<usize>, a: &[f32]) {
         for (row, &a) in self.data.chunks_exact(self.columns.max(1)).zip(a) {
-            vector::run(half_axpy::<H>, (&mut *y, &row[columns.clone()], a));
+            half_axpy(self.half, &mut *y, &row[columns.clone()], a);
         }
     }
 }
 
-#[inline(always)]
-fn widen<H: Half>((to, from): (&mut [f32], &[u16])) {
-    for (to, &from) in to.iter_mut().zip(from) {
-        *to = H::widen(from);
-    }
-}
-
-#[inline(always)]
-fn half_dots<H: Half>((y, rows, x, accumulate): (&mut [f32], &[u16], &[f32], bool)) {
-    const LANES: usize = 32;
-    let (x_blocks, x_rest) = x.as_chunks::<LANES>();
-    for (y, row) in y.iter_mut().zip(rows.chunks_exact(x.len().max(1))) {
-        let (blocks, rest) = row.as_chunks::<LANES>();
-        let mut lanes = [0.0_f32; LANES];
-        for (block, x) in blocks.iter().zip(x_blocks) {
-            for l in 0..LANES {
-                lanes[l] += H::widen(block[l]) * x[l];
-            }
+vectorized! {
+    fn widen<H: Half>(_half: H, to: &mut [f32], from: &[u16]) {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = H::widen(from);
         }
-        let dot = vector::sum(&lanes, |lane| lane) + rest.iter().zip(x_rest).map(|(&w, &x)| H::widen(w) * x).sum::<f32>();
-        *y = if accumulate { *y + dot } else { dot };
     }
 }
 
-#[inline(always)]
-fn half_axpy<H: Half>((y, row, a): (&mut [f32], &[u16], f32)) {
-    for (y, &w) in y.iter_mut().zip(row) {
-        *y += a * H::widen(w);
+vectorized! {
+    fn half_axpy<H: Half>(_half: H, y: &mut [f32], row: &[u16], a: f32) {
+        for (y, &w) in y.iter_mut().zip(row) {
+            *y += a * H::widen(w);
+        }
     }
 }
 
@@ -238,7 +232,7 @@ fn half_axpy<H: Half>((y, row, a): (&mut [f32], &[u16], f32)) {
 pub struct HalfPairs<'a, H> {
     pub data: &'a [[u16; 2]],
     pub columns: usize,
-    half: PhantomData<H>,
+    half: H,
 }
 
 impl<'a, H: Half> HalfPairs<'a, H> {
@@ -256,7 +250,7 @@ impl<H: Half> Matrix<f32> for HalfPairs<'_, H> {
         for (pair, to) in panel.chunks_mut((2 * width).max(1)).enumerate() {
             let (even, odd) = to.split_at_mut(width);
             // A prefix with an odd number of rows has no use for the second row of its last pair, which is another unit's.
-            vector::run(widen_pair::<H>, (even, odd, self.pair(rows.start + 2 * pair, columns.clone())));
+            widen_pair(self.half, even, odd, self.pair(rows.start + 2 * pair, columns.clone()));
         }
         (panel, width)
     }
@@ -264,65 +258,49 @@ impl<H: Half> Matrix<f32> for HalfPairs<'_, H> {
         f32::with_scratch(2 * self.columns, |scratch| {
             let (even, odd) = scratch.split_at_mut(self.columns);
             let (pair, odd_columns) = (self.pair(row - row % 2, 0..self.columns), if row.is_multiple_of(2) { 0 } else { self.columns });
-            vector::run(widen_pair::<H>, (&mut *even, &mut odd[..odd_columns], pair));
+            widen_pair(self.half, &mut *even, &mut odd[..odd_columns], pair);
             work(if row.is_multiple_of(2) { even } else { odd })
         })
     }
     fn dots(&self, y: &mut [f32], rows: Range<usize>, x: &[f32], accumulate: bool) {
-        for (pair, y) in y.chunks_mut(2).enumerate() {
-            vector::run(pair_dots::<H>, (y, self.pair(rows.start + 2 * pair, 0..self.columns), x, accumulate));
-        }
+        widened_dots(self, y, rows, x, accumulate);
     }
     fn axpys(&self, y: &mut [f32], columns: Range<usize>, a: &[f32]) {
         for (pair, a) in a.chunks(2).enumerate() {
             // Not a factor of 0 for the row beyond an odd end: what is stored there may be infinite.
             let numbers = self.pair(2 * pair, columns.clone());
             match *a {
-                [even, odd] => vector::run(pair_axpy::<H>, (&mut *y, numbers, even, odd)),
-                [even] => vector::run(even_axpy::<H>, (&mut *y, numbers, even)),
+                [even, odd] => pair_axpy(self.half, &mut *y, numbers, even, odd),
+                [even] => even_axpy(self.half, &mut *y, numbers, even),
                 _ => {}
             }
         }
     }
 }
 
-#[inline(always)]
-fn widen_pair<H: Half>((even, odd, from): (&mut [f32], &mut [f32], &[[u16; 2]])) {
-    for (to, from) in even.iter_mut().zip(from) {
-        *to = H::widen(from[0]);
-    }
-    for (to, from) in odd.iter_mut().zip(from) {
-        *to = H::widen(from[1]);
-    }
-}
-
-#[inline(always)]
-fn pair_dots<H: Half>((y, pair, x, accumulate): (&mut [f32], &[[u16; 2]], &[f32], bool)) {
-    const LANES: usize = 16;
-    let mut lanes = [[0.0_f32; LANES]; 2];
-    let ((blocks, rest), (x_blocks, x_rest)) = (pair.as_chunks::<LANES>(), x.as_chunks::<LANES>());
-    for (block, x) in blocks.iter().zip(x_blocks) {
-        for l in 0..LANES {
-            lanes[0][l] += H::widen(block[l][0]) * x[l];
-            lanes[1][l] += H::widen(block[l][1]) * x[l];
+vectorized! {
+    fn widen_pair<H: Half>(_half: H, even: &mut [f32], odd: &mut [f32], from: &[[u16; 2]]) {
+        for (to, from) in even.iter_mut().zip(from) {
+            *to = H::widen(from[0]);
+        }
+        for (to, from) in odd.iter_mut().zip(from) {
+            *to = H::widen(from[1]);
         }
     }
-    for (row, (y, lanes)) in y.iter_mut().zip(&lanes).enumerate() {
-        let dot = vector::sum(lanes, |lane| lane) + rest.iter().zip(x_rest).map(|(w, &x)| H::widen(w[row]) * x).sum::<f32>();
-        *y = if accumulate { *y + dot } else { dot };
+}
+
+vectorized! {
+    fn pair_axpy<H: Half>(_half: H, y: &mut [f32], pair: &[[u16; 2]], even: f32, odd: f32) {
+        for (y, w) in y.iter_mut().zip(pair) {
+            *y += even * H::widen(w[0]) + odd * H::widen(w[1]);
+        }
     }
 }
 
-#[inline(always)]
-fn pair_axpy<H: Half>((y, pair, even, odd): (&mut [f32], &[[u16; 2]], f32, f32)) {
-    for (y, w) in y.iter_mut().zip(pair) {
-        *y += even * H::widen(w[0]) + odd * H::widen(w[1]);
-    }
-}
-
-#[inline(always)]
-fn even_axpy<H: Half>((y, pair, even): (&mut [f32], &[[u16; 2]], f32)) {
-    for (y, w) in y.iter_mut().zip(pair) {
-        *y += even * H::widen(w[0]);
+vectorized! {
+    fn even_axpy<H: Half>(_half: H, y: &mut [f32], pair: &[[u16; 2]], even: f32) {
+        for (y, w) in y.iter_mut().zip(pair) {
+            *y += even * H::widen(w[0]);
+        }
     }
 }

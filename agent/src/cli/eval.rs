@@ -1,0 +1,75 @@
+//! `espalier eval`
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use espalier_models::Artifact;
+
+use super::data::DataArgs;
+use super::{Context, print, print_json};
+use crate::error::Result;
+use crate::evaluate::{check_classes, predict};
+use crate::metrics::Evaluation;
+use crate::signals::Noise;
+
+/// Options of `eval`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The artifact.
+    model: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
+    /// White noise at this signal-to-noise ratio, in dB, added to every test window before normalisation.
+    #[arg(long, allow_negative_numbers = true)]
+    snr: Option<f64>,
+    /// Measure the holdout instead of the test windows: for choices, which test data must not make.
+    #[arg(long)]
+    holdout: bool,
+    /// A model to compare with: the share of windows on which both say the same.
+    #[arg(long, value_name = "FILE.esp")]
+    reference: Option<PathBuf>,
+    /// Also the accuracy without this class.
+    #[arg(long, value_name = "CLASS")]
+    without: Option<String>,
+    /// Seed of noise and bootstrap.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Print as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(serde::Serialize)]
+struct Named {
+    set: String,
+    #[serde(flatten)]
+    evaluation: Evaluation,
+}
+
+pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let artifact = Arc::new(Artifact::open(&args.model)?);
+    let reference = args.reference.as_ref().map(|path| Artifact::open(path).map(Arc::new)).transpose()?;
+    let data = args.data.open()?;
+    check_classes(&artifact, &data.split.classes)?;
+    let (device, budget) = context.device(None)?;
+    let noise = args.snr.map(|snr_db| Noise { snr_db, seed: args.seed });
+    let sets = if args.holdout {
+        vec![("holdout".to_string(), data.sets.holdout.clone())]
+    } else {
+        data.split.test.iter().map(|test| test.name.clone()).zip(data.sets.tests.iter().cloned()).collect()
+    };
+    let mut results = Vec::new();
+    for (set, windows) in sets {
+        let windows = windows.with_noise(noise);
+        let predictions = predict(&device, &budget, &artifact, &windows, &context.stop)?;
+        let other = reference.as_ref().map(|other| predict(&device, &budget, other, &windows, &context.stop)).transpose()?;
+        let evaluation = predictions.evaluate(args.without.as_deref(), other.as_ref(), args.seed)?;
+        results.push(Named { set, evaluation });
+    }
+    if args.json {
+        return print_json(&results);
+    }
+    let noise = args.snr.map_or(String::new(), |snr| format!(", {snr} dB"));
+    let text: Vec<String> = results.iter().map(|named| format!("{}: {}{noise}\n{}", data.split.name, named.set, named.evaluation)).collect();
+    print(&(text.join("\n") + "\n"))
+}

@@ -1,0 +1,152 @@
+//! `espalier inspect`
+
+use std::path::PathBuf;
+
+use espalier_models::architecture::{Input, Output, Positions};
+use espalier_models::{Artifact, LayerShape};
+use espalier_runtime::Plan;
+
+use super::{print, print_json};
+use crate::error::Result;
+use crate::table::{self, Table};
+
+/// Options of `inspect`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The artifact.
+    model: PathBuf,
+    /// Read all of it and check every checksum.
+    #[arg(long)]
+    verify: bool,
+    /// Print as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(serde::Serialize)]
+struct Inspection<'a> {
+    name: &'a str,
+    id: String,
+    file_bytes: u64,
+    parameters: usize,
+    compression_ratio: f64,
+    architecture: &'a espalier_models::Architecture,
+    layers: Vec<LayerLine>,
+    plan: Vec<(String, u64)>,
+    plan_total_bytes: u64,
+    history: &'a [String],
+    measured: Option<espalier_models::manifest::Measured>,
+    verified: bool,
+}
+
+#[derive(serde::Serialize)]
+struct LayerLine {
+    original: u32,
+    heads: usize,
+    groups: usize,
+    channels: usize,
+    parameters: usize,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let artifact = Artifact::open(&args.model)?;
+    if args.verify {
+        artifact.verify()?;
+    }
+    if args.json {
+        let manifest = artifact.manifest();
+        let plan = Plan::serving(manifest, artifact.file_bytes());
+        return print_json(&Inspection {
+            name: &manifest.name,
+            id: format!("{:016x}", artifact.id()),
+            file_bytes: artifact.file_bytes(),
+            parameters: manifest.parameters(),
+            compression_ratio: manifest.compression_ratio(),
+            architecture: &manifest.architecture,
+            layers: layer_lines(&artifact),
+            plan: plan.lines.iter().map(|line| (line.purpose.clone(), line.bytes)).collect(),
+            plan_total_bytes: plan.total(),
+            history: &manifest.origin.history,
+            measured: manifest.measured,
+            verified: args.verify,
+        });
+    }
+    let verified = if args.verify { "\nevery checksum is right\n" } else { "" };
+    print(&format!("{}\n{}\n{}{verified}", describe_model(&artifact), layers(&artifact), plan_table(&artifact)))
+}
+
+/// What a model is, in a few lines.
+pub fn describe_model(artifact: &Artifact) -> String {
+    let manifest = artifact.manifest();
+    let architecture = &manifest.architecture;
+    let input = match &architecture.input {
+        Input::Tokens { vocabulary } => format!("tokens, vocabulary {vocabulary}"),
+        Input::Patches { window, patch, stride, sample_rate_hz } => {
+            format!("windows of {window} samples at {sample_rate_hz} Hz, patches of {patch} every {stride}")
+        }
+    };
+    let output = match &architecture.output {
+        Output::NextToken { tied } => format!("next token{}", if *tied { ", tied to the token table" } else { "" }),
+        Output::Classes { names } => format!("classes {}", names.join(", ")),
+    };
+    let positions = match architecture.positions {
+        Positions::Learned { count, .. } => format!("{count} learned positions"),
+        Positions::Rotary { base, dims, .. } => format!("rotary, {dims} dimensions, base {base}"),
+    };
+    let mut text = format!(
+        "{}: {} parameters ({:.2}× smaller than the first network), {}, id {:016x}\n\
+         input    {input}\noutput   {output}\nblocks   width {}, head size {}, {positions}, {:?}, FFN {:?}{}\n",
+        artifact.path().display(),
+        table::count(manifest.parameters() as u64),
+        manifest.compression_ratio(),
+        table::bytes(artifact.file_bytes()),
+        artifact.id(),
+        architecture.d_model,
+        architecture.attention.head_dim,
+        architecture.norm.kind,
+        architecture.ffn.activation,
+        if architecture.ffn.gated { ", gated" } else { "" },
+    );
+    if let Some(measured) = manifest.measured {
+        let accuracy = measured.accuracy.map_or(String::new(), |accuracy| format!("accuracy {:.1} %, ", accuracy * 100.0));
+        text += &format!("holdout  {accuracy}cross entropy {:.3} nats\n", measured.loss);
+    }
+    for event in &manifest.origin.history {
+        text += &format!("history  {event}\n");
+    }
+    text
+}
+
+fn layer_lines(artifact: &Artifact) -> Vec<LayerLine> {
+    let manifest = artifact.manifest();
+    let line = |layer: &espalier_models::manifest::StoredLayer| match &layer.shape {
+        LayerShape::Removed => LayerLine { original: layer.original, heads: 0, groups: 0, channels: 0, parameters: 0 },
+        LayerShape::Kept(units) => LayerLine {
+            original: layer.original,
+            heads: units.heads.len(),
+            groups: units.groups,
+            channels: units.channels,
+            parameters: units.parameters(&manifest.architecture),
+        },
+    };
+    manifest.layers.iter().map(line).collect()
+}
+
+fn layers(artifact: &Artifact) -> Table {
+    let mut table = Table::new(["layer", "first index", "heads", "KV groups", "channels", "parameters"]);
+    for (index, line) in layer_lines(artifact).into_iter().enumerate() {
+        let numbers = [index, line.original as usize, line.heads, line.groups, line.channels, line.parameters];
+        table.row(numbers.map(|number| number.to_string()));
+    }
+    table
+}
+
+fn plan_table(artifact: &Artifact) -> Table {
+    let plan = Plan::serving(artifact.manifest(), artifact.file_bytes());
+    let mut table = Table::new(["serving holds", "bytes", ""]);
+    for line in &plan.lines {
+        table.row([line.purpose.clone(), line.bytes.to_string(), table::bytes(line.bytes)]);
+    }
+    table.row(["together".to_string(), plan.total().to_string(), table::bytes(plan.total())]);
+    table
+}

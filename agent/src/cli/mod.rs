@@ -1,0 +1,133 @@
+//! The command line: one file a command.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use espalier_kernels::CpuDevice;
+use espalier_runtime::{Budget, PROCESS_BYTES};
+
+use crate::error::{AgentError, Result};
+use crate::train::Stop;
+
+mod bar;
+mod bench;
+mod check;
+mod data;
+//mod demo;
+mod eval;
+mod export;
+mod generate;
+mod import;
+mod inspect;
+mod prune;
+//mod run;
+mod train;
+
+/// Espalier runs a transformer on an edge node and, when memory runs short, prunes it there: layers, then heads, then FFN channels, each
+/// cut recovered with LoRA on local data and checked on a holdout before it serves.
+#[derive(Debug, Parser)]
+#[command(name = "espalier", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Threads for computing [default: all cores].
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Say more: once what is decided, twice every detail (or set RUST_LOG).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the whole story: train, serve, run short of memory, prune, recover, swap. Needs nothing, or real recordings with --data.
+    //Demo(demo::Args),
+    /// Train a signal transformer on recordings and write it as an artifact.
+    Train(train::Args),
+    /// Make an artifact of a checkpoint folder (safetensors, gpt2 and llama families).
+    Import(import::Args),
+    /// Show what an artifact is, and what serving it will hold.
+    Inspect(inspect::Args),
+    /// Measure a model on the test windows of a split.
+    Eval(eval::Args),
+    /// Say which pruning methods are sound for a model's architecture (static SIA check).
+    Check(check::Args),
+    /// Prune a model and recover it.
+    Prune(prune::Args),
+    /// Diagnose a stream of samples: verdicts as JSON lines; under a memory budget, prune and swap the model while it serves.
+    //Run(run::Args),
+    /// Continue a prompt with a language model.
+    Generate(generate::Args),
+    /// Write a model as a checkpoint folder that other programs read.
+    Export(export::Args),
+    /// Time a model on this machine.
+    Bench(bench::Args),
+}
+
+/// What every command has.
+pub(crate) struct Context {
+    /// Threads for computing.
+    pub threads: usize,
+    /// Set by Ctrl-C.
+    pub stop: Stop,
+}
+
+impl Context {
+    /// The CPU device within `limit` bytes.
+    pub fn device(&self, limit: Option<u64>) -> Result<(CpuDevice, Arc<Budget>)> {
+        let budget = Arc::new(Budget::new(limit.unwrap_or(u64::MAX), PROCESS_BYTES));
+        Ok((CpuDevice::new(self.threads, budget.clone())?, budget))
+    }
+}
+
+/// Runs the command line.
+pub fn run(cli: Cli) -> Result<()> {
+    let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let context = Context { threads: cli.threads.map_or(available, usize::from), stop: stop_on_signals()? };
+    match cli.command {
+        //Command::Demo(args) => demo::run(&context, &args),
+        Command::Train(args) => train::run(&context, &args),
+        Command::Import(args) => import::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Eval(args) => eval::run(&context, &args),
+        Command::Check(args) => check::run(&args),
+        Command::Prune(args) => prune::run(&context, &args),
+        //Command::Run(args) => run::run(&context, &args),
+        Command::Generate(args) => generate::run(&context, &args),
+        Command::Export(args) => export::run(&args),
+        Command::Bench(args) => bench::run(&context, &args),
+    }
+}
+
+/// A stop that SIGINT and SIGTERM ask for; a second one ends the program at once.
+fn stop_on_signals() -> Result<Stop> {
+    let flag = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        let registered = signal_hook::flag::register_conditional_shutdown(signal, 1, flag.clone())
+            .and_then(|_| signal_hook::flag::register(signal, flag.clone()));
+        registered.map_err(|error| AgentError::Usage(format!("signal {signal} cannot be handled: {error}")))?;
+    }
+    Ok(Stop::by_flag(flag))
+}
+
+/// Prints to standard output; a reader that has gone away is no failure.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(crate::error::file_error("cannot write to", &PathBuf::from("standard output"), &error)),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as JSON.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| AgentError::Usage(format!("the result cannot be written as JSON: {error}")))?;
+    print(&(text + "\n"))
+}
+
+/// A size on the command line.
+pub(crate) fn size(text: &str) -> std::result::Result<u64, String> {
+    crate::table::parse_size(text).map_err(|error| error.to_string())
+}

@@ -1,0 +1,205 @@
+//! `espalier train`
+
+use std::path::{Path, PathBuf};
+
+use espalier_kernels::{CpuDevice, Device};
+use espalier_models::manifest::Measured;
+use espalier_models::tensor::model_tensors;
+use espalier_models::{Artifact, DType};
+use espalier_runtime::{DeviceTensors, Network};
+
+use super::bar::Bar;
+use super::data::{Data, DataArgs};
+use super::{Context, print, print_json};
+use crate::error::{AgentError, Result};
+use crate::evaluate::predict;
+use crate::metrics::Evaluation;
+use crate::prune::pack::write_network;
+use crate::signal_model::{SignalSize, dense_manifest};
+use crate::signals::Augment;
+use crate::table;
+use crate::train::{DenseOptions, DenseReport, Progress, Stop, train_dense};
+
+/// Options of `train`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Where the artifact is written.
+    #[arg(short, long, value_name = "FILE.esp")]
+    output: PathBuf,
+    #[command(flatten)]
+    size: SizeArgs,
+    /// Passes over the training windows.
+    #[arg(long, default_value_t = 12.0, conflicts_with = "steps")]
+    epochs: f64,
+    /// Optimizer steps, in place of epochs.
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Windows in a step.
+    #[arg(long, default_value_t = 32)]
+    batch: usize,
+    /// Peak learning rate.
+    #[arg(long, default_value_t = 1e-3)]
+    learning_rate: f32,
+    /// Decoupled weight decay.
+    #[arg(long, default_value_t = 0.05)]
+    weight_decay: f32,
+    /// Standard deviation of the noise that every training window gets.
+    #[arg(long, default_value_t = 0.1)]
+    noise: f64,
+    /// Seed of weights, order and augmentation.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Memory limit, such as 2GiB.
+    #[arg(long, value_parser = super::size, value_name = "BYTES")]
+    limit: Option<u64>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The size of a signal transformer.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SizeArgs {
+    /// A named size: `small` (2.7 million parameters) or `paper` (85 million, GPT-2's blocks).
+    #[arg(long, value_enum, default_value_t = Preset::Small)]
+    size: Preset,
+    /// Layers.
+    #[arg(long)]
+    layers: Option<usize>,
+    /// Width of the residual stream.
+    #[arg(long)]
+    width: Option<usize>,
+    /// Heads of a layer.
+    #[arg(long)]
+    heads: Option<usize>,
+    /// FFN channels of a layer.
+    #[arg(long)]
+    channels: Option<usize>,
+    /// Samples in a patch.
+    #[arg(long)]
+    patch: Option<usize>,
+    /// Samples between the starts of neighbouring patches.
+    #[arg(long)]
+    stride: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Preset {
+    Small,
+    Paper,
+}
+
+impl SizeArgs {
+    fn size(&self) -> SignalSize {
+        let preset = match self.size {
+            Preset::Small => SignalSize::SMALL,
+            Preset::Paper => SignalSize::PAPER,
+        };
+        SignalSize {
+            layers: self.layers.unwrap_or(preset.layers),
+            width: self.width.unwrap_or(preset.width),
+            heads: self.heads.unwrap_or(preset.heads),
+            channels: self.channels.unwrap_or(preset.channels),
+            patch: self.patch.unwrap_or(preset.patch),
+            stride: self.stride.unwrap_or(preset.stride),
+            ..preset
+        }
+    }
+}
+
+/// A model that was trained and written.
+#[derive(Debug, serde::Serialize)]
+pub struct Trained {
+    /// Where.
+    pub artifact: PathBuf,
+    /// Its parameters.
+    pub parameters: usize,
+    /// Its bytes.
+    pub artifact_bytes: u64,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// On the holdout.
+    pub holdout: Evaluation,
+}
+
+pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let data = args.data.open()?;
+    let (device, budget) = context.device(args.limit)?;
+    let options = DenseOptions {
+        batch: args.batch.max(1),
+        steps: args.steps.unwrap_or((args.epochs * data.sets.train.len().div_ceil(args.batch.max(1)) as f64).round() as usize),
+        learning_rate: args.learning_rate,
+        weight_decay: args.weight_decay,
+        augment: Augment { noise: args.noise, ..Augment::default() },
+        seed: args.seed,
+    };
+    let trained = train_artifact(&device, &budget, &data, args.size.size(), options, &args.output, &mut Bar::new(), &context.stop)?;
+    if args.json {
+        return print_json(&trained);
+    }
+    print(&format!(
+        "{}: {} parameters, {}, trained on {} windows in {:.0} s\nholdout\n{}",
+        trained.artifact.display(),
+        table::count(trained.parameters as u64),
+        table::bytes(trained.artifact_bytes),
+        data.sets.train.len(),
+        trained.seconds,
+        trained.holdout
+    ))
+}
+
+/// Trains, writes, and measures on the holdout. Nothing is at `output` before all is done.
+#[allow(clippy::too_many_arguments)]
+pub fn train_artifact(
+    device: &CpuDevice,
+    budget: &std::sync::Arc<espalier_runtime::Budget>,
+    data: &Data,
+    size: SignalSize,
+    options: DenseOptions,
+    output: &Path,
+    progress: &mut dyn Progress,
+    stop: &Stop,
+) -> Result<Trained> {
+    check_output(output)?;
+    data.sets.train.check()?;
+    let architecture = size.architecture(&data.split.classes, data.sample_rate_hz()?)?;
+    let shape = size.shape();
+    let (mut network, report) = train_dense(device, architecture.clone(), shape.clone(), &data.sets.train, options, progress, stop)?;
+    let history = format!("trained on {} for {} steps, seed {}", data.split.name, report.steps, options.seed);
+    let name = output.file_stem().map_or("model".into(), |stem| stem.to_string_lossy().into_owned());
+    // The holdout is measured on a first version, so that the second can carry the result.
+    write(device, &mut network, dense_manifest(&name, architecture.clone(), &shape, history.clone(), None), output)?;
+    let holdout = predict(device, budget, &std::sync::Arc::new(Artifact::open(output)?), &data.sets.holdout, stop)?.evaluate(None, None, options.seed)?;
+    let measured = Measured { accuracy: Some(holdout.accuracy), loss: holdout.cross_entropy_nats, latency_ms: None };
+    write(device, &mut network, dense_manifest(&name, architecture, &shape, history, Some(measured)), output)?;
+    let artifact = Artifact::open(output)?;
+    let DenseReport { steps, seconds, .. } = report;
+    Ok(Trained { artifact: output.to_path_buf(), parameters: artifact.manifest().parameters(), artifact_bytes: artifact.file_bytes(), steps, seconds, holdout })
+}
+
+fn write(device: &CpuDevice, network: &mut Network<CpuDevice>, manifest: espalier_models::Manifest, output: &Path) -> Result<()> {
+    let columns: std::collections::BTreeMap<_, _> =
+        model_tensors(&manifest.architecture, &manifest.shape()).iter().map(|spec| (spec.key, spec.columns)).collect();
+    let tensors = network.trainable().into_iter().map(|(key, buffer)| (key, &*buffer, columns.get(&key).copied().unwrap_or(device.len(buffer)))).collect();
+    write_network(manifest, DType::F32, &DeviceTensors::new(device, tensors), output)?;
+    Ok(())
+}
+
+/// Refuses an output that cannot be written, before hours of work.
+pub fn check_output(output: &Path) -> Result<()> {
+    let folder = match output.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        return Err(AgentError::Usage(format!("{} cannot be written: the folder {} does not exist; make it first", output.display(), folder.display())));
+    }
+    if output.is_dir() {
+        return Err(AgentError::Usage(format!("{} is a folder; give the name of the file to write, such as model.esp", output.display())));
+    }
+    Ok(())
+}

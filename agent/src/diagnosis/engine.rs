@@ -1,0 +1,94 @@
+//! What judges a window.
+
+use std::sync::Arc;
+
+use espalier_kernels::Device;
+use espalier_models::Artifact;
+use espalier_models::architecture::Input;
+use espalier_runtime::{Budget, Classifier, RuntimeError};
+
+use crate::error::Result;
+
+/// Most classes that a verdict can hold.
+pub const MAX_CLASSES: usize = 32;
+
+/// Runs the work that it is given, once, on a thread where an engine's computing starts fastest.
+pub type Host = Box<dyn FnOnce(&mut (dyn FnMut() + Send)) + Send>;
+
+/// Turns one normalised window at a time into class probabilities.
+pub trait Engine: Send {
+    /// Probabilities `[classes]` of a normalised window `[window]`. After its first window an engine allocates nothing.
+    fn classify(&mut self, window: &[f32]) -> Result<&[f32]>;
+    /// Identifies the model's contents.
+    fn model_id(&self) -> u64;
+    /// The level of the model that is run: 0 is all that the artifact stores.
+    fn level(&self) -> u32;
+    /// The classes' names.
+    fn classes(&self) -> &[String];
+    /// Samples of a window.
+    fn window(&self) -> usize;
+    /// Samples a second at which the model was trained.
+    fn sample_rate_hz(&self) -> f64;
+    /// Where the loop is best run when it starts with this engine; on the loop's own thread unless the engine knows better.
+    fn host(&self) -> Host {
+        Box::new(|work| work())
+    }
+}
+
+/// An artifact on a device of ours.
+pub struct NativeEngine<D: Device> {
+    classifier: Classifier<D>,
+    model_id: u64,
+    sample_rate_hz: f64,
+}
+
+impl<D: Device> NativeEngine<D> {
+    /// Opens `artifact` for one window at a time, within `budget`.
+    ///
+    /// # Errors
+    /// [`RuntimeError`] where it is no classifier of signals or memory is refused.
+    pub fn open(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>) -> Result<Self> {
+        let Input::Patches { sample_rate_hz, .. } = artifact.manifest().architecture.input else {
+            let path = artifact.path().display();
+            return Err(RuntimeError::Input(format!("{path} is a language model; give an artifact that classifies signals")).into());
+        };
+        Ok(Self { classifier: Classifier::open(device, budget, artifact, 1)?, model_id: artifact.id(), sample_rate_hz })
+    }
+}
+
+impl<D: Device> Engine for NativeEngine<D>
+where
+    Classifier<D>: Send,
+{
+    fn classify(&mut self, window: &[f32]) -> Result<&[f32]> {
+        Ok(self.classifier.classify(window)?)
+    }
+
+    fn model_id(&self) -> u64 {
+        self.model_id
+    }
+
+    fn level(&self) -> u32 {
+        0
+    }
+
+    fn classes(&self) -> &[String] {
+        self.classifier.network().architecture.classes()
+    }
+
+    fn window(&self) -> usize {
+        self.classifier.window()
+    }
+
+    fn sample_rate_hz(&self) -> f64 {
+        self.sample_rate_hz
+    }
+
+    /// On a thread of the device: entering a pool from outside hands the work over through a queue, which takes time and, every few dozen
+    /// windows, an allocation. While the loop waits for a window it keeps one of the device's threads, so a device that trains should be
+    /// another one.
+    fn host(&self) -> Host {
+        let device = self.classifier.network().device.clone();
+        Box::new(move |work| device.enter(work))
+    }
+}

@@ -1,0 +1,100 @@
+//! Predictions of a model on a set of windows.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use espalier_kernels::CpuDevice;
+use espalier_models::Artifact;
+use espalier_runtime::{Budget, Classifier};
+
+use crate::error::{AgentError, Result};
+use crate::metrics::Predictions;
+use crate::signals::{WindowSet, normalise};
+use crate::train::{Examples, Stop};
+
+/// Windows at once: enough for the matrix products, little memory.
+const BATCH: usize = 32;
+
+/// Probabilities of every usable window of `set`. A constant window, which has no verdict, is left out.
+pub fn predict(device: &CpuDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, set: &WindowSet, stop: &Stop) -> Result<Predictions> {
+    let mut classifier = Classifier::open(device, budget, artifact, BATCH)?;
+    let classes = artifact.manifest().architecture.classes().to_vec();
+    let mut predictions = Predictions::new(&classes)?;
+    let length = set.length();
+    check_window(artifact, length)?;
+    let (mut windows, mut labels) = (Vec::new(), Vec::new());
+    for index in 0..set.len() {
+        stop.check()?;
+        let start = windows.len();
+        windows.resize(start + length, 0.0);
+        match set.load(index, &mut windows[start..])? {
+            Some(class) => labels.push((class as usize, set.place(index).recording as u32)),
+            None => windows.truncate(start),
+        }
+        if labels.len() == BATCH || (index + 1 == set.len() && !labels.is_empty()) {
+            let probabilities = classifier.classify(&windows)?;
+            for ((class, recording), row) in labels.drain(..).zip(probabilities.chunks_exact(classes.len())) {
+                predictions.push(class, recording, row)?;
+            }
+            windows.clear();
+        }
+    }
+    Ok(predictions)
+}
+
+/// An error where windows of a split are not what the model reads.
+pub fn check_window(artifact: &Artifact, length: usize) -> Result<()> {
+    match artifact.manifest().architecture.input {
+        espalier_models::architecture::Input::Patches { window, .. } if window == length => Ok(()),
+        espalier_models::architecture::Input::Patches { window, .. } => {
+            let path = artifact.path().display();
+            Err(AgentError::Usage(format!("{path} reads windows of {window} samples, but the split has windows of {length}")))
+        }
+        espalier_models::architecture::Input::Tokens { .. } => {
+            let path = artifact.path().display();
+            Err(AgentError::Usage(format!("{path} is a language model; it has no verdict on signals")))
+        }
+    }
+}
+
+/// An error where the classes of a split are not those of the model.
+pub fn check_classes(artifact: &Artifact, classes: &[String]) -> Result<()> {
+    let known = artifact.manifest().architecture.classes();
+    if known == classes {
+        return Ok(());
+    }
+    let (path, known, classes) = (artifact.path().display(), known.join(", "), classes.join(", "));
+    Err(AgentError::Usage(format!("{path} tells the classes {known} apart, but the split has the classes {classes}; choose the split it was trained for")))
+}
+
+/// Latency of one window at a time.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Latency {
+    /// Median, in milliseconds.
+    pub p50_ms: f64,
+    /// 99th percentile, in milliseconds.
+    pub p99_ms: f64,
+    /// Windows that were timed.
+    pub windows: usize,
+}
+
+/// Times `count` single windows after a warm-up of a tenth as many.
+pub fn latency(device: &CpuDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<Latency> {
+    let mut classifier = Classifier::open(device, budget, artifact, 1)?;
+    // The numbers do not matter for the time; a ramp is as good as a signal.
+    let length = classifier.window();
+    let mut window: Vec<f32> = (0..length).map(|index| ((index * 37) % 101) as f32).collect();
+    let _ = normalise(&mut window);
+    for _ in 0..count.div_ceil(10) {
+        classifier.classify(&window)?;
+    }
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let started = Instant::now();
+        classifier.classify(&window)?;
+        times.push(started.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times.get(((times.len() - 1) as f64 * share).round() as usize).copied().unwrap_or(f64::NAN);
+    Ok(Latency { p50_ms: at(0.5), p99_ms: at(0.99), windows: count })
+}

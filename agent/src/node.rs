@@ -1,0 +1,411 @@
+//! A node: the diagnosis loop, the memory watch and the pruning that keeps it within its budget, tied together.
+//!
+//! The controller decides ([`control`](crate::control)); this module carries its actions out: it starts a cascade from the factory
+//! artifact on a thread of its own, asks the holdout, writes the other slot, hands the loop its next engine between two windows, and
+//! commits or rolls back. One thread supervises; nothing here is on the way of a window to its verdict.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use espalier_kernels::CpuDevice;
+use espalier_models::Artifact;
+use espalier_runtime::{Budget, Plan, gauges};
+
+use crate::check::StaticCheck;
+use crate::cli::publish;
+use crate::control::linux::Linux;
+use crate::control::{Action, Controller, Event, Hardware, Held, Reading, State, Thresholds};
+use crate::diagnosis::{Engine, Handle, LoopEvent, NativeEngine};
+use crate::error::{AgentError, Result};
+use crate::prune::{Cascade, CascadeOptions, CascadeResult, Target};
+use crate::store::{Active, Store};
+use crate::train::{Examples, Progress, Stop};
+
+/// Bytes left to everyone else on the host. An eighth of a small board's memory would be too much for a large host and too little for a
+/// tiny one; 64 MiB is what an idle embedded Linux needs to go on answering.
+const RESERVE_BYTES: u64 = 64 << 20;
+
+/// Between two readings of the gauges: a tenth of a second costs under 1 % of one core and is short against every hold time.
+const POLL: Duration = Duration::from_millis(100);
+
+/// How a node prunes.
+pub struct PruneSetup {
+    /// Windows for importance and recovery.
+    pub calibration: Arc<dyn Examples + Send>,
+    /// Windows that decide.
+    pub holdout: Arc<dyn Examples + Send>,
+    /// How; the target is set by the controller.
+    pub options: CascadeOptions,
+    /// The largest loss of holdout accuracy that is accepted.
+    pub max_drop: f64,
+    /// Threads for pruning.
+    pub threads: usize,
+    /// Hears how it goes.
+    pub progress: Box<dyn Fn() -> Box<dyn Progress> + Send>,
+}
+
+/// A node.
+pub struct Node {
+    store: Store,
+    budget: Arc<Budget>,
+    device: CpuDevice,
+    handle: Handle,
+    controller: Controller,
+    prune: Option<PruneSetup>,
+    /// The limit that follows the commit; before it, the limit stays so that there is room to prune in.
+    limit_after_commit: bool,
+    background: Option<Background>,
+    result: Option<CascadeResult>,
+    judged_before: u64,
+    failed_before: u64,
+    /// What happened, in order, with seconds since the start.
+    pub log: Vec<(f64, String)>,
+    started: std::time::Instant,
+    committed: usize,
+}
+
+struct Background {
+    stop: Stop,
+    receiver: Receiver<Result<CascadeResult>>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+/// What a node is opened with.
+pub struct NodeOptions {
+    /// Times and margins of the controller.
+    pub thresholds: Thresholds,
+    /// How it prunes; a node without this serves only.
+    pub prune: Option<PruneSetup>,
+    /// Lower the limit to the goal once a smaller model is committed.
+    pub limit_after_commit: bool,
+}
+
+/// The id of an artifact, after its checksums were all read.
+pub fn artifact_id(path: &Path) -> std::result::Result<u64, String> {
+    let artifact = Artifact::open(path).map_err(|error| error.to_string())?;
+    artifact.verify().map_err(|error| error.to_string())?;
+    Ok(artifact.id())
+}
+
+/// An engine for an artifact, booked in the budget.
+pub fn open_engine(device: &CpuDevice, budget: &Arc<Budget>, path: &Path) -> Result<Box<dyn Engine>> {
+    Ok(Box::new(NativeEngine::open(device, budget, &Arc::new(Artifact::open(path)?))?))
+}
+
+impl Node {
+    /// A node around a running diagnosis loop that serves the store's active artifact.
+    pub fn new(store: Store, device: CpuDevice, budget: Arc<Budget>, handle: Handle, options: NodeOptions) -> Self {
+        let factory = store.active() == Active::Factory;
+        Self {
+            controller: Controller::new(options.thresholds, factory, Vec::new()),
+            store,
+            budget,
+            device,
+            handle,
+            prune: options.prune,
+            limit_after_commit: options.limit_after_commit,
+            background: None,
+            result: None,
+            judged_before: 0,
+            failed_before: 0,
+            log: Vec::new(),
+            started: std::time::Instant::now(),
+            committed: 0,
+        }
+    }
+
+    /// Supervises until the loop is over or `stop` is asked; `watch` is called at every reading and ends it by returning false.
+    pub fn run(&mut self, stop: &Stop, watch: &mut dyn FnMut(&NodeView<'_>) -> bool) -> Result<()> {
+        let factory_bytes = planned_bytes(&self.store.path(Active::Factory))?;
+        let read_held = || {
+            let held = gauges::held().unwrap_or_default();
+            Held { held_bytes: held.total(), working_set_bytes: held.artifacts }
+        };
+        let mut hardware = Linux::new(RESERVE_BYTES, read_held).map_err(|error| AgentError::Training(error.to_string()))?;
+        while !stop.is_asked() && !self.handle.is_over() {
+            hardware.wait(POLL);
+            let reading = hardware.read(self.budget.goal(), self.budget.limit(), factory_bytes).map_err(|error| AgentError::Usage(error.to_string()))?;
+            for event in self.events() {
+                self.step(hardware.now(), &reading, Some(event))?;
+            }
+            self.step(hardware.now(), &reading, None)?;
+            let view = NodeView { state: self.controller.state(), reading, budget: &self.budget, handle: &self.handle, committed: self.committed };
+            if !watch(&view) {
+                break;
+            }
+        }
+        self.cancel();
+        Ok(())
+    }
+
+    /// The result of the last cascade.
+    pub fn result(&self) -> Option<&CascadeResult> {
+        self.result.as_ref()
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The loop.
+    pub fn handle(&mut self) -> &mut Handle {
+        &mut self.handle
+    }
+
+    fn note(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        log::info!("{text}");
+        self.log.push((self.started.elapsed().as_secs_f64(), text));
+    }
+
+    /// What has happened since the last look.
+    fn events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(event) = self.handle.next_event() {
+            match event {
+                // Dropping the old engine here gives its memory back off the verdict path.
+                LoopEvent::Swapped(old) => {
+                    drop(old);
+                    events.push(Event::Swapped);
+                }
+                LoopEvent::EngineFailed(reason) => {
+                    self.note(format!("the engine failed: {reason}"));
+                    self.replace_failed();
+                }
+            }
+        }
+        let snapshot = self.handle.snapshot();
+        let (good, bad) = (snapshot.judged - self.judged_before, snapshot.failed - self.failed_before);
+        (self.judged_before, self.failed_before) = (snapshot.judged, snapshot.failed);
+        if self.controller.state() == State::Probation {
+            events.extend((0..good).map(|_| Event::HealthWindow { ok: true }));
+            events.extend((0..bad).map(|_| Event::HealthWindow { ok: false }));
+        }
+        if let Some(done) = self.background.as_ref().and_then(|background| background.receiver.try_recv().ok()) {
+            if let Some(background) = self.background.take() {
+                let _ = background.thread.join();
+            }
+            events.push(self.compressed(done));
+        }
+        events
+    }
+
+    /// A failed engine is replaced by a fresh one of the same artifact: a page that could not be read may be readable again, and if not the
+    /// factory's is tried.
+    fn replace_failed(&mut self) {
+        for active in [self.store.active(), Active::Factory] {
+            match open_engine(&self.device, &self.budget, &self.store.path(active)) {
+                Ok(engine) => {
+                    self.handle.offer(engine);
+                    return;
+                }
+                Err(error) => self.note(format!("{} cannot serve: {error}", self.store.path(active).display())),
+            }
+        }
+    }
+
+    fn compressed(&mut self, done: Result<CascadeResult>) -> Event {
+        match done {
+            Ok(result) => {
+                let split = result.split;
+                self.note(format!("pruned to {} layers, {} heads, {} channels", split.layers, split.heads, split.channels));
+                self.result = Some(result);
+                Event::CompressionDone
+            }
+            Err(AgentError::Cancelled) => Event::CompressionCancelled,
+            Err(error) => {
+                self.note(format!("pruning failed: {error}"));
+                Event::CompressionFailed(error.to_string())
+            }
+        }
+    }
+
+    fn step(&mut self, now: Duration, reading: &Reading, event: Option<Event>) -> Result<()> {
+        let before = self.controller.state();
+        let actions = self.controller.step(now, reading, event);
+        let after = self.controller.state();
+        if before != after {
+            self.note(format!("{before} → {after}"));
+        }
+        for action in actions {
+            if let Some(answer) = self.act(action)? {
+                self.step(now, reading, Some(answer))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries an action out; an answer that is known at once is returned.
+    fn act(&mut self, action: Action) -> Result<Option<Event>> {
+        match action {
+            Action::StartCompression { fit_bytes } => Ok(self.start(fit_bytes).err().map(|error| Event::CompressionFailed(error.to_string()))),
+            Action::CancelCompression => {
+                if let Some(background) = &self.background {
+                    background.stop.ask();
+                }
+                Ok(None)
+            }
+            Action::JudgeCandidate => Ok(Some(self.judge())),
+            Action::Swap => Ok(self.swap().err().map(|error| Event::SwapFailed(error.to_string()))),
+            Action::Commit => Ok(Some(self.commit())),
+            Action::RollBack => Ok(self.serve(self.store.active()).err().map(|error| Event::SwapFailed(error.to_string()))),
+            Action::RestoreFactory => {
+                self.store.restore_factory()?;
+                Ok(self.serve(Active::Factory).err().map(|error| Event::SwapFailed(error.to_string())))
+            }
+            // One-level artifacts have nothing to drop to; the controller is given no levels.
+            Action::DropLevel(_) | Action::ClimbLevel(_) => Ok(None),
+        }
+    }
+
+    fn start(&mut self, fit_bytes: u64) -> Result<()> {
+        let Some(setup) = &self.prune else {
+            return Err(AgentError::Usage("there are no calibration data; give --data, so that the node can prune".into()));
+        };
+        let factory = self.store.path(Active::Factory);
+        let artifact = Arc::new(Artifact::open(&factory)?);
+        let report = StaticCheck::new(&artifact.manifest().architecture, &artifact.manifest().shape());
+        let job = CascadeJob {
+            artifact,
+            options: CascadeOptions { target: Target::Serving(fit_bytes), ..setup.options.clone() },
+            calibration: setup.calibration.clone(),
+            holdout: setup.holdout.clone(),
+            budget: self.budget.clone(),
+            device: CpuDevice::new(setup.threads, self.budget.clone())?,
+            folder: self.store.candidate_path().with_extension("stages"),
+            candidate: self.store.candidate_path(),
+        };
+        let mut progress = (setup.progress)();
+        let (sender, receiver) = channel();
+        let stop = Stop::new();
+        let asked = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name("pruning".into())
+            .spawn(move || {
+                let result = job.run(progress.as_mut(), &asked);
+                // The receiver is gone only where the node itself is; then nobody wants the result.
+                let _ = sender.send(result);
+            })
+            .map_err(|error| crate::error::file_error("cannot start a thread in", Path::new("this process"), &error))?;
+        self.background = Some(Background { stop, receiver, thread });
+        let holds = if report.holds_per_component() { "holds for every head and channel by itself" } else { "holds for coupled units only; they leave together" };
+        self.note(format!("SIA check: structural independence {holds}"));
+        self.note(format!("pruning to serve within {fit_bytes} bytes"));
+        Ok(())
+    }
+
+    fn judge(&mut self) -> Event {
+        let (Some(result), Some(setup)) = (&self.result, &self.prune) else {
+            return Event::HoldoutRefused("there is no candidate".into());
+        };
+        let Some(last) = result.stages.last() else { return Event::HoldoutRefused("there is no candidate".into()) };
+        let (dense, small, most) = (result.dense_accuracy, last.accuracy, setup.max_drop);
+        let said = format!("holdout accuracy {:.1} % after {:.1} %", small * 100.0, dense * 100.0);
+        if dense - small <= most {
+            self.note(format!("accepted: {said}"));
+            Event::HoldoutAccepted
+        } else {
+            let refusal = format!("{said}: a loss of more than {:.1} points", most * 100.0);
+            self.note(format!("refused: {refusal}"));
+            Event::HoldoutRefused(refusal)
+        }
+    }
+
+    fn swap(&mut self) -> Result<()> {
+        let path = self.store.candidate_path();
+        let id = artifact_id(&path).map_err(AgentError::Usage)?;
+        self.store.begin_candidate(id)?;
+        let engine = open_engine(&self.device, &self.budget, &path)?;
+        self.store.begin_probation()?;
+        self.handle.offer(engine);
+        Ok(())
+    }
+
+    fn serve(&mut self, active: Active) -> Result<()> {
+        let engine = open_engine(&self.device, &self.budget, &self.store.path(active))?;
+        self.handle.offer(engine);
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Event {
+        let slot = self.store.inactive();
+        let committed = match self.store.candidate() {
+            Some(candidate) => self.store.commit(slot, candidate.id).map_err(|error| error.to_string()),
+            None => Err("the store has no candidate".into()),
+        };
+        match committed {
+            Ok(()) => {
+                self.committed += 1;
+                if self.limit_after_commit {
+                    self.budget.set_limit(self.budget.goal());
+                }
+                self.note(format!("committed to slot {slot:?}"));
+                Event::Committed
+            }
+            Err(reason) => Event::CommitFailed(reason),
+        }
+    }
+
+    /// Ends background work and waits for it.
+    fn cancel(&mut self) {
+        if let Some(background) = self.background.take() {
+            background.stop.ask();
+            let _ = background.thread.join();
+        }
+    }
+}
+
+/// What a watcher sees at every reading.
+pub struct NodeView<'a> {
+    /// What the agent is doing.
+    pub state: State,
+    /// The gauges.
+    pub reading: Reading,
+    /// Limit and goal.
+    pub budget: &'a Arc<Budget>,
+    /// The loop.
+    pub handle: &'a Handle,
+    /// Candidates committed since the start.
+    pub committed: usize,
+}
+
+/// A cascade with everything it owns, to be run on another thread.
+struct CascadeJob {
+    artifact: Arc<Artifact>,
+    options: CascadeOptions,
+    calibration: Arc<dyn Examples + Send>,
+    holdout: Arc<dyn Examples + Send>,
+    budget: Arc<Budget>,
+    device: CpuDevice,
+    folder: PathBuf,
+    candidate: PathBuf,
+}
+
+impl CascadeJob {
+    fn run(self, progress: &mut dyn Progress, stop: &Stop) -> Result<CascadeResult> {
+        std::fs::create_dir_all(&self.folder).map_err(|error| crate::error::file_error("cannot make the folder", &self.folder, &error))?;
+        let mut cascade = Cascade {
+            device: self.device,
+            budget: &self.budget,
+            calibration: self.calibration.as_ref(),
+            holdout: self.holdout.as_ref(),
+            options: self.options,
+            folder: &self.folder,
+            progress,
+            stop,
+        };
+        let result = cascade.run(&self.artifact)?;
+        let last = result.stages.last().ok_or_else(|| AgentError::Training("the cascade had no stages".into()))?;
+        publish(&last.path, &self.candidate)?;
+        Ok(result)
+    }
+}
+
+/// What serving an artifact holds, as planned.
+pub fn planned_bytes(path: &Path) -> Result<u64> {
+    let artifact = Artifact::open(path)?;
+    Ok(Plan::serving(artifact.manifest(), artifact.file_bytes()).total())
+}
