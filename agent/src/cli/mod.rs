@@ -22,7 +22,7 @@ mod generate;
 mod import;
 mod inspect;
 mod prune;
-//mod run;
+mod run;
 mod train;
 
 /// Espalier runs a transformer on an edge node and, when memory runs short, prunes it there: layers, then heads, then FFN channels, each
@@ -57,7 +57,7 @@ enum Command {
     /// Prune a model and recover it.
     Prune(prune::Args),
     /// Diagnose a stream of samples: verdicts as JSON lines; under a memory budget, prune and swap the model while it serves.
-    //Run(run::Args),
+    Run(run::Args),
     /// Continue a prompt with a language model.
     Generate(generate::Args),
     /// Write a model as a checkpoint folder that other programs read.
@@ -94,7 +94,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Eval(args) => eval::run(&context, &args),
         Command::Check(args) => check::run(&args),
         Command::Prune(args) => prune::run(&context, &args),
-        //Command::Run(args) => run::run(&context, &args),
+        Command::Run(args) => run::run(&context, &args),
         Command::Generate(args) => generate::run(&context, &args),
         Command::Export(args) => export::run(&args),
         Command::Bench(args) => bench::run(&context, &args),

@@ -9,10 +9,10 @@ use espalier_runtime::{AdapterOptions, gauges};
 
 use super::bar::Bar;
 use super::data::DataArgs;
-use super::train::check_output;
 use super::{Context, print, print_json};
 use crate::error::{AgentError, Result, file_error};
 use crate::evaluate::check_classes;
+use crate::files::{check_output, folder_of, publish};
 use crate::prune::{Cascade, CascadeOptions, CascadeResult, Split, Target};
 use crate::sampler::Sampler;
 use crate::table::{self, Table};
@@ -176,7 +176,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     // The whole map is booked: a device that prunes serves this model at the same time.
     let _mapped = Reservation::new(budget.clone(), Purpose::Weights, source.file_bytes())?;
     let sampler = Sampler::start()?;
-    let scratch = tempfile::tempdir_in(output_folder(args)).map_err(|error| file_error("cannot make a folder in", output_folder(args), &error))?;
+    let scratch = tempfile::tempdir_in(folder_of(&args.output)).map_err(|error| file_error("cannot make a folder in", folder_of(&args.output), &error))?;
     let folder = args.stages.as_deref().unwrap_or(scratch.path());
     std::fs::create_dir_all(folder).map_err(|error| file_error("cannot make the folder", folder, &error))?;
     let mut cascade = Cascade {
@@ -203,23 +203,6 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         result,
     };
     if args.json { print_json(&pruned) } else { print(&render(&pruned)) }
-}
-
-fn output_folder(args: &Args) -> &std::path::Path {
-    args.output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."))
-}
-
-/// Puts a finished artifact in its place at once: a copy beside it, then a rename.
-pub fn publish(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
-    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
-    let copy = || -> std::io::Result<()> {
-        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-        std::io::copy(&mut std::fs::File::open(from)?, temporary.as_file_mut())?;
-        temporary.as_file().sync_all()?;
-        temporary.persist(to).map_err(|error| error.error)?;
-        std::fs::File::open(folder)?.sync_all()
-    };
-    copy().map_err(|error| file_error("cannot write", to, &error))
 }
 
 fn render(pruned: &Pruned) -> String {

@@ -11,8 +11,9 @@ use espalier_runtime::{DeviceTensors, Network};
 use super::bar::Bar;
 use super::data::{Data, DataArgs};
 use super::{Context, print, print_json};
-use crate::error::{AgentError, Result};
+use crate::error::Result;
 use crate::evaluate::predict;
+use crate::files::check_output;
 use crate::metrics::Evaluation;
 use crate::prune::pack::write_network;
 use crate::signal_model::{SignalSize, dense_manifest};
@@ -186,20 +187,5 @@ fn write(device: &CpuDevice, network: &mut Network<CpuDevice>, manifest: espalie
         model_tensors(&manifest.architecture, &manifest.shape()).iter().map(|spec| (spec.key, spec.columns)).collect();
     let tensors = network.trainable().into_iter().map(|(key, buffer)| (key, &*buffer, columns.get(&key).copied().unwrap_or(device.len(buffer)))).collect();
     write_network(manifest, DType::F32, &DeviceTensors::new(device, tensors), output)?;
-    Ok(())
-}
-
-/// Refuses an output that cannot be written, before hours of work.
-pub fn check_output(output: &Path) -> Result<()> {
-    let folder = match output.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    if !folder.is_dir() {
-        return Err(AgentError::Usage(format!("{} cannot be written: the folder {} does not exist; make it first", output.display(), folder.display())));
-    }
-    if output.is_dir() {
-        return Err(AgentError::Usage(format!("{} is a folder; give the name of the file to write, such as model.esp", output.display())));
-    }
     Ok(())
 }

@@ -85,15 +85,6 @@ impl<'a, D: Device> Cutter<'a, D> {
         Ok(self.with_channels(&self.with_groups(selection, 1)?, MIN_CHANNELS))
     }
 
-    /// The smallest network of all: the first and the last layer.
-    pub fn smallest_of_all(&self) -> Result<Selection> {
-        let mut selection = Selection::all(&self.network.shape);
-        for layer in removable(&selection) {
-            selection.layers[layer] = None;
-        }
-        self.smallest(&selection)
-    }
-
     /// Cuts layers by LCR, measured again before each cut.
     pub fn cut_layers(&self, trial: &mut Trial<'_, D>, calibration: &dyn Examples, limit: usize, available: u64, keep: Option<usize>) -> Result<Selection> {
         let mut selection = Selection::all(&self.network.shape);
@@ -199,9 +190,26 @@ impl<'a, D: Device> Cutter<'a, D> {
 
     /// An error where even the smallest network misses the target.
     pub fn check_feasible(&self) -> Result<()> {
-        let smallest = self.smallest_of_all()?;
+        let smallest = smallest_of_all(self.manifest);
         if self.fits(&smallest)? { Ok(()) } else { Err(self.target.infeasible(self.manifest, &smallest)) }
     }
+}
+
+/// The smallest network that pruning can leave: the first and the last layer, one KV group and [`MIN_CHANNELS`] channels each. Which units
+/// they are does not change its size.
+pub fn smallest_of_all(manifest: &Manifest) -> Selection {
+    let shape = manifest.shape();
+    let mut selection = Selection::all(&shape);
+    for layer in removable(&selection) {
+        selection.layers[layer] = None;
+    }
+    for (kept, units) in selection.layers.iter_mut().zip(shape.layers.iter().map(espalier_models::LayerShape::units)) {
+        if let (Some(kept), Some(units)) = (kept, units) {
+            kept.keep_groups(units, (0..units.groups.min(1)).collect());
+            kept.channels.truncate(MIN_CHANNELS);
+        }
+    }
+    selection
 }
 
 /// Layers that may go: neither the first nor the last of those that stay.

@@ -1,0 +1,160 @@
+//! `espalier run`
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use espalier_kernels::CpuDevice;
+use espalier_models::Artifact;
+use espalier_runtime::{Budget, PROCESS_BYTES};
+
+use super::Context;
+use super::data::DataArgs;
+use super::prune::RecoveryArgs;
+use crate::control::Thresholds;
+use crate::diagnosis::{Diagnosis, JsonLines, Options, Pace, RawStream, Recordings, Sink, Source};
+use crate::error::{AgentError, Result};
+use crate::evaluate::check_classes;
+use crate::node::{Node, NodeOptions, PruneSetup, artifact_id, open_engine, planned_bytes};
+use crate::prune::Target;
+use crate::prune::split::smallest_of_all;
+use crate::store::{Active, Store};
+use crate::table;
+use crate::train::Quiet;
+
+/// Options of `run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The artifact to serve; it becomes the store's factory artifact.
+    model: PathBuf,
+    /// Recordings, folders of recordings, or `-` for raw little-endian f32 samples on standard input.
+    #[arg(long, required = true, value_name = "FILE|DIR|-")]
+    source: Vec<PathBuf>,
+    /// Give samples by the clock, at this many times the sensor's rate; the oldest window is dropped where the engine is too slow [default: as fast as they are judged].
+    #[arg(long, value_name = "FACTOR")]
+    pace: Option<f64>,
+    /// Begin again after the last recording, until stopped.
+    #[arg(long)]
+    repeat: bool,
+    /// Bytes that the program should hold, such as 64MiB: the goal. Where the model holds more, it is pruned (with --data) while it serves.
+    #[arg(long, value_parser = super::size, value_name = "BYTES")]
+    budget: Option<u64>,
+    /// Bytes that the program may never exceed [default: the budget, or 1.5 times what serving the model holds where that is more].
+    #[arg(long, value_parser = super::size, value_name = "BYTES")]
+    limit: Option<u64>,
+    /// The folder of slots and journal, which outlives a restart [default: beside the model].
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    recovery: RecoveryArgs,
+    /// The largest loss of holdout accuracy that is accepted, in points.
+    #[arg(long, default_value_t = 5.0)]
+    max_drop: f64,
+}
+
+pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let store = open_store(args)?;
+    let serving = planned_bytes(&store.path(Active::Factory))?;
+    let goal = args.budget.unwrap_or(u64::MAX);
+    let limit = args.limit.unwrap_or_else(|| if goal < serving { serving + serving / 2 } else { goal });
+    let prune = prune_setup(context, args, &store, goal, serving)?;
+    let budget = Arc::new(Budget::new(limit, PROCESS_BYTES));
+    budget.set_goal(goal);
+    // A window is judged on one thread: at batch 1 a second one costs more than it saves, and pruning needs it.
+    let device = CpuDevice::new(1, budget.clone())?;
+    let engine = open_engine(&device, &budget, &store.path(store.active()))?;
+    let sink: Box<dyn Sink> = Box::new(JsonLines::new(std::io::stdout(), Path::new("standard output"), engine.classes()));
+    let pace = args.pace.map_or(Pace::Unpaced, Pace::RealTime);
+    let options = Options { pace, stop: context.stop.clone(), ..Options::default() };
+    let handle = Diagnosis::start(options, engine, source(args)?, vec![sink])?;
+    let node_options = NodeOptions { thresholds: Thresholds::default(), prune, limit_after_commit: goal < limit };
+    let mut node = Node::new(store, device, budget, handle, node_options);
+    node.run(&context.stop, &mut |_| true)?;
+    let snapshot = node.handle().wait()?;
+    for (seconds, event) in &node.log {
+        eprintln!("{seconds:8.1} s  {event}");
+    }
+    let mut gaps = format!("{} windows: {} judged", snapshot.produced, snapshot.judged);
+    for (count, word) in [(snapshot.unusable, "unusable"), (snapshot.failed, "failed"), (snapshot.dropped, "dropped")] {
+        if count > 0 {
+            gaps += &format!(", {count} {word}");
+        }
+    }
+    let accounted = if snapshot.is_complete() { "every sequence number accounted for" } else { "SEQUENCE NUMBERS ARE NOT ACCOUNTED FOR" };
+    let _ = writeln!(
+        std::io::stderr(),
+        "{gaps}; {accounted}; missing {}, repeated {}; latency p50 {} µs, p99 {} µs; queue at most {}",
+        snapshot.missing, snapshot.repeated, snapshot.latency.p50_us, snapshot.latency.p99_us, snapshot.queue_high_water
+    );
+    if context.stop.is_asked() || snapshot.is_complete() { Ok(()) } else { Err(AgentError::Usage("windows were lost".into())) }
+}
+
+fn source(args: &Args) -> Result<Box<dyn Source>> {
+    let stdin = args.source.iter().any(|path| path == Path::new("-"));
+    if stdin && args.source.len() > 1 {
+        return Err(AgentError::Usage("`-` (standard input) cannot be mixed with files".into()));
+    }
+    if stdin {
+        return Ok(Box::new(RawStream::stdin()?));
+    }
+    let recordings = Recordings::open(&args.source)?;
+    Ok(Box::new(if args.repeat { recordings.repeated() } else { recordings }))
+}
+
+/// Opens the store beside the model, or makes it.
+fn open_store(args: &Args) -> Result<Store> {
+    let folder = args.store.clone().unwrap_or_else(|| args.model.with_extension("store"));
+    if !folder.exists() {
+        return Ok(Store::create(&folder, &args.model, artifact_id)?);
+    }
+    let (store, recovery) = Store::open(&folder, artifact_id)?;
+    for note in &recovery.notes {
+        log::warn!("{note}");
+    }
+    let given = artifact_id(&args.model).map_err(AgentError::Usage)?;
+    let factory = artifact_id(&store.path(Active::Factory)).map_err(AgentError::Usage)?;
+    if given != factory {
+        return Err(AgentError::Usage(format!(
+            "{} is another model than the factory artifact of {}; give --store for a new store, or remove that folder",
+            args.model.display(),
+            folder.display()
+        )));
+    }
+    Ok(store)
+}
+
+/// What the node prunes with; nothing where the budget never asks for it. A budget that no pruning can reach is refused now.
+fn prune_setup(context: &Context, args: &Args, store: &Store, goal: u64, serving: u64) -> Result<Option<PruneSetup>> {
+    let has_data = args.data.data.is_some() || std::env::var_os("ESPALIER_DATA").is_some();
+    let artifact = Artifact::open(&store.path(Active::Factory))?;
+    if goal < serving {
+        let smallest = smallest_of_all(artifact.manifest());
+        let target = Target::Serving(goal);
+        if !target.fits(artifact.manifest(), &smallest)? {
+            return Err(target.infeasible(artifact.manifest(), &smallest));
+        }
+        if !has_data {
+            return Err(AgentError::Usage(format!(
+                "serving {} holds {}, more than the budget of {}, and there are no recordings to recover a pruned model with; give --data DIR, or a budget of {serving} bytes",
+                args.model.display(),
+                table::bytes(serving),
+                table::bytes(goal)
+            )));
+        }
+    }
+    if args.budget.is_none() || !has_data {
+        return Ok(None);
+    }
+    let data = args.data.open()?;
+    check_classes(&artifact, &data.split.classes)?;
+    Ok(Some(PruneSetup {
+        calibration: Arc::new(data.sets.train.clone()),
+        holdout: Arc::new(data.sets.holdout.clone()),
+        options: args.recovery.options(Target::Serving(goal), None)?,
+        max_drop: args.max_drop / 100.0,
+        threads: context.threads,
+        progress: Box::new(|| Box::new(Quiet)),
+    }))
+}
