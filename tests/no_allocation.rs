@@ -26,6 +26,7 @@ use espalier_runtime::{Budget, DeviceTensors, Network};
 struct Counting;
 
 static COUNTING: AtomicBool = AtomicBool::new(false);
+static SWAPPED: AtomicBool = AtomicBool::new(false);
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
@@ -89,6 +90,10 @@ impl Source for Noise {
     fn run(&mut self, feed: &mut Feed) -> Result<()> {
         feed.begin(0, Some(0))?;
         for window in self.0.chunks(SIZE.window).cycle().take((WARM_UP + COUNTED + 1) as usize) {
+            // However slow the machine is, the swap comes while windows are counted.
+            while feed.windows() == WARM_UP + COUNTED * 3 / 4 && !SWAPPED.load(Ordering::Acquire) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             if feed.samples(window).is_break() {
                 break;
             }
@@ -118,6 +123,7 @@ fn serve(threads: usize, first: &Arc<Artifact>, second: &Arc<Artifact>) -> u64 {
         vec![Box::new(Switch), Box::new(JsonLines::new(io::sink(), Path::new("nowhere"), &classes)), Box::new(counts.clone())];
     let mut rng = Rng::new(3);
     let noise = Noise((0..16 * SIZE.window).map(|_| rng.normal() as f32).collect());
+    SWAPPED.store(false, Ordering::Release);
     ALLOCATIONS.store(0, Ordering::Relaxed);
     let mut handle = Diagnosis::start(Options::default(), Box::new(engine()), Box::new(noise), sinks).unwrap();
     while counts.judged() < WARM_UP + COUNTED / 2 {
@@ -126,6 +132,7 @@ fn serve(threads: usize, first: &Arc<Artifact>, second: &Arc<Artifact>) -> u64 {
     assert!(handle.offer(next).unwrap().is_none());
     let Some(Event::Swapped { old, model_id, from, .. }) = handle.events().next_within(Duration::from_secs(10)) else { panic!("no swap") };
     drop(old);
+    SWAPPED.store(true, Ordering::Release);
     assert_eq!(model_id, second.id());
     assert!(from.is_some_and(|from| from < WARM_UP + COUNTED), "the swap came after the count: {from:?}");
     let snapshot = handle.wait().unwrap();

@@ -5,11 +5,11 @@
 //! commits or rolls back. One thread supervises; nothing here is on the way of a window to its verdict.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use espalier_kernels::CpuDevice;
+use espalier_kernels::{CpuDevice, Purpose, Reservation};
 use espalier_models::Artifact;
 use espalier_runtime::{Budget, Plan, gauges};
 
@@ -42,6 +42,8 @@ pub struct PruneSetup {
     pub max_drop: f64,
     /// Threads for pruning.
     pub threads: usize,
+    /// Leave the stages' artifacts beside the slots.
+    pub keep_stages: bool,
     /// Hears how it goes.
     pub progress: Box<dyn Fn() -> Box<dyn Progress> + Send>,
 }
@@ -52,6 +54,8 @@ pub struct Node {
     budget: Arc<Budget>,
     device: CpuDevice,
     handle: DiagnosisHandle,
+    /// The artifact that the engine serves.
+    served: Weak<Artifact>,
     controller: Controller,
     prune: Option<PruneSetup>,
     /// The limit that follows the commit; before it, the limit stays so that there is room to prune in.
@@ -89,14 +93,16 @@ pub fn artifact_id(path: &Path) -> std::result::Result<u64, String> {
     Ok(artifact.id())
 }
 
-/// An engine for an artifact, booked in the budget.
-pub fn open_engine(device: &CpuDevice, budget: &Arc<Budget>, path: &Path) -> Result<Box<dyn Engine>> {
-    Ok(Box::new(NativeEngine::open(device, budget, &Arc::new(Artifact::open(path)?))?))
+/// An engine for an artifact, booked in the budget, and the artifact for as long as the engine lives.
+pub fn open_engine(device: &CpuDevice, budget: &Arc<Budget>, path: &Path) -> Result<(Box<dyn Engine>, Weak<Artifact>)> {
+    let artifact = Arc::new(Artifact::open(path)?);
+    let engine = NativeEngine::open(device, budget, &artifact)?;
+    Ok((Box::new(engine), Arc::downgrade(&artifact)))
 }
 
 impl Node {
     /// A node around a running diagnosis loop that serves the store's active artifact.
-    pub fn new(store: Store, device: CpuDevice, budget: Arc<Budget>, handle: DiagnosisHandle, options: NodeOptions) -> Self {
+    pub fn new(store: Store, device: CpuDevice, budget: Arc<Budget>, handle: DiagnosisHandle, served: Weak<Artifact>, options: NodeOptions) -> Self {
         let factory = store.active() == Active::Factory;
         Self {
             controller: Controller::new(options.thresholds, factory, Vec::new()),
@@ -104,6 +110,7 @@ impl Node {
             budget,
             device,
             handle,
+            served,
             prune: options.prune,
             limit_after_commit: options.limit_after_commit,
             background: None,
@@ -198,8 +205,11 @@ impl Node {
     fn replace_failed(&mut self) {
         for active in [self.store.active(), Active::Factory] {
             match open_engine(&self.device, &self.budget, &self.store.path(active)) {
-                Ok(engine) => match self.handle.offer(engine) {
-                    Ok(_) => return,
+                Ok((engine, artifact)) => match self.handle.offer(engine) {
+                    Ok(_) => {
+                        self.served = artifact;
+                        return;
+                    }
                     Err(error) => self.note(format!("{} cannot serve: {error}", self.store.path(active).display())),
                 },
                 Err(error) => self.note(format!("{} cannot serve: {error}", self.store.path(active).display())),
@@ -265,17 +275,18 @@ impl Node {
         let Some(setup) = &self.prune else {
             return Err(AgentError::Usage("there are no calibration data; give --data, so that the node can prune".into()));
         };
-        let factory = self.store.path(Active::Factory);
-        let artifact = Arc::new(Artifact::open(&factory)?);
+        let (artifact, mapped) = self.factory()?;
         let report = StaticCheck::new(&artifact.manifest().architecture, &artifact.manifest().shape());
         let job = CascadeJob {
             artifact,
+            _mapped: mapped,
             options: CascadeOptions { target: Target::Serving(fit_bytes), ..setup.options.clone() },
             calibration: setup.calibration.clone(),
             holdout: setup.holdout.clone(),
             budget: self.budget.clone(),
             device: CpuDevice::new(setup.threads, self.budget.clone())?,
-            folder: self.store.candidate_path().with_extension("stages"),
+            folder: stages_folder(&self.store),
+            keep_stages: setup.keep_stages,
             candidate: self.store.candidate_path(),
         };
         let mut progress = (setup.progress)();
@@ -295,6 +306,16 @@ impl Node {
         self.note(format!("SIA check: structural independence {holds}"));
         self.note(format!("pruning to serve within {fit_bytes} bytes"));
         Ok(())
+    }
+
+    /// The factory artifact: the map that the engine serves from, or, where another is served, a new one with its reservation.
+    fn factory(&self) -> Result<(Arc<Artifact>, Option<Reservation>)> {
+        if self.store.active() == Active::Factory && let Some(served) = self.served.upgrade() {
+            return Ok((served, None));
+        }
+        let artifact = Artifact::open(&self.store.path(Active::Factory))?;
+        let mapped = Reservation::new(self.budget.clone(), Purpose::Weights, artifact.file_bytes())?;
+        Ok((Arc::new(artifact), Some(mapped)))
     }
 
     fn judge(&mut self) -> Event {
@@ -318,15 +339,17 @@ impl Node {
         let path = self.store.candidate_path();
         let id = artifact_id(&path).map_err(AgentError::Usage)?;
         self.store.begin_candidate(id)?;
-        let engine = open_engine(&self.device, &self.budget, &path)?;
+        let (engine, artifact) = open_engine(&self.device, &self.budget, &path)?;
         self.store.begin_probation()?;
         self.handle.offer(engine)?;
+        self.served = artifact;
         Ok(())
     }
 
     fn serve(&mut self, active: Active) -> Result<()> {
-        let engine = open_engine(&self.device, &self.budget, &self.store.path(active))?;
+        let (engine, artifact) = open_engine(&self.device, &self.budget, &self.store.path(active))?;
         self.handle.offer(engine)?;
+        self.served = artifact;
         Ok(())
     }
 
@@ -375,12 +398,14 @@ pub struct NodeView<'a> {
 /// A cascade with everything it owns, to be run on another thread.
 struct CascadeJob {
     artifact: Arc<Artifact>,
+    _mapped: Option<Reservation>,
     options: CascadeOptions,
     calibration: Arc<dyn Examples + Send>,
     holdout: Arc<dyn Examples + Send>,
     budget: Arc<Budget>,
     device: CpuDevice,
     folder: PathBuf,
+    keep_stages: bool,
     candidate: PathBuf,
 }
 
@@ -400,8 +425,16 @@ impl CascadeJob {
         let result = cascade.run(&self.artifact)?;
         let last = result.stages.last().ok_or_else(|| AgentError::Training("the cascade had no stages".into()))?;
         publish(&last.path, &self.candidate)?;
+        if !self.keep_stages {
+            std::fs::remove_dir_all(&self.folder).map_err(|error| crate::error::file_error("cannot remove", &self.folder, &error))?;
+        }
         Ok(result)
     }
+}
+
+/// Where a cascade keeps its stages.
+pub fn stages_folder(store: &Store) -> PathBuf {
+    store.candidate_path().with_file_name("stages")
 }
 
 /// What serving an artifact holds, as planned.

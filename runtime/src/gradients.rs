@@ -85,12 +85,18 @@ impl<D: Device> Gradients<D> {
     pub fn clip(&mut self, device: &D, bound: f64) -> Result<f64> {
         let norm = self.norm(device)?;
         if norm > bound {
-            for buffer in self.buffers_mut() {
-                let len = device.len(buffer);
-                device.scale(buffer, len, (bound / norm) as f32)?;
-            }
+            self.scale(device, (bound / norm) as f32)?;
         }
         Ok(norm)
+    }
+
+    /// Multiplies parameters' and adapters' gradients.
+    pub fn scale(&mut self, device: &D, factor: f32) -> Result<()> {
+        for buffer in self.buffers_mut() {
+            let len = device.len(buffer);
+            device.scale(buffer, len, factor)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn parameter(&mut self, key: TensorKey) -> Option<&mut D::Buffer> {

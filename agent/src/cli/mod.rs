@@ -15,7 +15,8 @@ mod bar;
 mod bench;
 mod check;
 mod data;
-//mod demo;
+mod demo;
+mod demo_report;
 mod eval;
 mod export;
 mod generate;
@@ -43,7 +44,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Show the whole story: train, serve, run short of memory, prune, recover, swap. Needs nothing, or real recordings with --data.
-    //Demo(demo::Args),
+    Demo(demo::Args),
     /// Train a signal transformer on recordings and write it as an artifact.
     Train(train::Args),
     /// Make an artifact of a checkpoint folder (safetensors, gpt2 and llama families).
@@ -87,7 +88,7 @@ pub fn run(cli: Cli) -> Result<()> {
     let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let context = Context { threads: cli.threads.map_or(available, usize::from), stop: stop_on_signals()? };
     match cli.command {
-        //Command::Demo(args) => demo::run(&context, &args),
+        Command::Demo(args) => demo::run(&context, &args),
         Command::Train(args) => train::run(&context, &args),
         Command::Import(args) => import::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -64,13 +64,13 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     budget.set_goal(goal);
     // A window is judged on one thread: at batch 1 a second one costs more than it saves, and pruning needs it.
     let device = CpuDevice::new(1, budget.clone())?;
-    let engine = open_engine(&device, &budget, &store.path(store.active()))?;
+    let (engine, served) = open_engine(&device, &budget, &store.path(store.active()))?;
     let sink: Box<dyn Sink> = Box::new(JsonLines::new(std::io::stdout(), Path::new("standard output"), engine.classes()));
     let pace = args.pace.map_or(Pace::Unpaced, Pace::RealTime);
     let options = Options { pace, stop: context.stop.clone(), ..Options::default() };
     let handle = Diagnosis::start(options, engine, source(args)?, vec![sink])?;
     let node_options = NodeOptions { thresholds: Thresholds::default(), prune, limit_after_commit: goal < limit };
-    let mut node = Node::new(store, device, budget, handle, node_options);
+    let mut node = Node::new(store, device, budget, handle, served, node_options);
     node.run(&context.stop, &mut |_| true)?;
     let snapshot = node.handle().wait()?;
     for (seconds, event) in &node.log {
@@ -155,6 +155,7 @@ fn prune_setup(context: &Context, args: &Args, store: &Store, goal: u64, serving
         options: args.recovery.options(Target::Serving(goal), None)?,
         max_drop: args.max_drop / 100.0,
         threads: context.threads,
+        keep_stages: false,
         progress: Box::new(|| Box::new(Quiet)),
     }))
 }

@@ -126,7 +126,9 @@ impl EngineLoop {
             compute_us: micros(compute),
             level: self.engine.level(),
             model_id: self.engine.model_id(),
-            time_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            time_unix_ms: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
         }
     }
 
@@ -168,7 +170,9 @@ fn attempt(engine: &mut dyn Engine, window: &[f32]) -> Result<Probabilities> {
     let answer = engine.classify(window)?;
     if answer.len() != classes {
         let found = answer.len();
-        return Err(RuntimeError::Input(format!("the engine gave {found} probabilities for {classes} classes; choose another engine")).into());
+        return Err(
+            RuntimeError::Input(format!("the engine gave {found} probabilities for {classes} classes; choose another engine")).into()
+        );
     }
     if let Some(class) = answer.iter().position(|probability| !probability.is_finite()) {
         let problem = format!("the engine's probability of class {class} is {}; the model is damaged, choose another", answer[class]);

@@ -88,7 +88,8 @@ mod tests {
     #[test]
     fn every_time_lies_near_the_middle_of_its_bucket() {
         let times = (0..5000).chain((0..40).flat_map(|octave| [(1u64 << octave) - 1, 1 << octave, (1 << octave) + (1 << octave) / 3]));
-        let far: Vec<_> = times.filter(|us| *us <= LONGEST_US && (middle(bucket(*us)) as f64 - *us as f64).abs() > *us as f64 / 64.0).collect();
+        let far: Vec<_> =
+            times.filter(|us| *us <= LONGEST_US && (middle(bucket(*us)) as f64 - *us as f64).abs() > *us as f64 / 64.0).collect();
         assert!(far.is_empty(), "{far:?}");
         assert_eq!((bucket(LONGEST_US), bucket(u64::MAX)), (BUCKETS - 1, BUCKETS - 1));
     }

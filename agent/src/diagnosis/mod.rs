@@ -105,7 +105,12 @@ impl Diagnosis {
     /// # Errors
     /// [`AgentError::Usage`] or [`SignalError`](crate::signals::SignalError) for options or a source that do not fit the model;
     /// [`RuntimeError::Input`] for a model with no or too many classes; [`AgentError::File`] where the system refuses a thread.
-    pub fn start(options: Options, engine: Box<dyn Engine>, mut source: Box<dyn Source>, sinks: Vec<Box<dyn Sink>>) -> Result<DiagnosisHandle> {
+    pub fn start(
+        options: Options,
+        engine: Box<dyn Engine>,
+        mut source: Box<dyn Source>,
+        sinks: Vec<Box<dyn Sink>>,
+    ) -> Result<DiagnosisHandle> {
         let classes = engine.classes().to_vec();
         if classes.is_empty() || classes.len() > MAX_CLASSES {
             let count = classes.len();

@@ -189,7 +189,8 @@ mod tests {
     fn every_line_is_json_that_reads_back() {
         let classes = ["N".to_string(), "a \"quoted\"\nname".to_string()];
         let mut sink = JsonLines::new(Vec::new(), Path::new("-"), &classes);
-        let states = [State::Verdict, State::Unusable(BadWindow::Constant), State::Unusable(BadWindow::NotFinite { index: 3 }), State::Failed];
+        let states =
+            [State::Verdict, State::Unusable(BadWindow::Constant), State::Unusable(BadWindow::NotFinite { index: 3 }), State::Failed];
         for state in states {
             sink.verdict(&verdict(state)).unwrap();
         }

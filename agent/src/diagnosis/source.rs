@@ -112,7 +112,11 @@ impl Source for Recordings {
         }
         for clip in &self.clips {
             if let Some(class) = clip.class.as_deref().filter(|class| format.class(class).is_none()) {
-                log::warn!("{}: its class {class} is none of the model's ({}); its verdicts are not scored", clip.path.display(), format.classes.join(", "));
+                log::warn!(
+                    "{}: its class {class} is none of the model's ({}); its verdicts are not scored",
+                    clip.path.display(),
+                    format.classes.join(", ")
+                );
             }
             let rate = match clip.sample_rate_hz {
                 None if has_header(&clip.path) => summarise(&clip.path, &Default::default())?.sample_rate_hz,
@@ -143,7 +147,11 @@ impl Source for Recordings {
 fn folder(path: &Path) -> Result<Vec<Clip>> {
     match Corpus::open(path) {
         Ok(corpus) => {
-            let clip = |entry: crate::signals::corpus::Entry| Clip { path: entry.path, class: Some(entry.class), sample_rate_hz: entry.sample_rate_hz };
+            let clip = |entry: crate::signals::corpus::Entry| Clip {
+                path: entry.path,
+                class: Some(entry.class),
+                sample_rate_hz: entry.sample_rate_hz,
+            };
             return Ok(corpus.entries.into_iter().map(clip).collect());
         }
         // Any folder of recordings will do here: classes are not needed for a verdict.

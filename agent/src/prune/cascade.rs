@@ -21,6 +21,7 @@ use super::split::{Cutter, Split};
 use super::target::{Target, describe};
 use super::trial::{HoldoutScore, Trial};
 use crate::error::{AgentError, Result, file_error};
+use crate::train::recovery::with_margin;
 use crate::train::{Examples, Length, Progress, RecoveryOptions, Stop, recover};
 
 /// How a cascade is done.
@@ -103,23 +104,19 @@ pub struct Cascade<'a, D: Device> {
 
 const STAGES: [&str; 3] = ["layers", "heads", "channels"];
 
-/// The least batch that a recovery is planned with; below it the gradient of four classes is mostly noise.
-const PLANNED_BATCH: usize = 4;
-
 impl<D: Device> Cascade<'_, D> {
-    /// Bytes that a cascade needs at least beside the model that is mapped already: one layer of a stage, the activations of a small
-    /// batch, and the adapters with their gradients and moments.
+    /// Bytes that a cascade needs at least beside the model that is mapped already: one layer of a stage, the activations of a window at a
+    /// time, and the adapters with their gradients and moments.
     pub fn needed_bytes(manifest: &Manifest, options: &CascadeOptions) -> u64 {
         let architecture = &manifest.architecture;
         let shape = manifest.shape();
         let rank = options.recovery.adapters.rank;
-        let batch = PLANNED_BATCH.min(options.recovery.batch);
-        let size = WorkspaceSize { batch, sequence: architecture.patches(), keep: Keep::LayerInputs, logits: LogitRows::All, rank, gates: true };
-        let activations = workspace_bytes(architecture, &shape, &size);
-        streamed_bytes(manifest, &shape) + activations + activations / 3 + 4 * adapter_bytes(manifest, options)
+        let size = WorkspaceSize { batch: 1, sequence: architecture.patches(), keep: Keep::LayerInputs, logits: LogitRows::All, rank, gates: true };
+        streamed_bytes(manifest, &shape) + with_margin(workspace_bytes(architecture, &shape, &size)) + 4 * adapter_bytes(manifest, options)
     }
 
-    /// Runs the three stages from `source` and returns how they went; the last stage's artifact is the result.
+    /// Runs the three stages from `source` and returns how they went; the last stage's artifact is the result. The caller has booked the
+    /// source's map, which stays resident; of the stages' artifacts one layer at a time is.
     pub fn run(&mut self, source: &Arc<Artifact>) -> Result<CascadeResult> {
         self.check(source)?;
         let mut current = source.clone();
@@ -128,7 +125,8 @@ impl<D: Device> Cascade<'_, D> {
         for stage in 0..STAGES.len() {
             self.stop.check()?;
             let started = std::time::Instant::now();
-            let (selection, before) = self.cut(&current, stage)?;
+            let residency = if stage == 0 { Residency::Resident } else { Residency::Streamed };
+            let (selection, before) = self.cut(&current, stage, residency)?;
             let dense = dense.get_or_insert(before);
             let report = self.write_stage(&current, &selection, stage, *dense)?;
             current = Arc::new(Artifact::open(&report.path)?);
@@ -158,16 +156,19 @@ impl<D: Device> Cascade<'_, D> {
         Ok(())
     }
 
-    /// Loads a network whose layers come and go, with the reservation of what stays of it.
-    fn load(&self, artifact: &Arc<Artifact>) -> Result<(Network<D>, Reservation)> {
-        let bytes = streamed_bytes(artifact.manifest(), &artifact.manifest().shape());
+    /// Loads a network with the reservation of what is not booked yet.
+    fn load(&self, artifact: &Arc<Artifact>, residency: Residency) -> Result<(Network<D>, Reservation)> {
+        let bytes = match residency {
+            Residency::Resident => 0,
+            Residency::Streamed => streamed_bytes(artifact.manifest(), &artifact.manifest().shape()),
+        };
         let mapped = Reservation::new(self.budget.clone(), Purpose::Weights, bytes)?;
-        Ok((Network::load(self.device.clone(), artifact, Residency::Streamed)?, mapped))
+        Ok((Network::load(self.device.clone(), artifact, residency)?, mapped))
     }
 
     /// Decides what a stage cuts, and scores the network before it.
-    fn cut(&mut self, current: &Arc<Artifact>, stage: usize) -> Result<(Selection, HoldoutScore)> {
-        let (network, _mapped) = self.load(current)?;
+    fn cut(&mut self, current: &Arc<Artifact>, stage: usize, residency: Residency) -> Result<(Selection, HoldoutScore)> {
+        let (network, _mapped) = self.load(current, residency)?;
         let options = &self.options;
         let cutter = Cutter::new(&network, current.manifest(), options.target)?;
         if stage == 0 && options.split.is_none() {
@@ -227,7 +228,7 @@ impl<D: Device> Cascade<'_, D> {
     }
 
     fn recover_into(&mut self, cut: &Arc<Artifact>, path: &Path, length: Length, stage: usize) -> Result<(usize, HoldoutScore)> {
-        let (network, mapped) = self.load(cut)?;
+        let (network, mapped) = self.load(cut, Residency::Streamed)?;
         // The seed moves with the stage, so that two stages do not train on the same order and noise.
         let recovery = RecoveryOptions { seed: self.options.recovery.seed.wrapping_add(stage as u64), ..self.options.recovery };
         let available = self.budget.available();
@@ -250,7 +251,7 @@ impl<D: Device> Cascade<'_, D> {
 
     /// The whole holdout's score of an artifact.
     fn score(&self, artifact: &Arc<Artifact>) -> Result<HoldoutScore> {
-        let (network, _mapped) = self.load(artifact)?;
+        let (network, _mapped) = self.load(artifact, Residency::Streamed)?;
         let mut trial = Trial::new(&network, self.holdout, self.options.trial_windows, self.budget.available())?;
         trial.score(&Selection::all(&network.shape))
     }
@@ -263,11 +264,11 @@ fn is_zero(length: Length) -> bool {
     }
 }
 
-/// Mapped bytes of a streamed network: what no layer owns, and two of its largest layers (one running, one on its way out).
+/// Mapped bytes of a streamed network: what no layer owns, and its largest layer.
 fn streamed_bytes(manifest: &Manifest, shape: &ModelShape) -> u64 {
     let numbers = |specs: Vec<espalier_models::TensorSpec>| specs.iter().map(|spec| spec.rows * spec.columns).sum::<usize>() as u64;
     let largest = shape.kept().map(|(index, units)| numbers(layer_tensors(&manifest.architecture, index, units))).max().unwrap_or(0);
-    4 * (2 * largest + espalier_models::shape::fixed_parameters(&manifest.architecture) as u64)
+    4 * (largest + espalier_models::shape::fixed_parameters(&manifest.architecture) as u64)
 }
 
 /// Bytes of the adapters of a network.

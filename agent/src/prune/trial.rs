@@ -8,6 +8,7 @@ use crate::criteria::lcr::ResidualChange;
 use crate::error::{AgentError, Result};
 use crate::train::Examples;
 use crate::train::dense::right_share;
+use crate::train::recovery::with_margin;
 
 /// Mean cross entropy and accuracy on the holdout.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,8 +54,8 @@ fn workspace<D: Device>(network: &Network<D>, keep: Keep, available: u64) -> Res
     let mut batch = BATCH;
     loop {
         let size = WorkspaceSize { batch, sequence: network.architecture.patches(), keep, logits: LogitRows::All, rank: 0, gates: true };
-        let needed = workspace_bytes(&network.architecture, &network.shape, &size);
-        if needed <= available - available / 4 {
+        let needed = with_margin(workspace_bytes(&network.architecture, &network.shape, &size));
+        if needed <= available {
             return Ok((Workspace::new(&network.device, &network.architecture, &network.shape, size)?, batch));
         }
         if batch == 1 {
@@ -76,7 +77,8 @@ pub struct Trial<'a, D: Device> {
 impl<'a, D: Device> Trial<'a, D> {
     /// Tries on at most `limit` evenly spread windows of `holdout`, within `available` bytes.
     pub fn new(network: &'a Network<D>, holdout: &'a dyn Examples, limit: usize, available: u64) -> Result<Self> {
-        let (workspace, batch) = workspace(network, Keep::Nothing, available)?;
+        // Half: layers are scored, with a workspace of their own, while this one is there.
+        let (workspace, batch) = workspace(network, Keep::Nothing, available / 2)?;
         Ok(Self { network, holdout, limit, workspace, batch })
     }
 

@@ -24,7 +24,7 @@ pub enum Length {
 pub struct RecoveryOptions {
     /// Which adapters.
     pub adapters: AdapterOptions,
-    /// Windows in a step; fewer where memory is short.
+    /// Windows in a step. Where memory is short they are taken a few at a time and their gradients added up.
     pub batch: usize,
     /// Peak learning rate.
     pub learning_rate: f32,
@@ -45,16 +45,17 @@ impl Default for RecoveryOptions {
 pub struct RecoveryReport {
     /// Optimizer steps.
     pub steps: usize,
-    /// Windows in a step.
-    pub batch: usize,
+    /// Windows at a time.
+    pub micro_batch: usize,
     /// Running mean of the loss at the end, in nats.
     pub loss: f64,
     /// Seconds.
     pub seconds: f64,
 }
 
-/// Trains fresh adapters on `network`. Of the batch sizes `batch`, `batch / 2` … the largest whose activations fit `available` bytes is
-/// taken, keeping all activations where that fits too; the loss is the same, only its gradient is noisier and slower.
+/// Trains fresh adapters on `network`. Of the sizes `batch`, `batch / 2` … as many windows are taken at a time as have activations that fit
+/// `available` bytes, keeping all activations where that fits too; the gradients of a step are added up, so that a step is the same
+/// whatever the memory, only slower.
 pub fn recover<D: Device>(
     network: &Network<D>,
     examples: &dyn Examples,
@@ -68,14 +69,17 @@ pub fn recover<D: Device>(
     let device = &network.device;
     let mut rng = Rng::for_stream(options.seed, 1);
     let mut adapters = Adapter::for_network(network, options.adapters, &mut || rng.between(-1.0, 1.0) as f32)?;
-    let size = fitting_size(network, options.batch, options.adapters.rank, available)?;
-    let mut workspace = Workspace::new(device, &network.architecture, &network.shape, size)?;
     let mut optimizer = Optimizer::for_adapters(device, &adapters, Constants::default())?;
     let mut gradients = Gradients::of_adapters(device, &adapters)?;
+    // The adapters, their gradients and two moments are there; what is left of the budget is for activations.
+    let taken: u64 = adapters.iter().map(|adapter| 4 * adapter.bytes(device)).sum();
+    let size = fitting_size(network, options.batch, options.adapters.rank, available.saturating_sub(taken))?;
+    let mut workspace = Workspace::new(device, &network.architecture, &network.shape, size)?;
+    let parts = options.batch.max(1).div_ceil(size.batch);
     let mut batches = Batches::new(examples, size.batch, options.augment, options.seed ^ 0x10aa)?;
     let steps = match length {
         Length::Steps(steps) => steps,
-        Length::Epochs(epochs) => (epochs * batches.per_epoch() as f64).round() as usize,
+        Length::Epochs(epochs) => (epochs * batches.per_epoch() as f64 / parts as f64).round() as usize,
     };
     let schedule = Schedule { peak: options.learning_rate, warmup: (steps / 10).max(1), total: steps };
     let mut targets = device.indices(&vec![0; size.batch])?;
@@ -83,46 +87,53 @@ pub fn recover<D: Device>(
     let mut latest = f64::NAN;
     progress.begin("recovery", steps);
     for step in 0..steps {
-        stop.check()?;
-        let (windows, classes) = batches.next_batch()?;
-        device.write_indices(&mut targets, classes)?;
-        let value = device.enter(|| {
-            gradients.clear(device)?;
+        let mut value = 0.0;
+        gradients.clear(device)?;
+        for _ in 0..parts {
+            stop.check()?;
+            let (windows, classes) = batches.next_batch()?;
+            device.write_indices(&mut targets, classes)?;
             let pass = Pass { network, adapters: &adapters, gates: None };
-            let value = pass.loss_and_gradients(&mut workspace, Input::Windows(windows), &targets, &mut gradients)?;
-            gradients.clip(device, 1.0)?;
-            optimizer.step_adapters(device, &mut adapters, &gradients, schedule.at(step))?;
-            Ok::<_, AgentError>(value)
-        })?;
+            value += device.enter(|| pass.loss_and_gradients(&mut workspace, Input::Windows(windows), &targets, &mut gradients))? / parts as f64;
+        }
         if !value.is_finite() {
             return Err(AgentError::Training(format!("the loss became {value} at step {step} of the recovery; lower its learning rate")));
         }
+        device.enter(|| {
+            gradients.scale(device, 1.0 / parts as f32)?;
+            gradients.clip(device, 1.0)?;
+            optimizer.step_adapters(device, &mut adapters, &gradients, schedule.at(step))
+        })?;
         latest = loss.add(value);
         progress.step(Report { done: step + 1, total: steps, loss: latest, accuracy: None });
     }
     let seconds = started.elapsed().as_secs_f64();
     progress.end(&format!("{steps} steps in {seconds:.1} s, loss {latest:.3}"));
-    Ok((adapters, RecoveryReport { steps, batch: size.batch, loss: latest, seconds }))
+    Ok((adapters, RecoveryReport { steps, micro_batch: size.batch, loss: latest, seconds }))
 }
 
-/// The largest workspace within `available` bytes, of which a quarter is left for gradients, moments and packing.
+/// Bytes of activations with what goes with them: the windows of a batch on the host and the scratch of matrix products.
+pub fn with_margin(activations: u64) -> u64 {
+    activations + activations / 4
+}
+
+/// The largest workspace that fits `available` bytes with its margin.
 fn fitting_size<D: Device>(network: &Network<D>, batch: usize, rank: usize, available: u64) -> Result<WorkspaceSize> {
     let sequence = network.architecture.patches();
-    let usable = available - available / 4;
     let mut smallest = u64::MAX;
     let mut candidate = batch.max(1);
     loop {
         for keep in [Keep::Everything, Keep::LayerInputs] {
             let size = WorkspaceSize { batch: candidate, sequence, keep, logits: LogitRows::All, rank, gates: false };
-            let bytes = workspace_bytes(&network.architecture, &network.shape, &size);
-            if bytes <= usable {
+            let bytes = with_margin(workspace_bytes(&network.architecture, &network.shape, &size));
+            if bytes <= available {
                 return Ok(size);
             }
             smallest = smallest.min(bytes);
         }
         if candidate == 1 {
-            return Err(AgentError::LimitTooSmall { what: "recovery of one window at a time".into(), needed: smallest + smallest / 3, limit: available });
+            return Err(AgentError::LimitTooSmall { what: "recovery of one window at a time".into(), needed: smallest, limit: available });
         }
-        candidate = candidate.div_ceil(2);
+        candidate /= 2;
     }
 }
