@@ -11,6 +11,7 @@ use espalier_agent::cli::{self, Cli};
 static ALLOCATOR: espalier_runtime::PageAllocator = espalier_runtime::PageAllocator;
 
 fn main() -> ExitCode {
+    espalier_runtime::tune_system_allocator();
     let cli = Cli::parse();
     let level = ["warn", "info", "debug", "trace"][usize::from(cli.verbose).min(3)];
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).format_target(false).init();

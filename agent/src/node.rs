@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use espalier_kernels::{CpuDevice, Purpose, Reservation};
 use espalier_models::Artifact;
-use espalier_runtime::{Budget, Plan, gauges};
+use espalier_runtime::{Budget, Plan, gauges, release_free_memory};
 
 use crate::check::StaticCheck;
 use crate::files::publish;
@@ -135,7 +135,11 @@ impl Node {
             hardware.wait(POLL);
             let reading = hardware.read(self.budget.goal(), self.budget.limit(), factory_bytes)?;
             for event in self.events() {
-                self.step(hardware.now(), &reading, Some(event))?;
+                // The windows of one reading may end the probation before its last one.
+                let late = matches!(event, Event::HealthWindow { .. }) && self.controller.state() != State::Probation;
+                if !late {
+                    self.step(hardware.now(), &reading, Some(event))?;
+                }
             }
             self.step(hardware.now(), &reading, None)?;
             let view = NodeView { state: self.controller.state(), reading, budget: &self.budget, handle: &self.handle, committed: self.committed };
@@ -176,6 +180,7 @@ impl Node {
                 // Dropping the old engine here gives its memory back off the verdict path.
                 diagnosis::Event::Swapped { old, .. } => {
                     drop(old);
+                    release_free_memory();
                     events.push(Event::Swapped);
                 }
                 diagnosis::Event::Failed { error, .. } => {
@@ -297,6 +302,7 @@ impl Node {
             .name("pruning".into())
             .spawn(move || {
                 let result = job.run(progress.as_mut(), &asked);
+                release_free_memory();
                 // The receiver is gone only where the node itself is; then nobody wants the result.
                 let _ = sender.send(result);
             })

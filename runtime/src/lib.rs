@@ -31,7 +31,7 @@ pub use gradients::Gradients;
 pub use kv_cache::KvCache;
 pub use load::DeviceTensors;
 pub use network::Network;
-pub use page_allocator::PageAllocator;
+pub use page_allocator::{PageAllocator, release_free_memory, tune_system_allocator};
 pub use pages::Residency;
 pub use plan::{PROCESS_BYTES, Plan, PlanLine};
 pub use workspace::{Keep, LogitRows, Workspace, WorkspaceSize, workspace_bytes};

@@ -77,6 +77,33 @@ unsafe impl GlobalAlloc for PageAllocator {
     }
 }
 
+/// Keeps the system's allocator small: one arena for all threads, since nothing here allocates often enough to compete for it and every
+/// arena holds its own free pages. Called once, before the first thread.
+pub fn tune_system_allocator() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const M_ARENA_MAX: std::ffi::c_int = -8;
+        unsafe extern "C" {
+            fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
+        }
+        // SAFETY: a documented call of the C library with a documented parameter; it touches only the allocator's own state. Where it is
+        // refused there are more arenas, which costs memory only.
+        let _ = unsafe { mallopt(M_ARENA_MAX, 1) };
+    }
+}
+
+/// Gives the free pages among the small blocks back to the system: after a large piece of work, which leaves many.
+pub fn release_free_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        // SAFETY: a documented call of the C library, safe beside other threads; it gives back only pages that hold no block.
+        let _ = unsafe { malloc_trim(0) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,10 +21,10 @@ pub struct PlanLine {
     pub bytes: u64,
 }
 
-/// What the process itself holds beside everything that is reserved: the binary's writable data, the heap's small blocks, the queue,
-/// thread stacks, and the packing buffers of matrix products. Measured with `espalier run` on models of 0.1 to 85 million parameters
-/// (`RssAnon` less the reserved bytes: 0.9 to 1.4 MiB on two threads), rounded up.
-pub const PROCESS_BYTES: u64 = 3 << 19;
+/// What the process itself holds beside everything that is reserved: the binary's relocated data (0.5 MiB), the heap's small blocks, the
+/// queue, thread stacks, and the scratch of matrix products. A node that has trained, pruned and swapped holds 1.8 to 1.9 MiB of it
+/// (`RssAnon` of `espalier demo` at its end), rounded up.
+pub const PROCESS_BYTES: u64 = 2 << 20;
 
 impl Plan {
     /// Serving a model: windows one at a time, or one sequence as long as the context.

@@ -42,19 +42,19 @@ pub struct Args {
     #[arg(long, default_value_t = 20.0)]
     pace: f64,
     /// Optimizer steps of the training.
-    #[arg(long, default_value_t = 260)]
+    #[arg(long, default_value_t = 240)]
     steps: usize,
     /// Layers of the dense network.
     #[arg(long, default_value_t = 6)]
     layers: usize,
     /// Its width.
-    #[arg(long, default_value_t = 192)]
+    #[arg(long, default_value_t = 256)]
     width: usize,
     /// Its heads.
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 8)]
     heads: usize,
     /// Its FFN channels.
-    #[arg(long, default_value_t = 768)]
+    #[arg(long, default_value_t = 1024)]
     channels: usize,
     /// Seed of everything.
     #[arg(long, default_value_t = 42)]
@@ -205,7 +205,7 @@ fn thresholds() -> Thresholds {
 
 /// Adapters on all projections recover better than on attention alone when four fifths and more are gone (docs/results).
 fn cascade_options(args: &Args) -> CascadeOptions {
-    let adapters = AdapterOptions { rank: 8, alpha: 16.0, attention: true, ffn: true };
+    let adapters = AdapterOptions { rank: 4, alpha: 16.0, attention: true, ffn: true };
     CascadeOptions {
         // The controller sets the target.
         target: Target::Ratio(args.squeeze),

@@ -102,6 +102,10 @@ pub struct Cascade<'a, D: Device> {
     pub stop: &'a Stop,
 }
 
+/// What a cascade holds beside what devices book: a batch of windows (256 KiB at 32 × 2048), rows on their way into an artifact and the
+/// writer's buffer (under 512 KiB together for a network that a small board serves), and the scratch of matrix products.
+const HOST_BYTES: u64 = 1 << 20;
+
 const STAGES: [&str; 3] = ["layers", "heads", "channels"];
 
 impl<D: Device> Cascade<'_, D> {
@@ -112,13 +116,14 @@ impl<D: Device> Cascade<'_, D> {
         let shape = manifest.shape();
         let rank = options.recovery.adapters.rank;
         let size = WorkspaceSize { batch: 1, sequence: architecture.patches(), keep: Keep::LayerInputs, logits: LogitRows::All, rank, gates: true };
-        streamed_bytes(manifest, &shape) + with_margin(workspace_bytes(architecture, &shape, &size)) + 4 * adapter_bytes(manifest, options)
+        HOST_BYTES + streamed_bytes(manifest, &shape) + with_margin(workspace_bytes(architecture, &shape, &size)) + 4 * adapter_bytes(manifest, options)
     }
 
     /// Runs the three stages from `source` and returns how they went; the last stage's artifact is the result. The caller has booked the
     /// source's map, which stays resident; of the stages' artifacts one layer at a time is.
     pub fn run(&mut self, source: &Arc<Artifact>) -> Result<CascadeResult> {
         self.check(source)?;
+        let _host = Reservation::new(self.budget.clone(), Purpose::Pack, HOST_BYTES)?;
         let mut current = source.clone();
         let mut stages: Vec<StageReport> = Vec::new();
         let mut dense = None;
