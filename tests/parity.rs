@@ -29,7 +29,8 @@ const NOT_YET: [&str; 7] = ["opt", "gpt_neox", "phi", "mistral", "qwen2", "qwen3
 
 #[test]
 fn parity_with_pytorch() {
-    let root = std::env::var_os("ESPALIER_PARITY").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity"), PathBuf::from);
+    let root =
+        std::env::var_os("ESPALIER_PARITY").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity"), PathBuf::from);
     let mut folders: Vec<PathBuf> = std::fs::read_dir(&root)
         .unwrap_or_else(|error| panic!("{}: {error}", root.display()))
         .filter_map(|entry| Some(entry.ok()?.path()).filter(|path| path.join("expected.safetensors").is_file()))
@@ -42,7 +43,8 @@ fn parity_with_pytorch() {
             println!("{}: the family {family} is not imported yet", folder.display());
             continue;
         }
-        let mut report = Report { name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(), compared: 0, failures: Vec::new() };
+        let mut report =
+            Report { name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(), compared: 0, failures: Vec::new() };
         if let Err(error) = check(&folder, &mut report) {
             report.failures.push(format!("{}: {error}", report.name));
         }
@@ -75,7 +77,12 @@ impl Report {
         let worst = found.iter().zip(expected).map(|(a, b)| if a.is_finite() { (a - b).abs() } else { f32::INFINITY }).fold(0.0, f32::max);
         if found.len() != expected.len() || worst > tolerance * largest {
             let name = &self.name;
-            self.failures.push(format!("{name}: {tensor}: {} against {} numbers, off by {:.2e} of the largest", found.len(), expected.len(), worst / largest));
+            self.failures.push(format!(
+                "{name}: {tensor}: {} against {} numbers, off by {:.2e} of the largest",
+                found.len(),
+                expected.len(),
+                worst / largest
+            ));
         }
     }
 }
@@ -299,4 +306,3 @@ impl Case {
         Ok(())
     }
 }
-

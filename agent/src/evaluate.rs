@@ -64,7 +64,9 @@ pub fn check_classes(artifact: &Artifact, classes: &[String]) -> Result<()> {
         return Ok(());
     }
     let (path, known, classes) = (artifact.path().display(), known.join(", "), classes.join(", "));
-    Err(AgentError::Usage(format!("{path} tells the classes {known} apart, but the split has the classes {classes}; choose the split it was trained for")))
+    Err(AgentError::Usage(format!(
+        "{path} tells the classes {known} apart, but the split has the classes {classes}; choose the split it was trained for"
+    )))
 }
 
 /// Latency of one window at a time.

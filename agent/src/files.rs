@@ -26,7 +26,11 @@ pub fn publish(from: &Path, to: &Path) -> Result<()> {
 pub fn check_output(output: &Path) -> Result<()> {
     let folder = folder_of(output);
     if !folder.is_dir() {
-        return Err(AgentError::Usage(format!("{} cannot be written: the folder {} does not exist; make it first", output.display(), folder.display())));
+        return Err(AgentError::Usage(format!(
+            "{} cannot be written: the folder {} does not exist; make it first",
+            output.display(),
+            folder.display()
+        )));
     }
     if output.is_dir() {
         return Err(AgentError::Usage(format!("{} is a folder; give the name of the file to write, such as model.esp", output.display())));

@@ -5,8 +5,8 @@
 //! commits or rolls back. One thread supervises; nothing here is on the way of a window to its verdict.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use espalier_kernels::{CpuDevice, Purpose, Reservation};
@@ -14,11 +14,11 @@ use espalier_models::Artifact;
 use espalier_runtime::{Budget, Plan, gauges, release_free_memory};
 
 use crate::check::StaticCheck;
-use crate::files::publish;
 use crate::control::linux::Linux;
 use crate::control::{Action, Controller, Event, Hardware, Held, Reading, State, Thresholds};
 use crate::diagnosis::{self, DiagnosisHandle, Engine, NativeEngine};
 use crate::error::{AgentError, Result};
+use crate::files::publish;
 use crate::prune::{Cascade, CascadeOptions, CascadeResult, Target};
 use crate::store::{Active, Store};
 use crate::train::{Examples, Progress, Stop};
@@ -29,6 +29,10 @@ const RESERVE_BYTES: u64 = 64 << 20;
 
 /// Between two readings of the gauges: a tenth of a second costs under 1 % of one core and is short against every hold time.
 const POLL: Duration = Duration::from_millis(100);
+
+/// Added to the nice value of the threads that prune. At 10 the scheduler gives a thread of the loop that has a window about nine times the
+/// share of one that prunes, and pruning still goes on when the node is busy.
+const BACKGROUND_NICE: i32 = 10;
 
 /// How a node prunes.
 pub struct PruneSetup {
@@ -102,7 +106,14 @@ pub fn open_engine(device: &CpuDevice, budget: &Arc<Budget>, path: &Path) -> Res
 
 impl Node {
     /// A node around a running diagnosis loop that serves the store's active artifact.
-    pub fn new(store: Store, device: CpuDevice, budget: Arc<Budget>, handle: DiagnosisHandle, served: Weak<Artifact>, options: NodeOptions) -> Self {
+    pub fn new(
+        store: Store,
+        device: CpuDevice,
+        budget: Arc<Budget>,
+        handle: DiagnosisHandle,
+        served: Weak<Artifact>,
+        options: NodeOptions,
+    ) -> Self {
         let factory = store.active() == Active::Factory;
         Self {
             controller: Controller::new(options.thresholds, factory, Vec::new()),
@@ -142,7 +153,8 @@ impl Node {
                 }
             }
             self.step(hardware.now(), &reading, None)?;
-            let view = NodeView { state: self.controller.state(), reading, budget: &self.budget, handle: &self.handle, committed: self.committed };
+            let view =
+                NodeView { state: self.controller.state(), reading, budget: &self.budget, handle: &self.handle, committed: self.committed };
             if !watch(&view) {
                 break;
             }
@@ -256,7 +268,9 @@ impl Node {
     /// Carries an action out; an answer that is known at once is returned.
     fn act(&mut self, action: Action) -> Result<Option<Event>> {
         match action {
-            Action::StartCompression { fit_bytes } => Ok(self.start(fit_bytes).err().map(|error| Event::CompressionFailed(error.to_string()))),
+            Action::StartCompression { fit_bytes } => {
+                Ok(self.start(fit_bytes).err().map(|error| Event::CompressionFailed(error.to_string())))
+            }
             Action::CancelCompression => {
                 if let Some(background) = &self.background {
                     background.stop.ask();
@@ -289,7 +303,7 @@ impl Node {
             calibration: setup.calibration.clone(),
             holdout: setup.holdout.clone(),
             budget: self.budget.clone(),
-            device: CpuDevice::new(setup.threads, self.budget.clone())?,
+            threads: setup.threads,
             folder: stages_folder(&self.store),
             keep_stages: setup.keep_stages,
             candidate: self.store.candidate_path(),
@@ -308,7 +322,11 @@ impl Node {
             })
             .map_err(|error| crate::error::file_error("cannot start a thread in", Path::new("this process"), &error))?;
         self.background = Some(Background { stop, receiver, thread });
-        let holds = if report.holds_per_component() { "holds for every head and channel by itself" } else { "holds for coupled units only; they leave together" };
+        let holds = if report.holds_per_component() {
+            "holds for every head and channel by itself"
+        } else {
+            "holds for coupled units only; they leave together"
+        };
         self.note(format!("SIA check: structural independence {holds}"));
         self.note(format!("pruning to serve within {fit_bytes} bytes"));
         Ok(())
@@ -316,7 +334,9 @@ impl Node {
 
     /// The factory artifact: the map that the engine serves from, or, where another is served, a new one with its reservation.
     fn factory(&self) -> Result<(Arc<Artifact>, Option<Reservation>)> {
-        if self.store.active() == Active::Factory && let Some(served) = self.served.upgrade() {
+        if self.store.active() == Active::Factory
+            && let Some(served) = self.served.upgrade()
+        {
             return Ok((served, None));
         }
         let artifact = Artifact::open(&self.store.path(Active::Factory))?;
@@ -409,7 +429,7 @@ struct CascadeJob {
     calibration: Arc<dyn Examples + Send>,
     holdout: Arc<dyn Examples + Send>,
     budget: Arc<Budget>,
-    device: CpuDevice,
+    threads: usize,
     folder: PathBuf,
     keep_stages: bool,
     candidate: PathBuf,
@@ -418,8 +438,12 @@ struct CascadeJob {
 impl CascadeJob {
     fn run(self, progress: &mut dyn Progress, stop: &Stop) -> Result<CascadeResult> {
         std::fs::create_dir_all(&self.folder).map_err(|error| crate::error::file_error("cannot make the folder", &self.folder, &error))?;
+        // Windows come first: this thread, and the device's threads that it starts, yield to the loop. Refused, pruning competes with it.
+        if let Err(error) = rustix::process::nice(BACKGROUND_NICE) {
+            log::warn!("pruning runs at the loop's own priority: {error}");
+        }
         let mut cascade = Cascade {
-            device: self.device,
+            device: CpuDevice::new(self.threads, self.budget.clone())?,
             budget: &self.budget,
             calibration: self.calibration.as_ref(),
             holdout: self.holdout.as_ref(),

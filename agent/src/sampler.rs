@@ -52,7 +52,8 @@ impl Sampler {
             }
             samples
         });
-        let thread = thread.map_err(|error| crate::error::file_error("cannot start a thread in", std::path::Path::new("this process"), &error))?;
+        let thread =
+            thread.map_err(|error| crate::error::file_error("cannot start a thread in", std::path::Path::new("this process"), &error))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 

@@ -35,7 +35,14 @@ impl SignalSize {
     /// The architecture for these classes.
     pub fn architecture(&self, classes: &[String], sample_rate_hz: f64) -> Result<Architecture> {
         let Self { layers, width, heads, channels, window, patch, stride } = *self;
-        let sizes = [("layers", layers, 1024), ("width", width, 65_536), ("heads", heads, 4096), ("channels", channels, 1 << 20), ("patch", patch, window), ("stride", stride, window)];
+        let sizes = [
+            ("layers", layers, 1024),
+            ("width", width, 65_536),
+            ("heads", heads, 4096),
+            ("channels", channels, 1 << 20),
+            ("patch", patch, window),
+            ("stride", stride, window),
+        ];
         for (name, value, most) in sizes {
             if value == 0 || value > most {
                 return Err(AgentError::Usage(format!("{value} {name} are not possible; give 1 to {most}")));

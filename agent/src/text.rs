@@ -34,7 +34,9 @@ impl Tokenizer {
             None => text
                 .split_whitespace()
                 .map(|word| {
-                    let wrong = || AgentError::Usage(format!("the model has no tokenizer, and `{word}` is no token id; give ids such as \"12 7 90\""));
+                    let wrong = || {
+                        AgentError::Usage(format!("the model has no tokenizer, and `{word}` is no token id; give ids such as \"12 7 90\""))
+                    };
                     word.parse().map_err(|_| wrong())
                 })
                 .collect(),
@@ -57,12 +59,15 @@ impl Tokenizer {
 
 #[cfg(feature = "text")]
 fn read(name: &str, bytes: &[u8]) -> Result<Inner> {
-    Inner::from_bytes(bytes).map_err(|error| AgentError::Usage(format!("{name}: its tokenizer.json cannot be used: {error}; import the checkpoint again")))
+    Inner::from_bytes(bytes)
+        .map_err(|error| AgentError::Usage(format!("{name}: its tokenizer.json cannot be used: {error}; import the checkpoint again")))
 }
 
 #[cfg(not(feature = "text"))]
 fn read(name: &str, _bytes: &[u8]) -> Result<Inner> {
-    Err(AgentError::Usage(format!("{name} brings a tokenizer, and this program was built without the feature `text`; build it with that feature")))
+    Err(AgentError::Usage(format!(
+        "{name} brings a tokenizer, and this program was built without the feature `text`; build it with that feature"
+    )))
 }
 
 #[cfg(feature = "text")]

@@ -153,7 +153,12 @@ impl LowRank {
 
     /// `y [m, units] += alpha · t · Uᵀ`.
     pub fn to_units<D: Device>(self, device: &D, y: &mut D::Buffer, t: &D::Buffer, u: &D::Buffer, alpha: f32) -> Result<()> {
-        Ok(device.matmul(y, t, u, Product { m: self.m, n: self.units, k: self.rank, transpose_b: true, alpha, accumulate: true, ..PLAIN })?)
+        Ok(device.matmul(
+            y,
+            t,
+            u,
+            Product { m: self.m, n: self.units, k: self.rank, transpose_b: true, alpha, accumulate: true, ..PLAIN },
+        )?)
     }
 
     /// `y [m, d] += alpha · t · V`.

@@ -14,7 +14,13 @@ use crate::workspace::{BackwardBuffers, Keep, LayerBuffers, LogitRows, Workspace
 impl<D: Device> Pass<'_, D> {
     /// Forward, loss and backward: the mean cross entropy in nats over all targets that are not
     /// [`NO_TARGET`](espalier_kernels::NO_TARGET), one target a row of the logits. Gradients are added.
-    pub fn loss_and_gradients(&self, workspace: &mut Workspace<D>, input: Input<'_>, targets: &D::Indices, gradients: &mut Gradients<D>) -> Result<f64> {
+    pub fn loss_and_gradients(
+        &self,
+        workspace: &mut Workspace<D>,
+        input: Input<'_>,
+        targets: &D::Indices,
+        gradients: &mut Gradients<D>,
+    ) -> Result<f64> {
         self.forward(workspace, input, None)?;
         let extent = self.extent_of(input)?;
         let network = self.network;
@@ -55,7 +61,13 @@ impl<D: Device> Pass<'_, D> {
         if by_sequence { extent.batch } else { extent.tokens() }
     }
 
-    fn backward(&self, workspace: &mut Workspace<D>, backward: &mut BackwardBuffers<D>, extent: Extent, gradients: &mut Gradients<D>) -> Result<()> {
+    fn backward(
+        &self,
+        workspace: &mut Workspace<D>,
+        backward: &mut BackwardBuffers<D>,
+        extent: Extent,
+        gradients: &mut Gradients<D>,
+    ) -> Result<()> {
         self.output_backward(workspace, backward, extent, gradients)?;
         let network = self.network;
         let kept = network.kept_layers();
@@ -80,7 +92,13 @@ impl<D: Device> Pass<'_, D> {
         Ok(())
     }
 
-    fn output_backward(&self, workspace: &mut Workspace<D>, backward: &mut BackwardBuffers<D>, extent: Extent, gradients: &mut Gradients<D>) -> Result<()> {
+    fn output_backward(
+        &self,
+        workspace: &mut Workspace<D>,
+        backward: &mut BackwardBuffers<D>,
+        extent: Extent,
+        gradients: &mut Gradients<D>,
+    ) -> Result<()> {
         let network = self.network;
         let (device, d, m) = (&network.device, network.architecture.d_model, extent.tokens());
         let BackwardBuffers { d_hidden, d_normed, d_logits, d_pooled, .. } = backward;
@@ -134,7 +152,13 @@ impl<D: Device> Pass<'_, D> {
         Ok(done?)
     }
 
-    fn embedding_backward(&self, workspace: &Workspace<D>, backward: &BackwardBuffers<D>, extent: Extent, gradients: &mut Gradients<D>) -> Result<()> {
+    fn embedding_backward(
+        &self,
+        workspace: &Workspace<D>,
+        backward: &BackwardBuffers<D>,
+        extent: Extent,
+        gradients: &mut Gradients<D>,
+    ) -> Result<()> {
         let network = self.network;
         let (device, d, m) = (&network.device, network.architecture.d_model, extent.tokens());
         let d_hidden = &backward.d_hidden;
@@ -204,7 +228,16 @@ impl<D: Device> LayerStep<'_, '_, D> {
             self.rows_backward(Part::Gate, Part::GateBias, &linear.weight, d_normed, d_gate, &buffers.normed_ffn, low, d_low, true)?;
         }
         let at = Some(self.index as u32);
-        self.pass.norm_backward(at, [Part::FfnNorm, Part::FfnNormBias], &layer.ffn_norm, d_hidden, d_normed, &buffers.middle, m, self.gradients)
+        self.pass.norm_backward(
+            at,
+            [Part::FfnNorm, Part::FfnNormBias],
+            &layer.ffn_norm,
+            d_hidden,
+            d_normed,
+            &buffers.middle,
+            m,
+            self.gradients,
+        )
     }
 
     /// `d_hidden` leaves as the gradient of the layer's input `x`.
@@ -241,7 +274,16 @@ impl<D: Device> LayerStep<'_, '_, D> {
         self.rows_backward(Part::Key, Part::KeyBias, &layer.key.weight, d_normed, dk, normed, low, d_low, true)?;
         self.rows_backward(Part::Value, Part::ValueBias, &layer.value.weight, d_normed, dv, normed, low, d_low, true)?;
         let at = Some(self.index as u32);
-        self.pass.norm_backward(at, [Part::AttentionNorm, Part::AttentionNormBias], &layer.attention_norm, d_hidden, d_normed, x, m, self.gradients)
+        self.pass.norm_backward(
+            at,
+            [Part::AttentionNorm, Part::AttentionNormBias],
+            &layer.attention_norm,
+            d_hidden,
+            d_normed,
+            x,
+            m,
+            self.gradients,
+        )
     }
 
     fn gates_gradient(&mut self) -> Option<&mut crate::gates::LayerGateGradients<D>> {
@@ -258,7 +300,16 @@ impl<D: Device> LayerStep<'_, '_, D> {
 
     /// Backward of `y = a W`: `da [m, units] = dy Wᵀ`, and the gradients of `W` and of its adapters.
     #[allow(clippy::too_many_arguments)]
-    fn units_backward(&mut self, part: Part, w: &D::Weight, da: &mut D::Buffer, dy: &D::Buffer, a: &D::Buffer, low: &mut D::Buffer, d_low: &mut D::Buffer) -> Result<()> {
+    fn units_backward(
+        &mut self,
+        part: Part,
+        w: &D::Weight,
+        da: &mut D::Buffer,
+        dy: &D::Buffer,
+        a: &D::Buffer,
+        low: &mut D::Buffer,
+        d_low: &mut D::Buffer,
+    ) -> Result<()> {
         let device = self.device().clone();
         let (units, d) = device.weight_shape(w);
         let m = self.m;

@@ -1,8 +1,8 @@
 //! The forward pass, written once for tokens and patches, for inference and training, for every device.
 
 use espalier_kernels::{AttentionShape, Device};
-use espalier_models::architecture::{Input as InputKind, Output};
 use espalier_models::Part;
+use espalier_models::architecture::{Input as InputKind, Output};
 
 use crate::adapter::{Adapter, LowRank};
 use crate::error::{Result, RuntimeError};
@@ -136,11 +136,18 @@ impl<'a, D: Device> Pass<'a, D> {
             _ => return Err(wrong_input()),
         };
         if start + sequence > architecture.context() {
-            return Err(RuntimeError::Input(format!("{} positions are more than the model's context of {}", start + sequence, architecture.context())));
+            return Err(RuntimeError::Input(format!(
+                "{} positions are more than the model's context of {}",
+                start + sequence,
+                architecture.context()
+            )));
         }
         let size = workspace.size;
         if batch * sequence > size.batch * size.sequence || batch > size.batch {
-            return Err(RuntimeError::Input(format!("{batch} × {sequence} positions do not fit a workspace of {} × {}", size.batch, size.sequence)));
+            return Err(RuntimeError::Input(format!(
+                "{batch} × {sequence} positions do not fit a workspace of {} × {}",
+                size.batch, size.sequence
+            )));
         }
         Ok(Extent { batch, sequence, start })
     }
@@ -257,7 +264,16 @@ impl<'a, D: Device> Pass<'a, D> {
 
     /// `y = x Wᵀ + bias`, and the adapters of `part`.
     #[allow(clippy::too_many_arguments)]
-    fn project_rows(&self, layer: usize, part: Part, linear: &Linear<D>, y: &mut D::Buffer, x: &D::Buffer, low: &mut D::Buffer, m: usize) -> Result<()> {
+    fn project_rows(
+        &self,
+        layer: usize,
+        part: Part,
+        linear: &Linear<D>,
+        y: &mut D::Buffer,
+        x: &D::Buffer,
+        low: &mut D::Buffer,
+        m: usize,
+    ) -> Result<()> {
         let device = &self.network.device;
         device.matmul_rows(y, x, &linear.weight, m, false)?;
         let (units, _) = device.weight_shape(&linear.weight);
@@ -274,7 +290,16 @@ impl<'a, D: Device> Pass<'a, D> {
 
     /// `x += a W`, and the adapters of `part`; not the bias.
     #[allow(clippy::too_many_arguments)]
-    fn project_units(&self, layer: usize, part: Part, linear: &Linear<D>, x: &mut D::Buffer, a: &D::Buffer, low: &mut D::Buffer, m: usize) -> Result<()> {
+    fn project_units(
+        &self,
+        layer: usize,
+        part: Part,
+        linear: &Linear<D>,
+        x: &mut D::Buffer,
+        a: &D::Buffer,
+        low: &mut D::Buffer,
+        m: usize,
+    ) -> Result<()> {
         let device = &self.network.device;
         device.matmul_units(x, a, &linear.weight, m, true)?;
         let (units, _) = device.weight_shape(&linear.weight);

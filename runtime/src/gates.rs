@@ -72,7 +72,9 @@ impl<D: Device> GateGradients<D> {
         let mut layers = Vec::with_capacity(shape.layers.len());
         for layer in &shape.layers {
             layers.push(match layer.units() {
-                Some(units) => Some(LayerGateGradients { heads: device.zeros(units.heads.len())?, channels: device.zeros(units.channels)? }),
+                Some(units) => {
+                    Some(LayerGateGradients { heads: device.zeros(units.heads.len())?, channels: device.zeros(units.channels)? })
+                }
                 None => None,
             });
         }

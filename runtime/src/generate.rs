@@ -43,11 +43,20 @@ impl<D: Device> Generator<D> {
         }
         if capacity > architecture.context() {
             let context = architecture.context();
-            return Err(RuntimeError::Input(format!("{capacity} tokens are more than the model's context of {context}; shorten the prompt or --max-tokens")));
+            return Err(RuntimeError::Input(format!(
+                "{capacity} tokens are more than the model's context of {context}; shorten the prompt or --max-tokens"
+            )));
         }
         let mapped = Reservation::new(budget.clone(), Purpose::Weights, artifact.file_bytes())?;
         let network = Network::load(device.for_purpose(Purpose::Weights), artifact, Residency::Resident)?;
-        let size = WorkspaceSize { batch: 1, sequence: capacity.clamp(1, PROMPT_BLOCK), keep: Keep::Nothing, logits: LogitRows::Last, rank: 0, gates: false };
+        let size = WorkspaceSize {
+            batch: 1,
+            sequence: capacity.clamp(1, PROMPT_BLOCK),
+            keep: Keep::Nothing,
+            logits: LogitRows::Last,
+            rank: 0,
+            gates: false,
+        };
         let workspace = Workspace::new(device, architecture, &manifest.shape(), size)?;
         let cache = KvCache::new(&network, capacity)?;
         let logits = vec![0.0; architecture.output_width()];
@@ -121,7 +130,7 @@ mod tests {
     #[test]
     fn sampling_follows_the_probabilities() {
         let logits = [0.0, 2.0_f32.ln(), f32::NEG_INFINITY];
-        let mut at = |point: f64, temperature: f32| sample(&logits, Sampling { temperature }, &mut || point);
+        let at = |point: f64, temperature: f32| sample(&logits, Sampling { temperature }, &mut || point);
         assert_eq!(at(0.99, 0.0), 1);
         assert_eq!(at(0.32, 1.0), 0);
         assert_eq!(at(0.34, 1.0), 1);

@@ -59,7 +59,10 @@ impl<D: Device> ParameterSource<D> for MappedSource<'_> {
             (DType::Bf16, Layout::Interleaved) => Format::Bf16Pairs,
             (DType::Q8 | DType::Q4, _) => {
                 let path = artifact.path().display();
-                return Err(RuntimeError::Input(format!("{path}: tensor {key} is {:?}, which no engine here runs yet; expected f32, f16 or bf16", stored.dtype)));
+                return Err(RuntimeError::Input(format!(
+                    "{path}: tensor {key} is {:?}, which no engine here runs yet; expected f32, f16 or bf16",
+                    stored.dtype
+                )));
             }
         };
         let bytes = HostBytes { owner: artifact.map(), range: artifact.range(stored) };
@@ -69,7 +72,11 @@ impl<D: Device> ParameterSource<D> for MappedSource<'_> {
     fn vector(&mut self, device: &D, key: TensorKey, len: usize) -> Result<D::Buffer> {
         let numbers = self.artifact.vector(key)?;
         if numbers.len() != len {
-            return Err(RuntimeError::Input(format!("{}: {key} has {} numbers, expected {len}", self.artifact.path().display(), numbers.len())));
+            return Err(RuntimeError::Input(format!(
+                "{}: {key} has {} numbers, expected {len}",
+                self.artifact.path().display(),
+                numbers.len()
+            )));
         }
         upload(device, &numbers)
     }

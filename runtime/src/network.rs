@@ -68,7 +68,13 @@ pub(crate) trait ParameterSource<D: Device> {
 }
 
 impl<D: Device> Network<D> {
-    pub(crate) fn assemble(device: D, architecture: Architecture, shape: ModelShape, source: &mut dyn ParameterSource<D>, pages: Pages) -> Result<Self> {
+    pub(crate) fn assemble(
+        device: D,
+        architecture: Architecture,
+        shape: ModelShape,
+        source: &mut dyn ParameterSource<D>,
+        pages: Pages,
+    ) -> Result<Self> {
         let mut builder = Builder { device: &device, architecture: &architecture, source };
         let input = builder.input()?;
         let positions = builder.positions()?;
@@ -184,7 +190,14 @@ impl<D: Device> Network<D> {
 
 type Trainable<'a, D> = Vec<(TensorKey, &'a mut <D as Device>::Buffer)>;
 
-fn push_linear<'a, D: Device>(out: &mut Trainable<'a, D>, device: &D, linear: &'a mut Linear<D>, layer: Option<u32>, part: Part, bias: Part) {
+fn push_linear<'a, D: Device>(
+    out: &mut Trainable<'a, D>,
+    device: &D,
+    linear: &'a mut Linear<D>,
+    layer: Option<u32>,
+    part: Part,
+    bias: Part,
+) {
     if let Some(buffer) = device.owned_mut(&mut linear.weight) {
         out.push((TensorKey { layer, part }, buffer));
     }
@@ -244,7 +257,9 @@ impl<D: Device> Builder<'_, D> {
             architecture::Input::Tokens { vocabulary } => {
                 Ok(InputTable::Tokens(self.source.matrix(self.device, TensorKey::global(Part::TokenTable), vocabulary, d)?))
             }
-            architecture::Input::Patches { patch, .. } => Ok(InputTable::Patches(self.linear(None, Part::Patch, Some(Part::PatchBias), d, patch)?)),
+            architecture::Input::Patches { patch, .. } => {
+                Ok(InputTable::Patches(self.linear(None, Part::Patch, Some(Part::PatchBias), d, patch)?))
+            }
         }
     }
 
@@ -283,7 +298,9 @@ impl<D: Device> Builder<'_, D> {
         let d = self.architecture.d_model;
         match &self.architecture.output {
             architecture::Output::NextToken { tied: true } => Ok(None),
-            architecture::Output::NextToken { tied: false } => Ok(Some(self.linear(None, Part::Head, None, self.architecture.output_width(), d)?)),
+            architecture::Output::NextToken { tied: false } => {
+                Ok(Some(self.linear(None, Part::Head, None, self.architecture.output_width(), d)?))
+            }
             architecture::Output::Classes { names } => Ok(Some(self.linear(None, Part::Head, Some(Part::HeadBias), names.len(), d)?)),
         }
     }

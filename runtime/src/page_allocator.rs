@@ -60,8 +60,11 @@ unsafe impl GlobalAlloc for PageAllocator {
         match (is_mapped(layout), is_mapped(wanted)) {
             // SAFETY: a block of this layout came from `System`, and stays there.
             (false, false) => unsafe { System.realloc(block, layout, size) },
-            // SAFETY: the block is a mapping of this size; the system may move it, contents included.
-            (true, true) => unsafe { mremap(block.cast(), layout.size(), size, MremapFlags::MAYMOVE) }.map_or(ptr::null_mut(), <*mut _>::cast),
+            (true, true) => {
+                // SAFETY: the block is a mapping of this size; the system may move it, contents included.
+                let moved = unsafe { mremap(block.cast(), layout.size(), size, MremapFlags::MAYMOVE) };
+                moved.map_or(ptr::null_mut(), <*mut _>::cast)
+            }
             _ => {
                 // SAFETY: the new block is another one, both are at least as long as what is copied, and the old one came from here.
                 unsafe {

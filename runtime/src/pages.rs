@@ -36,7 +36,14 @@ impl Pages {
             return Self { artifact: Some(artifact.clone()), layers: Vec::new() };
         }
         let range = |layer: usize| {
-            let tensors = || artifact.manifest().tensors.iter().filter(|tensor| tensor.key.layer == Some(layer as u32)).map(|tensor| artifact.range(tensor));
+            let tensors = || {
+                artifact
+                    .manifest()
+                    .tensors
+                    .iter()
+                    .filter(|tensor| tensor.key.layer == Some(layer as u32))
+                    .map(|tensor| artifact.range(tensor))
+            };
             Some(tensors().map(|range| range.start).min()?..tensors().map(|range| range.end).max()?)
         };
         Self { artifact: Some(artifact.clone()), layers: (0..shape.layers.len()).map(range).collect() }

@@ -169,7 +169,20 @@ impl Lengths {
         let Self { m, d, q, kv, channels, gated, .. } = *self;
         let kept = if size.keep == Keep::Nothing { 0 } else { m * d };
         let gates = usize::from(size.gates);
-        [m * d, m * q, m * kv, m * kv, m * q, gates * m * q, kept, kept, usize::from(gated) * m * channels, m * channels, m * channels, gates * m * channels]
+        [
+            m * d,
+            m * q,
+            m * kv,
+            m * kv,
+            m * q,
+            gates * m * q,
+            kept,
+            kept,
+            usize::from(gated) * m * channels,
+            m * channels,
+            m * channels,
+            gates * m * channels,
+        ]
     }
 
     /// Lengths of the buffers of the backward pass, in the order of [`BackwardBuffers`].
@@ -177,7 +190,20 @@ impl Lengths {
         let Self { m, d, q, kv, channels, gated, .. } = *self;
         let again = if size.keep == Keep::LayerInputs { m * d } else { 0 };
         let logits = self.rows * self.width;
-        [m * d, m * d, m * q.max(channels), m * q, m * kv, m * kv, m * channels, usize::from(gated) * m * channels, m * size.rank, again, logits, self.pooled]
+        [
+            m * d,
+            m * d,
+            m * q.max(channels),
+            m * q,
+            m * kv,
+            m * kv,
+            m * channels,
+            usize::from(gated) * m * channels,
+            m * size.rank,
+            again,
+            logits,
+            self.pooled,
+        ]
     }
 
     /// Lengths of the buffers that a workspace has once: windows, patches, low, normed, pooled, logits.
@@ -201,7 +227,11 @@ pub fn workspace_bytes(architecture: &Architecture, shape: &ModelShape, size: &W
     let (hidden, layers) = copies(shape, size.keep);
     let backward = if size.keep == Keep::Nothing { 0 } else { lengths.backward(size).iter().sum() };
     let indices = if lengths.window == 0 { lengths.m } else { 0 };
-    let numbers = lengths.single(size).iter().sum::<usize>() + hidden * lengths.m * lengths.d + layers * lengths.layer(size).iter().sum::<usize>() + backward + indices;
+    let numbers = lengths.single(size).iter().sum::<usize>()
+        + hidden * lengths.m * lengths.d
+        + layers * lengths.layer(size).iter().sum::<usize>()
+        + backward
+        + indices;
     4 * numbers as u64
 }
 

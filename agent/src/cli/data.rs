@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use crate::error::{AgentError, Result};
 use crate::signals::splits::Protocol;
-use crate::signals::store::SampleStore;
 use crate::signals::window_set::Sets;
 use crate::signals::{Corpus, ReadOptions, Split, TRAINING_HOP, WINDOW};
 
@@ -38,7 +37,8 @@ impl DataArgs {
             (None, Some(folder)) => PathBuf::from(folder),
             (None, None) => return Err(AgentError::Usage("no recordings: give --data DIR, or set ESPALIER_DATA to their folder".into())),
         };
-        let protocol = self.split.as_deref().map(str::parse::<Protocol>).transpose().map_err(|error| AgentError::Usage(error.to_string()))?;
+        let protocol =
+            self.split.as_deref().map(str::parse::<Protocol>).transpose().map_err(|error| AgentError::Usage(error.to_string()))?;
         let corpus = Corpus::open_with(&folder, protocol.as_ref(), &ReadOptions::default())?;
         let protocol = protocol.unwrap_or_else(|| Protocol::default_for(corpus.kind));
         Data::new(corpus, &protocol)
@@ -49,7 +49,8 @@ impl Data {
     /// Splits a corpus by a protocol.
     pub fn new(corpus: Corpus, protocol: &Protocol) -> Result<Self> {
         let split = Split::new(&corpus, protocol, WINDOW)?;
-        let scratch = tempfile::tempdir().map_err(|error| crate::error::file_error("cannot make a scratch folder in", &std::env::temp_dir(), &error))?;
+        let scratch = tempfile::tempdir()
+            .map_err(|error| crate::error::file_error("cannot make a scratch folder in", &std::env::temp_dir(), &error))?;
         let sets = Sets::open(&corpus, &split, scratch.path(), TRAINING_HOP)?;
         Ok(Self { corpus, split, sets, _scratch: scratch })
     }
@@ -67,10 +68,5 @@ impl Data {
             }
             None => Ok(first),
         }
-    }
-
-    /// The samples, to give their pages back.
-    pub fn store(&self) -> &SampleStore {
-        self.sets.train.store()
     }
 }

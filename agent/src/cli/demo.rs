@@ -143,7 +143,13 @@ fn json(mut command: Command) -> Result<serde_json::Value> {
 fn train(context: &Context, args: &Args, data: &DataArgs, factory: &Path) -> Result<()> {
     let mut command = espalier("train", context.threads, Some(data))?;
     command.arg("--output").arg(factory);
-    let numbers = [("--steps", args.steps), ("--layers", args.layers), ("--width", args.width), ("--heads", args.heads), ("--channels", args.channels)];
+    let numbers = [
+        ("--steps", args.steps),
+        ("--layers", args.layers),
+        ("--width", args.width),
+        ("--heads", args.heads),
+        ("--channels", args.channels),
+    ];
     command.args(numbers.iter().flat_map(|(name, value)| [name.to_string(), value.to_string()])).arg("--seed").arg(args.seed.to_string());
     json(command).map(drop)
 }
@@ -248,7 +254,12 @@ impl Story {
         if !self.squeezed {
             if seconds >= DENSE_SECONDS {
                 self.squeezed = true;
-                self.run.dense = Served { held_bytes: view.reading.held_bytes, p50_us: snapshot.compute.p50_us, p99_us: snapshot.compute.p99_us, windows: snapshot.judged };
+                self.run.dense = Served {
+                    held_bytes: view.reading.held_bytes,
+                    p50_us: snapshot.compute.p50_us,
+                    p99_us: snapshot.compute.p99_us,
+                    windows: snapshot.judged,
+                };
                 say(&format!("4. {seconds:.1} s: memory runs short: the goal is now {}", table::bytes(self.goal)));
                 budget.set_goal(self.goal);
                 self.run.goal_series.push((seconds, self.goal));

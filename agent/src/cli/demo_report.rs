@@ -88,7 +88,8 @@ pub struct Run {
 impl Report {
     /// Writes `demo.json` and `run.svg`.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let json = serde_json::to_string_pretty(self).map_err(|error| AgentError::Training(format!("the result cannot be written as JSON: {error}")))?;
+        let json = serde_json::to_string_pretty(self)
+            .map_err(|error| AgentError::Training(format!("the result cannot be written as JSON: {error}")))?;
         let source = if self.simulated { "simulated recordings" } else { "recordings" };
         let run = &self.run;
         let picture = RunPicture {
@@ -109,7 +110,22 @@ impl Report {
 
     /// The table and what the run proved.
     pub fn render(&self, folder: &Path) -> String {
-        let mut table = Table::new(["", "left", "parameters", "ratio", "artifact", "held", "p50 ms", "p99 ms", "efficiency", "holdout", "test", "test CE", "steps", "seconds"]);
+        let mut table = Table::new([
+            "",
+            "left",
+            "parameters",
+            "ratio",
+            "artifact",
+            "held",
+            "p50 ms",
+            "p99 ms",
+            "efficiency",
+            "holdout",
+            "test",
+            "test CE",
+            "steps",
+            "seconds",
+        ]);
         for row in &self.rows {
             table.row([
                 row.stage.clone(),

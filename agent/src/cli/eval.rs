@@ -70,6 +70,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         return print_json(&results);
     }
     let noise = args.snr.map_or(String::new(), |snr| format!(", {snr} dB"));
-    let text: Vec<String> = results.iter().map(|named| format!("{}: {}{noise}\n{}", data.split.name, named.set, named.evaluation)).collect();
+    let text: Vec<String> =
+        results.iter().map(|named| format!("{}: {}{noise}\n{}", data.split.name, named.set, named.evaluation)).collect();
     print(&(text.join("\n") + "\n"))
 }

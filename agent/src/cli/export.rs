@@ -25,7 +25,9 @@ pub fn run(args: &Args) -> Result<()> {
     let artifact = Artifact::open(&args.model)?;
     let dialect = match &args.dialect {
         None => None,
-        Some(name) => Some(Dialect::parse(name).ok_or_else(|| AgentError::Usage(format!("{name} is no dialect; give gpt2, llama or espalier")))?),
+        Some(name) => {
+            Some(Dialect::parse(name).ok_or_else(|| AgentError::Usage(format!("{name} is no dialect; give gpt2, llama or espalier")))?)
+        }
     };
     export_safetensors(&artifact, artifact.manifest(), &args.safetensors, dialect)?;
     print(&format!("{}\n", args.safetensors.display()))

@@ -117,14 +117,17 @@ fn stop_on_signals() -> Result<Stop> {
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(crate::error::file_error("cannot write to", &PathBuf::from("standard output"), &error)),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(crate::error::file_error("cannot write to", &PathBuf::from("standard output"), &error))
+        }
         _ => Ok(()),
     }
 }
 
 /// Prints a value as JSON.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| AgentError::Usage(format!("the result cannot be written as JSON: {error}")))?;
+    let text =
+        serde_json::to_string_pretty(value).map_err(|error| AgentError::Usage(format!("the result cannot be written as JSON: {error}")))?;
     print(&(text + "\n"))
 }
 

@@ -111,7 +111,13 @@ impl RecoveryArgs {
             target: target.checked()?,
             split,
             lengths,
-            recovery: RecoveryOptions { adapters, batch: self.batch.max(1), learning_rate: self.learning_rate, seed: self.seed, ..RecoveryOptions::default() },
+            recovery: RecoveryOptions {
+                adapters,
+                batch: self.batch.max(1),
+                learning_rate: self.learning_rate,
+                seed: self.seed,
+                ..RecoveryOptions::default()
+            },
             trial_windows: self.windows.max(1),
             calibration_windows: self.windows.max(1),
         })
@@ -131,13 +137,21 @@ fn epochs(text: &str) -> std::result::Result<Lengths, String> {
 }
 
 fn three(text: &str, parse: &dyn Fn(&str) -> Option<Length>) -> std::result::Result<Lengths, String> {
-    let lengths: Vec<Length> = text.split(',').map(|number| parse(number.trim()).ok_or_else(|| format!("`{number}` is no length"))).collect::<std::result::Result<_, _>>()?;
+    let lengths: Vec<Length> = text
+        .split(',')
+        .map(|number| parse(number.trim()).ok_or_else(|| format!("`{number}` is no length")))
+        .collect::<std::result::Result<_, _>>()?;
     let given = lengths.len();
-    <[Length; 3]>::try_from(lengths).map(Lengths).map_err(|_| format!("{given} lengths; give three, for layers, heads and channels, such as 2,2,4"))
+    <[Length; 3]>::try_from(lengths)
+        .map(Lengths)
+        .map_err(|_| format!("{given} lengths; give three, for layers, heads and channels, such as 2,2,4"))
 }
 
 fn split(text: &str) -> std::result::Result<Split, String> {
-    let numbers: Vec<usize> = text.split(',').map(|number| number.trim().parse().map_err(|_| format!("{number} is no count"))).collect::<std::result::Result<_, _>>()?;
+    let numbers: Vec<usize> = text
+        .split(',')
+        .map(|number| number.trim().parse().map_err(|_| format!("{number} is no count")))
+        .collect::<std::result::Result<_, _>>()?;
     match numbers[..] {
         [layers, heads, channels] => Ok(Split { layers, heads, channels }),
         _ => Err(format!("{} numbers; give layers, heads and channels, such as 2,2,96", numbers.len())),
@@ -176,7 +190,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     // The whole map is booked: a device that prunes serves this model at the same time.
     let _mapped = Reservation::new(budget.clone(), Purpose::Weights, source.file_bytes())?;
     let sampler = Sampler::start()?;
-    let scratch = tempfile::tempdir_in(folder_of(&args.output)).map_err(|error| file_error("cannot make a folder in", folder_of(&args.output), &error))?;
+    let scratch = tempfile::tempdir_in(folder_of(&args.output))
+        .map_err(|error| file_error("cannot make a folder in", folder_of(&args.output), &error))?;
     let folder = args.stages.as_deref().unwrap_or(scratch.path());
     std::fs::create_dir_all(folder).map_err(|error| file_error("cannot make the folder", folder, &error))?;
     let mut cascade = Cascade {
@@ -209,7 +224,15 @@ fn render(pruned: &Pruned) -> String {
     let result = &pruned.result;
     let mut table = Table::new(["stage", "left", "parameters", "artifact", "holdout cut", "holdout", "cross entropy", "steps", "seconds"]);
     let percent = |share: f64| format!("{:.1} %", share * 100.0);
-    table.row(["dense".to_string(), String::new(), String::new(), String::new(), String::new(), percent(result.dense_accuracy), format!("{:.3}", result.dense_loss)]);
+    table.row([
+        "dense".to_string(),
+        String::new(),
+        String::new(),
+        String::new(),
+        String::new(),
+        percent(result.dense_accuracy),
+        format!("{:.3}", result.dense_loss),
+    ]);
     for stage in &result.stages {
         table.row([
             stage.stage.to_string(),
@@ -224,5 +247,11 @@ fn render(pruned: &Pruned) -> String {
         ]);
     }
     let limit = pruned.limit_bytes.map_or(String::new(), |limit| format!(" of {}", table::bytes(limit)));
-    format!("{table}\n{}: {:.2}× smaller, {}; held at most {}{limit}\n", pruned.artifact.display(), pruned.compression_ratio, table::bytes(pruned.artifact_bytes), table::bytes(pruned.peak_held_bytes))
+    format!(
+        "{table}\n{}: {:.2}× smaller, {}; held at most {}{limit}\n",
+        pruned.artifact.display(),
+        pruned.compression_ratio,
+        table::bytes(pruned.artifact_bytes),
+        table::bytes(pruned.peak_held_bytes)
+    )
 }

@@ -86,7 +86,11 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let _ = writeln!(
         std::io::stderr(),
         "{gaps}; {accounted}; missing {}, repeated {}; latency p50 {} µs, p99 {} µs; queue at most {}",
-        snapshot.missing, snapshot.repeated, snapshot.latency.p50_us, snapshot.latency.p99_us, snapshot.queue_high_water
+        snapshot.missing,
+        snapshot.repeated,
+        snapshot.latency.p50_us,
+        snapshot.latency.p99_us,
+        snapshot.queue_high_water
     );
     if context.stop.is_asked() || snapshot.is_complete() { Ok(()) } else { Err(AgentError::Usage("windows were lost".into())) }
 }

@@ -174,18 +174,33 @@ pub fn train_artifact(
     let name = output.file_stem().map_or("model".into(), |stem| stem.to_string_lossy().into_owned());
     // The holdout is measured on a first version, so that the second can carry the result.
     write(device, &mut network, dense_manifest(&name, architecture.clone(), &shape, history.clone(), None), output)?;
-    let holdout = predict(device, budget, &std::sync::Arc::new(Artifact::open(output)?), &data.sets.holdout, stop)?.evaluate(None, None, options.seed)?;
+    let holdout = predict(device, budget, &std::sync::Arc::new(Artifact::open(output)?), &data.sets.holdout, stop)?.evaluate(
+        None,
+        None,
+        options.seed,
+    )?;
     let measured = Measured { accuracy: Some(holdout.accuracy), loss: holdout.cross_entropy_nats, latency_ms: None };
     write(device, &mut network, dense_manifest(&name, architecture, &shape, history, Some(measured)), output)?;
     let artifact = Artifact::open(output)?;
     let DenseReport { steps, seconds, .. } = report;
-    Ok(Trained { artifact: output.to_path_buf(), parameters: artifact.manifest().parameters(), artifact_bytes: artifact.file_bytes(), steps, seconds, holdout })
+    Ok(Trained {
+        artifact: output.to_path_buf(),
+        parameters: artifact.manifest().parameters(),
+        artifact_bytes: artifact.file_bytes(),
+        steps,
+        seconds,
+        holdout,
+    })
 }
 
 fn write(device: &CpuDevice, network: &mut Network<CpuDevice>, manifest: espalier_models::Manifest, output: &Path) -> Result<()> {
     let columns: std::collections::BTreeMap<_, _> =
         model_tensors(&manifest.architecture, &manifest.shape()).iter().map(|spec| (spec.key, spec.columns)).collect();
-    let tensors = network.trainable().into_iter().map(|(key, buffer)| (key, &*buffer, columns.get(&key).copied().unwrap_or(device.len(buffer)))).collect();
+    let tensors = network
+        .trainable()
+        .into_iter()
+        .map(|(key, buffer)| (key, &*buffer, columns.get(&key).copied().unwrap_or(device.len(buffer))))
+        .collect();
     write_network(manifest, DType::F32, &DeviceTensors::new(device, tensors), output)?;
     Ok(())
 }

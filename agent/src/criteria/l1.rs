@@ -21,7 +21,8 @@ pub struct L1Scores {
 pub fn l1<D: Device>(network: &Network<D>, layer: usize) -> Result<L1Scores> {
     let units = network.units(layer)?;
     let width = network.architecture.attention.head_dim;
-    let by_head = |part| -> Result<Vec<f64>> { Ok(row_norms(network, layer, part)?.chunks(width.max(1)).map(|rows| rows.iter().sum()).collect()) };
+    let by_head =
+        |part| -> Result<Vec<f64>> { Ok(row_norms(network, layer, part)?.chunks(width.max(1)).map(|rows| rows.iter().sum()).collect()) };
     let add = |a: Vec<f64>, b: Vec<f64>| -> Vec<f64> { a.iter().zip(&b).map(|(a, b)| a + b).collect() };
     let own = add(by_head(Part::Query)?, by_head(Part::AttentionOutput)?);
     let shared = add(by_head(Part::Key)?, by_head(Part::Value)?);

@@ -115,8 +115,18 @@ impl<D: Device> Cascade<'_, D> {
         let architecture = &manifest.architecture;
         let shape = manifest.shape();
         let rank = options.recovery.adapters.rank;
-        let size = WorkspaceSize { batch: 1, sequence: architecture.patches(), keep: Keep::LayerInputs, logits: LogitRows::All, rank, gates: true };
-        HOST_BYTES + streamed_bytes(manifest, &shape) + with_margin(workspace_bytes(architecture, &shape, &size)) + 4 * adapter_bytes(manifest, options)
+        let size = WorkspaceSize {
+            batch: 1,
+            sequence: architecture.patches(),
+            keep: Keep::LayerInputs,
+            logits: LogitRows::All,
+            rank,
+            gates: true,
+        };
+        HOST_BYTES
+            + streamed_bytes(manifest, &shape)
+            + with_margin(workspace_bytes(architecture, &shape, &size))
+            + 4 * adapter_bytes(manifest, options)
     }
 
     /// Runs the three stages from `source` and returns how they went; the last stage's artifact is the result. The caller has booked the
@@ -148,7 +158,10 @@ impl<D: Device> Cascade<'_, D> {
     fn check(&self, source: &Artifact) -> Result<()> {
         let manifest = source.manifest();
         if manifest.architecture.patches() == 0 {
-            return Err(AgentError::Usage(format!("{} is a language model; the cascade recovers signal classifiers", source.path().display())));
+            return Err(AgentError::Usage(format!(
+                "{} is a language model; the cascade recovers signal classifiers",
+                source.path().display()
+            )));
         }
         if let Some(split) = self.options.split {
             split.check(manifest)?;
@@ -243,7 +256,10 @@ impl<D: Device> Cascade<'_, D> {
         drop(network);
         drop(mapped);
         let selection = Selection::all(&cut.manifest().shape());
-        let note = |measured| PackNote { history: format!("recovered with LoRA rank {} in {} steps", recovery.adapters.rank, report.steps), measured };
+        let note = |measured| PackNote {
+            history: format!("recovered with LoRA rank {} in {} steps", recovery.adapters.rank, report.steps),
+            measured,
+        };
         pack(cut, &selection, &host, path, note(None))?;
         let score = self.score(&Arc::new(Artifact::open(path)?))?;
         if stage + 1 == STAGES.len() {

@@ -100,8 +100,16 @@ pub fn pack(source: &Artifact, selection: &Selection, adapters: &[HostAdapter], 
 /// Rows that are in memory at once: with 4096 columns, 1 MiB.
 const BLOCK_ROWS: usize = 64;
 
-fn copy_matrix(source: &Artifact, from: TensorKey, spec: &TensorSpec, rows: Option<Vec<usize>>, adapters: &[HostAdapter], writer: &mut ArtifactWriter) -> Result<()> {
-    let adapters: Vec<&HostAdapter> = adapters.iter().filter(|adapter| from.layer == Some(adapter.layer as u32) && adapter.parts.contains(&from.part)).collect();
+fn copy_matrix(
+    source: &Artifact,
+    from: TensorKey,
+    spec: &TensorSpec,
+    rows: Option<Vec<usize>>,
+    adapters: &[HostAdapter],
+    writer: &mut ArtifactWriter,
+) -> Result<()> {
+    let adapters: Vec<&HostAdapter> =
+        adapters.iter().filter(|adapter| from.layer == Some(adapter.layer as u32) && adapter.parts.contains(&from.part)).collect();
     let mut block = vec![0.0; BLOCK_ROWS * spec.columns];
     for start in (0..spec.rows).step_by(BLOCK_ROWS) {
         let count = BLOCK_ROWS.min(spec.rows - start);

@@ -40,8 +40,13 @@ impl LayerSelection {
 
     /// What the layer then has.
     pub fn units(&self, before: &Units) -> Units {
-        let group_of = |head: &usize| before.heads.get(*head).and_then(|group| self.groups.iter().position(|kept| kept == &(*group as usize)));
-        Units { heads: self.heads.iter().map(|head| group_of(head).unwrap_or(0) as u32).collect(), groups: self.groups.len(), channels: self.channels.len() }
+        let group_of =
+            |head: &usize| before.heads.get(*head).and_then(|group| self.groups.iter().position(|kept| kept == &(*group as usize)));
+        Units {
+            heads: self.heads.iter().map(|head| group_of(head).unwrap_or(0) as u32).collect(),
+            groups: self.groups.len(),
+            channels: self.channels.len(),
+        }
     }
 }
 

@@ -86,7 +86,14 @@ impl<'a, D: Device> Cutter<'a, D> {
     }
 
     /// Cuts layers by LCR, measured again before each cut.
-    pub fn cut_layers(&self, trial: &mut Trial<'_, D>, calibration: &dyn Examples, limit: usize, available: u64, keep: Option<usize>) -> Result<Selection> {
+    pub fn cut_layers(
+        &self,
+        trial: &mut Trial<'_, D>,
+        calibration: &dyn Examples,
+        limit: usize,
+        available: u64,
+        keep: Option<usize>,
+    ) -> Result<Selection> {
         let mut selection = Selection::all(&self.network.shape);
         let mut best: Option<(f64, Selection)> = None;
         loop {
@@ -106,7 +113,13 @@ impl<'a, D: Device> Cutter<'a, D> {
     }
 
     /// Tries a whole plan and remembers the cut that begins the best one.
-    fn consider(&self, trial: &mut Trial<'_, D>, cut: &Selection, plan: Option<Selection>, best: &mut Option<(f64, Selection)>) -> Result<()> {
+    fn consider(
+        &self,
+        trial: &mut Trial<'_, D>,
+        cut: &Selection,
+        plan: Option<Selection>,
+        best: &mut Option<(f64, Selection)>,
+    ) -> Result<()> {
         let Some(plan) = plan else { return Ok(()) };
         let loss = trial.score(&plan)?.loss;
         log::info!("plan {}: holdout loss {loss:.3} before recovery", describe(&plan.shape(&self.network.shape)));

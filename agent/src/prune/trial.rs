@@ -28,8 +28,11 @@ pub fn spread(count: usize, limit: usize) -> impl Iterator<Item = usize> {
     (0..taken).map(move |index| index * count / taken.max(1))
 }
 
+/// What is called with the normalised windows of a batch and their classes.
+type EachBatch<'a> = dyn FnMut(&[f32], &[u32]) -> Result<()> + 'a;
+
 /// Runs `work` on batches of normalised windows of `examples`, at most `limit` windows in all.
-fn batches(examples: &dyn Examples, limit: usize, batch: usize, work: &mut dyn FnMut(&[f32], &[u32]) -> Result<()>) -> Result<()> {
+fn batches(examples: &dyn Examples, limit: usize, batch: usize, work: &mut EachBatch<'_>) -> Result<()> {
     let (mut windows, mut classes) = (Vec::new(), Vec::new());
     let length = examples.window();
     for index in spread(examples.count(), limit) {

@@ -2,7 +2,9 @@
 //! settings are those of arXiv 2606.26861).
 
 use espalier_kernels::Device;
-use espalier_runtime::{Adapter, AdapterOptions, Gradients, Input, Keep, LogitRows, Network, Pass, Workspace, WorkspaceSize, workspace_bytes};
+use espalier_runtime::{
+    Adapter, AdapterOptions, Gradients, Input, Keep, LogitRows, Network, Pass, Workspace, WorkspaceSize, workspace_bytes,
+};
 
 use super::batches::{Batches, Examples};
 use super::optimizer::{Constants, Optimizer, Schedule};
@@ -94,7 +96,8 @@ pub fn recover<D: Device>(
             let (windows, classes) = batches.next_batch()?;
             device.write_indices(&mut targets, classes)?;
             let pass = Pass { network, adapters: &adapters, gates: None };
-            value += device.enter(|| pass.loss_and_gradients(&mut workspace, Input::Windows(windows), &targets, &mut gradients))? / parts as f64;
+            value +=
+                device.enter(|| pass.loss_and_gradients(&mut workspace, Input::Windows(windows), &targets, &mut gradients))? / parts as f64;
         }
         if !value.is_finite() {
             return Err(AgentError::Training(format!("the loss became {value} at step {step} of the recovery; lower its learning rate")));
