@@ -107,6 +107,14 @@ impl Data {
     }
 }
 
+/// What one network says of every test set under every condition.
+struct Answers {
+    /// The network's cell.
+    key: String,
+    /// By condition and test set.
+    predictions: HashMap<(usize, usize), Predictions>,
+}
+
 /// Makes and measures cells.
 pub struct Laboratory {
     device: CpuDevice,
@@ -116,8 +124,8 @@ pub struct Laboratory {
     cells: PathBuf,
     /// The protocol of the last cell.
     data: Option<(Protocol, Data)>,
-    /// What the dense network of the last training says, by condition and test set.
-    dense: Option<(String, HashMap<(usize, usize), Predictions>)>,
+    /// What the dense network of the last training says.
+    dense: Option<Answers>,
 }
 
 impl Laboratory {
@@ -247,16 +255,16 @@ impl Laboratory {
     /// Asks the dense network of a training once, for the agreement of all that is cut from it.
     fn dense_predictions(&mut self, cell: &Cell, dense: &Arc<Artifact>) -> Result<()> {
         let key = cell.dense().key();
-        if self.dense.as_ref().is_some_and(|(known, _)| *known == key) {
+        if self.dense.as_ref().is_some_and(|answers| answers.key == key) {
             return Ok(());
         }
-        let mut all = HashMap::new();
+        let mut predictions = HashMap::new();
         for condition in 0..conditions().len() {
             for set in 0..self.data()?.sets.tests.len() {
-                all.insert((condition, set), self.ask(dense, condition, set)?);
+                predictions.insert((condition, set), self.ask(dense, condition, set)?);
             }
         }
-        self.dense = Some((key, all));
+        self.dense = Some(Answers { key, predictions });
         Ok(())
     }
 
@@ -267,11 +275,11 @@ impl Laboratory {
     }
 
     fn measure(&self, cell: &Cell, artifact: &Arc<Artifact>) -> Result<Vec<Tested>> {
-        let (_, dense) = self.dense.as_ref().context("the dense network was not asked")?;
+        let dense = self.dense.as_ref().context("the dense network was not asked")?;
         let mut tests = Vec::new();
         for (condition, snr_db) in conditions().into_iter().enumerate() {
             for (set, test) in self.data()?.split.test.iter().enumerate() {
-                let reference = dense.get(&(condition, set)).context("the dense network was not asked")?;
+                let reference = dense.predictions.get(&(condition, set)).context("the dense network was not asked")?;
                 let asked = if cell.method == Method::Dense { None } else { Some(self.ask(artifact, condition, set)?) };
                 let evaluation = asked.as_ref().unwrap_or(reference).evaluate(cell.family.without(), Some(reference), NOISE_SEED)?;
                 tests.push(tested(&test.name, snr_db, evaluation));

@@ -122,7 +122,8 @@ impl Place {
     /// What has come, gone or changed since `before`.
     pub fn changes(&self, before: &BTreeMap<PathBuf, u64>) -> Vec<String> {
         let after = self.listing();
-        let came = after.iter().filter(|(path, bytes)| before.get(*path) != Some(bytes)).map(|(path, _)| format!("it left {}", path.display()));
+        let came =
+            after.iter().filter(|(path, bytes)| before.get(*path) != Some(bytes)).map(|(path, _)| format!("it left {}", path.display()));
         let went = before.keys().filter(|path| !after.contains_key(*path)).map(|path| format!("it removed {}", path.display()));
         came.chain(went).collect()
     }

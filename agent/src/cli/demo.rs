@@ -173,6 +173,7 @@ fn serve(context: &Context, args: &Args, data_args: &DataArgs, factory: &Path) -
     let held_out = data.split.test.iter().flat_map(|set| &set.segments).map(|segment| segment.recording);
     let mut recordings: Vec<usize> = held_out.collect();
     recordings.dedup();
+    let longest = recordings.iter().map(|index| data.corpus.entries[*index].samples).max().unwrap_or(0);
     let clip = |index: &usize| {
         let entry = &data.corpus.entries[*index];
         Clip { path: entry.path.clone(), class: Some(entry.class.clone()), sample_rate_hz: entry.sample_rate_hz }
@@ -190,7 +191,8 @@ fn serve(context: &Context, args: &Args, data_args: &DataArgs, factory: &Path) -
         keep_stages: true,
         progress: Box::new(|| Box::new(Bar::new())),
     };
-    let node_options = NodeOptions { thresholds: thresholds(), prune: Some(prune), limit_after_commit: true };
+    let node_options =
+        NodeOptions { thresholds: thresholds(), prune: Some(prune), limit_after_commit: true, source_bytes: 4 * longest as u64 };
     let mut node = Node::new(store, device, budget.clone(), handle, served, node_options);
     let mut story = Story::new(goal, limit);
     let outcome = node.run(&context.stop, &mut |view| story.watch(view, &budget));

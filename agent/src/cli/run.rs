@@ -12,12 +12,13 @@ use super::Context;
 use super::data::DataArgs;
 use super::prune::RecoveryArgs;
 use crate::control::Thresholds;
-use crate::diagnosis::{Diagnosis, JsonLines, Options, Pace, RawStream, Recordings, Sink, Source};
+use crate::diagnosis::{Clip, Diagnosis, JsonLines, Options, Pace, RawStream, Recordings, Sink, Source};
 use crate::error::{AgentError, Result};
 use crate::evaluate::check_classes;
 use crate::node::{Node, NodeOptions, PruneSetup, artifact_id, open_engine, planned_bytes};
 use crate::prune::Target;
 use crate::prune::split::smallest_of_all;
+use crate::signals::{ReadOptions, summarise};
 use crate::store::{Active, Store};
 use crate::table;
 use crate::train::Quiet;
@@ -68,8 +69,9 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let sink: Box<dyn Sink> = Box::new(JsonLines::new(std::io::stdout(), Path::new("standard output"), engine.classes()));
     let pace = args.pace.map_or(Pace::Unpaced, Pace::RealTime);
     let options = Options { pace, stop: context.stop.clone(), ..Options::default() };
-    let handle = Diagnosis::start(options, engine, source(args)?, vec![sink])?;
-    let node_options = NodeOptions { thresholds: Thresholds::default(), prune, limit_after_commit: goal < limit };
+    let (source, source_bytes) = source(args)?;
+    let handle = Diagnosis::start(options, engine, source, vec![sink])?;
+    let node_options = NodeOptions { thresholds: Thresholds::default(), prune, limit_after_commit: goal < limit, source_bytes };
     let mut node = Node::new(store, device, budget, handle, served, node_options);
     node.run(&context.stop, &mut |_| true)?;
     let snapshot = node.handle().wait()?;
@@ -95,16 +97,19 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     if context.stop.is_asked() || snapshot.is_complete() { Ok(()) } else { Err(AgentError::Usage("windows were lost".into())) }
 }
 
-fn source(args: &Args) -> Result<Box<dyn Source>> {
+/// The source, and the bytes that its longest recording takes while it is read.
+fn source(args: &Args) -> Result<(Box<dyn Source>, u64)> {
     let stdin = args.source.iter().any(|path| path == Path::new("-"));
     if stdin && args.source.len() > 1 {
         return Err(AgentError::Usage("`-` (standard input) cannot be mixed with files".into()));
     }
     if stdin {
-        return Ok(Box::new(RawStream::stdin()?));
+        return Ok((Box::new(RawStream::stdin()?), 0));
     }
     let recordings = Recordings::open(&args.source)?;
-    Ok(Box::new(if args.repeat { recordings.repeated() } else { recordings }))
+    let samples = |clip: &Clip| summarise(&clip.path, &ReadOptions::default()).map_or(0, |summary| summary.samples);
+    let longest = recordings.clips().iter().map(samples).max().unwrap_or(0);
+    Ok((Box::new(if args.repeat { recordings.repeated() } else { recordings }), 4 * longest as u64))
 }
 
 /// Opens the store beside the model, or makes it.

@@ -4,8 +4,9 @@
 //! artifact on a thread of its own, asks the holdout, writes the other slot, hands the loop its next engine between two windows, and
 //! commits or rolls back. One thread supervises; nothing here is on the way of a window to its verdict.
 
+mod background;
+
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -13,13 +14,14 @@ use espalier_kernels::{CpuDevice, Purpose, Reservation};
 use espalier_models::Artifact;
 use espalier_runtime::{Budget, Plan, gauges, release_free_memory};
 
+use background::{Background, CascadeJob};
+
 use crate::check::StaticCheck;
 use crate::control::linux::Linux;
 use crate::control::{Action, Controller, Event, Hardware, Held, Reading, State, Thresholds};
 use crate::diagnosis::{self, DiagnosisHandle, Engine, NativeEngine};
 use crate::error::{AgentError, Result};
-use crate::files::publish;
-use crate::prune::{Cascade, CascadeOptions, CascadeResult, Target};
+use crate::prune::{CascadeOptions, CascadeResult, Target};
 use crate::store::{Active, Store};
 use crate::train::{Examples, Progress, Stop};
 
@@ -29,10 +31,6 @@ const RESERVE_BYTES: u64 = 64 << 20;
 
 /// Between two readings of the gauges: a tenth of a second costs under 1 % of one core and is short against every hold time.
 const POLL: Duration = Duration::from_millis(100);
-
-/// Added to the nice value of the threads that prune. At 10 the scheduler gives a thread of the loop that has a window about nine times the
-/// share of one that prunes, and pruning still goes on when the node is busy.
-const BACKGROUND_NICE: i32 = 10;
 
 /// How a node prunes.
 pub struct PruneSetup {
@@ -64,6 +62,7 @@ pub struct Node {
     prune: Option<PruneSetup>,
     /// The limit that follows the commit; before it, the limit stays so that there is room to prune in.
     limit_after_commit: bool,
+    source_bytes: u64,
     background: Option<Background>,
     result: Option<CascadeResult>,
     judged_before: u64,
@@ -74,12 +73,6 @@ pub struct Node {
     committed: usize,
 }
 
-struct Background {
-    stop: Stop,
-    receiver: Receiver<Result<CascadeResult>>,
-    thread: std::thread::JoinHandle<()>,
-}
-
 /// What a node is opened with.
 pub struct NodeOptions {
     /// Times and margins of the controller.
@@ -88,6 +81,8 @@ pub struct NodeOptions {
     pub prune: Option<PruneSetup>,
     /// Lower the limit to the goal once a smaller model is committed.
     pub limit_after_commit: bool,
+    /// What the source holds beside the model: a recording is read whole. A smaller model leaves room for it.
+    pub source_bytes: u64,
 }
 
 /// The id of an artifact, after its checksums were all read.
@@ -124,6 +119,7 @@ impl Node {
             served,
             prune: options.prune,
             limit_after_commit: options.limit_after_commit,
+            source_bytes: options.source_bytes,
             background: None,
             result: None,
             judged_before: 0,
@@ -298,8 +294,8 @@ impl Node {
         let report = StaticCheck::new(&artifact.manifest().architecture, &artifact.manifest().shape());
         let job = CascadeJob {
             artifact,
-            _mapped: mapped,
-            options: CascadeOptions { target: Target::Serving(fit_bytes), ..setup.options.clone() },
+            mapped,
+            options: CascadeOptions { target: Target::Serving(fit_bytes.saturating_sub(self.source_bytes)), ..setup.options.clone() },
             calibration: setup.calibration.clone(),
             holdout: setup.holdout.clone(),
             budget: self.budget.clone(),
@@ -308,27 +304,14 @@ impl Node {
             keep_stages: setup.keep_stages,
             candidate: self.store.candidate_path(),
         };
-        let mut progress = (setup.progress)();
-        let (sender, receiver) = channel();
-        let stop = Stop::new();
-        let asked = stop.clone();
-        let thread = std::thread::Builder::new()
-            .name("pruning".into())
-            .spawn(move || {
-                let result = job.run(progress.as_mut(), &asked);
-                release_free_memory();
-                // The receiver is gone only where the node itself is; then nobody wants the result.
-                let _ = sender.send(result);
-            })
-            .map_err(|error| crate::error::file_error("cannot start a thread in", Path::new("this process"), &error))?;
-        self.background = Some(Background { stop, receiver, thread });
+        self.background = Some(job.start((setup.progress)())?);
         let holds = if report.holds_per_component() {
             "holds for every head and channel by itself"
         } else {
             "holds for coupled units only; they leave together"
         };
         self.note(format!("SIA check: structural independence {holds}"));
-        self.note(format!("pruning to serve within {fit_bytes} bytes"));
+        self.note(format!("pruning to serve within {fit_bytes} bytes, {} of them for the source", self.source_bytes));
         Ok(())
     }
 
@@ -419,47 +402,6 @@ pub struct NodeView<'a> {
     pub handle: &'a DiagnosisHandle,
     /// Candidates committed since the start.
     pub committed: usize,
-}
-
-/// A cascade with everything it owns, to be run on another thread.
-struct CascadeJob {
-    artifact: Arc<Artifact>,
-    _mapped: Option<Reservation>,
-    options: CascadeOptions,
-    calibration: Arc<dyn Examples + Send>,
-    holdout: Arc<dyn Examples + Send>,
-    budget: Arc<Budget>,
-    threads: usize,
-    folder: PathBuf,
-    keep_stages: bool,
-    candidate: PathBuf,
-}
-
-impl CascadeJob {
-    fn run(self, progress: &mut dyn Progress, stop: &Stop) -> Result<CascadeResult> {
-        std::fs::create_dir_all(&self.folder).map_err(|error| crate::error::file_error("cannot make the folder", &self.folder, &error))?;
-        // Windows come first: this thread, and the device's threads that it starts, yield to the loop. Refused, pruning competes with it.
-        if let Err(error) = rustix::process::nice(BACKGROUND_NICE) {
-            log::warn!("pruning runs at the loop's own priority: {error}");
-        }
-        let mut cascade = Cascade {
-            device: CpuDevice::new(self.threads, self.budget.clone())?,
-            budget: &self.budget,
-            calibration: self.calibration.as_ref(),
-            holdout: self.holdout.as_ref(),
-            options: self.options,
-            folder: &self.folder,
-            progress,
-            stop,
-        };
-        let result = cascade.run(&self.artifact)?;
-        let last = result.stages.last().ok_or_else(|| AgentError::Training("the cascade had no stages".into()))?;
-        publish(&last.path, &self.candidate)?;
-        if !self.keep_stages {
-            std::fs::remove_dir_all(&self.folder).map_err(|error| crate::error::file_error("cannot remove", &self.folder, &error))?;
-        }
-        Ok(result)
-    }
 }
 
 /// Where a cascade keeps its stages.

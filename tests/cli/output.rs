@@ -1,0 +1,88 @@
+//! Help and JSON.
+
+use crate::args;
+use crate::support::{Place, assert_none, world};
+
+#[test]
+fn help_of_every_command_names_its_options() {
+    let place = Place::new();
+    let data = ["--data", "--split"];
+    let commands: [(&str, &[&str]); 11] = [
+        ("demo", &["--data", "--split", "--output", "--json"]),
+        ("train", &[&data[..], &["--output", "--layers", "--width", "--heads", "--channels", "--epochs", "--steps", "--limit"]].concat()),
+        ("import", &["--output", "--dtype"]),
+        ("inspect", &["--verify", "--json"]),
+        ("eval", &[&data[..], &["--snr", "--holdout", "--reference", "--without", "--json"]].concat()),
+        ("check", &["--json"]),
+        (
+            "prune",
+            &[&data[..], &["--output", "--ratio", "--fit", "--keep", "--limit", "--stages", "--rank", "--steps", "--epochs"]].concat(),
+        ),
+        ("run", &[&data[..], &["--source", "--pace", "--repeat", "--budget", "--limit", "--store", "--max-drop"]].concat()),
+        ("generate", &["--max-tokens", "--temperature", "--seed"]),
+        ("export", &["--safetensors", "--dialect"]),
+        ("bench", &["--count", "--json"]),
+    ];
+    let mut faults = Vec::new();
+    let overview = place.run(["--help"]).stdout;
+    for (command, options) in commands {
+        let said = place.run([command, "--help"]);
+        if said.code != Some(0) || !said.stderr.is_empty() {
+            faults.push(format!("{command}: exit code {:?}, {}", said.code, said.stderr));
+        }
+        let missing = options.iter().chain(&["--threads", "--verbose", "--help"]).filter(|option| !said.stdout.contains(**option));
+        faults.extend(missing.map(|option| format!("{command}: its help does not mention {option}")));
+        if !overview.contains(command) {
+            faults.push(format!("the overview does not mention {command}"));
+        }
+    }
+    assert_none(faults);
+}
+
+#[test]
+fn a_command_line_that_cannot_be_is_a_usage_error() {
+    let (world, place) = (world(), Place::new());
+    let mut faults = Vec::new();
+    let mut refuse = |arguments: &[std::ffi::OsString], words: &[&str]| {
+        faults.extend(place.refuse(arguments, 2, words).into_iter().map(|fault| format!("{arguments:?}: {fault}")));
+    };
+    refuse(&args!["grow"], &["grow"]);
+    refuse(&args!["inspect"], &["<MODEL>"]);
+    refuse(&args!["inspect", world.model, "--colour"], &["--colour"]);
+    refuse(&args!["inspect", world.model, "--threads", "0"], &["--threads", "1..=1024"]);
+    refuse(&args!["train", "-o", place.out("model.esp")], &["no recordings", "--data"]);
+    refuse(&args!["prune", world.model, "-o", place.out("small.esp"), "--data", world.corpus], &["--ratio", "--fit"]);
+    refuse(&args!["prune", world.model, "-o", place.out("small.esp"), "--fit", "2", "--ratio", "2"], &["--ratio", "--fit"]);
+    refuse(&args!["prune", world.model, "-o", place.out("small.esp"), "--fit", "two"], &["two"]);
+    refuse(&args!["prune", world.model, "-o", place.out("small.esp"), "--ratio", "2", "--steps", "1,2"], &["1,2", "three"]);
+    refuse(
+        &args!["export", world.model, "--safetensors", place.out("checkpoint"), "--dialect", "onnx"],
+        &["onnx", "gpt2, llama or espalier"],
+    );
+    refuse(&args!["generate", world.gpt2, "1 2", "--temperature", "-1"], &["temperature"]);
+    refuse(&args!["generate", world.gpt2, "hello"], &["`hello` is no token id", "give ids such as"]);
+    assert_none(faults);
+}
+
+#[test]
+fn json_parses_and_holds_what_the_text_shows() {
+    let (world, place) = (world(), Place::new());
+    let inspected = place.succeed(args!["inspect", world.model, "--json", "--verify"]).json();
+    assert_eq!((&inspected["verified"], inspected["layers"].as_array().map(Vec::len)), (&true.into(), Some(3)), "{inspected}");
+    let parameters = inspected["parameters"].as_u64().expect("parameters");
+    let evaluated = place.succeed(args!["eval", world.model, "--data", world.corpus, "--json"]).json();
+    assert_eq!(evaluated[0]["set"], "unseen machines", "{evaluated}");
+    assert!(evaluated[0]["accuracy"].as_f64().is_some_and(|share| (0.0..=1.0).contains(&share)), "{evaluated}");
+    let checked = place.succeed(args!["check", world.model, "--json"]).json();
+    assert!(checked.is_object(), "{checked}");
+    let timed = place.succeed(args!["bench", world.model, "--json", "--count", "5"]).json();
+    assert!(timed["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{timed}");
+    let out = place.out("small.esp");
+    let pruned = args!["prune", world.model, "-o", out, "--data", world.corpus, "--ratio", "2", "--steps", "2,2,2", "--json"];
+    let pruned = place.succeed(pruned).json();
+    assert_eq!(pruned["stages"].as_array().map(Vec::len), Some(3), "{pruned}");
+    assert!(pruned["parameters"].as_u64().is_some_and(|left| 2 * left <= parameters), "{pruned}");
+    let trained = args!["train", "--data", world.corpus, "-o", place.out("model.esp"), "--layers", "1", "--width", "16", "--heads", "2"];
+    let trained = place.succeed(trained.into_iter().chain(args!["--channels", "16", "--steps", "2", "--json"])).json();
+    assert_eq!(trained["steps"], 2, "{trained}");
+}
