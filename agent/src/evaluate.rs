@@ -42,23 +42,30 @@ pub fn predict(device: &CpuDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact
     Ok(predictions)
 }
 
-/// An error where windows of a split are not what the model reads.
-pub fn check_window(artifact: &Artifact, length: usize) -> Result<()> {
+/// The samples of a window that a model reads; an error where it does not read signals.
+pub fn check_signal_model(artifact: &Artifact) -> Result<usize> {
     match artifact.manifest().architecture.input {
-        espalier_models::architecture::Input::Patches { window, .. } if window == length => Ok(()),
-        espalier_models::architecture::Input::Patches { window, .. } => {
-            let path = artifact.path().display();
-            Err(AgentError::Usage(format!("{path} reads windows of {window} samples, but the split has windows of {length}")))
-        }
+        espalier_models::architecture::Input::Patches { window, .. } => Ok(window),
         espalier_models::architecture::Input::Tokens { .. } => {
             let path = artifact.path().display();
-            Err(AgentError::Usage(format!("{path} is a language model; it has no verdict on signals")))
+            Err(AgentError::Usage(format!("{path} is a language model; it has no verdict on signals (see `espalier generate`)")))
         }
     }
 }
 
+/// An error where windows of a split are not what the model reads.
+pub fn check_window(artifact: &Artifact, length: usize) -> Result<()> {
+    let window = check_signal_model(artifact)?;
+    if window == length {
+        return Ok(());
+    }
+    let path = artifact.path().display();
+    Err(AgentError::Usage(format!("{path} reads windows of {window} samples, but the split has windows of {length}")))
+}
+
 /// An error where the classes of a split are not those of the model.
 pub fn check_classes(artifact: &Artifact, classes: &[String]) -> Result<()> {
+    check_signal_model(artifact)?;
     let known = artifact.manifest().architecture.classes();
     if known == classes {
         return Ok(());

@@ -46,8 +46,8 @@ fn page(tables: &Tables, threads: u16, drawn: bool) -> Result<String> {
          The dense network has 6 layers, width 192, 6 heads and 768 channels. It is trained for {epochs}; batch {BATCH}, AdamW, peak learning \
          rate 1e-3, weight decay 0.05, windows rolled and flipped with noise of deviation 0.1. The cascade cuts layers by LCR, then heads, \
          then channels by L1; unless given, the split over the three is measured on the holdout. Recovery is LoRA of rank 4 and α 16 on the \
-         attention projections, learning rate 3e-3, {layers}, {heads} and {channels} epochs after layers, heads and channels. The choice of a \
-         split looked at the holdout alone; the test windows were read for these tables only.\n\n\
+         attention projections, learning rate 3e-3, {layers}, {heads} and {channels} epochs after layers, heads and channels; a stage that \
+         cut nothing is not recovered. The choice of a split looked at the holdout alone; the test windows were read for these tables only.\n\n\
          Accuracies are means over seeds, or over training and test speeds, in %, ± their standard deviation. *n* counts networks. \
          *Split* is layers/heads/channels. *Agreement* is the share of clean test windows on which the dense network of the same training \
          says the same. *Seconds* are of the training or of the whole cascade, {threads} threads on a machine that did other work too: an \

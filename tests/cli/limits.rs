@@ -91,6 +91,17 @@ fn a_limit_below_what_pruning_needs_says_what_it_needs_and_that_is_enough() {
 }
 
 #[test]
+fn a_limit_below_what_serving_needs_says_what_it_needs_and_that_is_enough() {
+    let (world, place) = (world(), Place::new());
+    let run = |limit: &str| args!["run", world.model, "--source", world.corpus, "--store", place.out("store"), "--limit", limit];
+    let before = place.listing();
+    let refused = place.run(run("1KiB"));
+    assert_none(refused.faults(1, &["serving", "model.esp needs", "the limit is 1024 bytes", "give a limit of at least"]));
+    assert_none(place.changes(&before));
+    place.succeed(run(&number_before(&refused.stderr, " bytes\n").to_string()));
+}
+
+#[test]
 fn a_limit_below_what_training_needs_is_refused() {
     let (world, place) = (world(), Place::new());
     let train = args!["train", "--data", world.corpus, "-o", place.out("model.esp"), "--steps", "2", "--limit", "3MiB"];

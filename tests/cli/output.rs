@@ -59,9 +59,39 @@ fn a_command_line_that_cannot_be_is_a_usage_error() {
         &args!["export", world.model, "--safetensors", place.out("checkpoint"), "--dialect", "onnx"],
         &["onnx", "gpt2, llama or espalier"],
     );
-    refuse(&args!["generate", world.gpt2, "1 2", "--temperature", "-1"], &["temperature"]);
+    refuse(&args!["generate", world.gpt2, "1 2", "--temperature=-1"], &["temperature", "0 or more"]);
     refuse(&args!["generate", world.gpt2, "hello"], &["`hello` is no token id", "give ids such as"]);
     assert_none(faults);
+}
+
+#[test]
+fn a_number_that_cannot_be_is_a_usage_error() {
+    let (world, place) = (world(), Place::new());
+    let mut faults = Vec::new();
+    let mut refuse = |arguments: &[std::ffi::OsString], options: &[&str], words: &[&str]| {
+        for option in options {
+            let arguments = arguments.iter().cloned().chain([option.into()]);
+            faults.extend(place.refuse(arguments, 2, words).into_iter().map(|fault| format!("{option}: {fault}")));
+        }
+    };
+    let train = args!["train", "--data", world.corpus, "-o", place.out("model.esp")];
+    refuse(&train, &["--batch=0", "--batch=18446744073709551615"], &["--batch", "1..=65536"]);
+    refuse(&train, &["--epochs=NaN", "--epochs=-1", "--learning-rate=inf", "--noise=-0.1", "--weight-decay=NaN"], &["give 0 or more"]);
+    refuse(&train, &["--width=0", "--width=65537", "--layers=0", "--heads=0", "--channels=0", "--patch=2049"], &["are not possible; give 1 to"]);
+    refuse(&train, &["--width=7"], &["cannot be shared by", "give a multiple of"]);
+    let prune = args!["prune", world.model, "-o", place.out("small.esp"), "--data", world.corpus, "--ratio", "2"];
+    refuse(&prune, &["--batch=0", "--batch=18446744073709551615"], &["--batch", "1..=65536"]);
+    refuse(&prune, &["--epochs=NaN,1,1", "--epochs=1,-1,1", "--steps=1,1,x"], &["is no length"]);
+    refuse(&prune, &["--alpha=NaN", "--learning-rate=-1"], &["give 0 or more"]);
+    refuse(&prune, &["--rank=0", "--rank=1025"], &["rank", "give 1 to 1024"]);
+    refuse(&prune, &["--keep=0,0,0", "--keep=3,4,65"], &["cannot be cut from 3 layers, 4 heads and 64 channels"]);
+    refuse(&args!["bench", world.model], &["--count=0", "--count=18446744073709551615"], &["--count", "1..=1000000"]);
+    refuse(&args!["eval", world.model, "--data", world.corpus], &["--snr=NaN", "--snr=loud"], &["is no finite number"]);
+    refuse(&args!["run", world.model, "--source", world.corpus, "--store", place.out("store")], &["--max-drop=NaN"], &["give 0 or more"]);
+    refuse(&args!["run", world.model, "--source", world.corpus, "--store", place.out("store")], &["--budget=1XB"], &["unit `XB`", "MiB"]);
+    assert_none(faults);
+    let generate = args!["generate", world.gpt2, "1 2", "--max-tokens=18446744073709551615"];
+    assert_none(place.refuse(generate, 1, &["more than the model's context of 64", "--max-tokens"]));
 }
 
 #[test]

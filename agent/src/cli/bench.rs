@@ -18,7 +18,7 @@ pub struct Args {
     /// The artifact.
     model: PathBuf,
     /// Windows (or tokens) to time.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 300, value_parser = super::count(1_000_000))]
     count: usize,
     /// Print as JSON.
     #[arg(long)]

@@ -14,7 +14,7 @@ use espalier_runtime::{AdapterOptions, Budget, PROCESS_BYTES};
 
 use super::Context;
 use super::bar::Bar;
-use super::data::DataArgs;
+use super::data::{Data, DataArgs};
 use super::demo_report::{Report, Row, Run, Served};
 use crate::control::{State, Thresholds};
 use crate::diagnosis::{Clip, Diagnosis, Options, Pace, Recordings};
@@ -170,15 +170,7 @@ fn serve(context: &Context, args: &Args, data_args: &DataArgs, factory: &Path) -
         table::bytes(planned),
         table::bytes(limit)
     ));
-    let held_out = data.split.test.iter().flat_map(|set| &set.segments).map(|segment| segment.recording);
-    let mut recordings: Vec<usize> = held_out.collect();
-    recordings.dedup();
-    let longest = recordings.iter().map(|index| data.corpus.entries[*index].samples).max().unwrap_or(0);
-    let clip = |index: &usize| {
-        let entry = &data.corpus.entries[*index];
-        Clip { path: entry.path.clone(), class: Some(entry.class.clone()), sample_rate_hz: entry.sample_rate_hz }
-    };
-    let source = Recordings::new(recordings.iter().map(clip).collect()).repeated();
+    let source = Recordings::new(held_out(&data, &args.output.join("held-out"))?).repeated();
     // Half a second of windows may wait: pruning takes both cores for moments.
     let options = Options { pace: Pace::RealTime(args.pace), queue: 64, stop: context.stop.clone(), ..Options::default() };
     let handle = Diagnosis::start(options, engine, Box::new(source), Vec::new())?;
@@ -191,8 +183,7 @@ fn serve(context: &Context, args: &Args, data_args: &DataArgs, factory: &Path) -
         keep_stages: true,
         progress: Box::new(|| Box::new(Bar::new())),
     };
-    let node_options =
-        NodeOptions { thresholds: thresholds(), prune: Some(prune), limit_after_commit: true, source_bytes: 4 * longest as u64 };
+    let node_options = NodeOptions { thresholds: thresholds(), prune: Some(prune), limit_after_commit: true, source_bytes: 0 };
     let mut node = Node::new(store, device, budget.clone(), handle, served, node_options);
     let mut story = Story::new(goal, limit);
     let outcome = node.run(&context.stop, &mut |view| story.watch(view, &budget));
@@ -202,6 +193,27 @@ fn serve(context: &Context, args: &Args, data_args: &DataArgs, factory: &Path) -
     context.stop.check()?;
     let samples = sampler.stop();
     story.finish(node, snapshot, samples, planned)
+}
+
+/// Writes the test segments as raw samples, which the source then streams as a sensor would give them; nothing that was trained on is
+/// among them.
+fn held_out(data: &Data, folder: &Path) -> Result<Vec<Clip>> {
+    std::fs::create_dir_all(folder).map_err(|error| file_error("cannot make the folder", folder, &error))?;
+    let mut clips = Vec::new();
+    for (set, windows) in data.split.test.iter().zip(&data.sets.tests) {
+        for segment in &set.segments {
+            let entry = &data.corpus.entries[segment.recording];
+            let path = folder.join(format!("{}-{}-{}.f32", clips.len(), entry.name, set.name.replace(' ', "-")));
+            let mut samples = vec![0.0; segment.end - segment.start];
+            if !windows.store().read(segment.recording, segment.start, &mut samples) {
+                return Err(AgentError::Training(format!("the samples of {} are not there", entry.path.display())));
+            }
+            let bytes: Vec<u8> = samples.iter().flat_map(|sample| sample.to_le_bytes()).collect();
+            std::fs::write(&path, bytes).map_err(|error| file_error("cannot write", &path, &error))?;
+            clips.push(Clip { path, class: Some(data.split.classes[segment.class].clone()), sample_rate_hz: Some(data.sample_rate_hz()?) });
+        }
+    }
+    Ok(clips)
 }
 
 /// A demonstration waits less than a node, and says so: everything else is the node's.

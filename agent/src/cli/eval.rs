@@ -20,7 +20,7 @@ pub struct Args {
     #[command(flatten)]
     data: DataArgs,
     /// White noise at this signal-to-noise ratio, in dB, added to every test window before normalisation.
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::finite)]
     snr: Option<f64>,
     /// Measure the holdout instead of the test windows: for choices, which test data must not make.
     #[arg(long)]
@@ -51,6 +51,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let reference = args.reference.as_ref().map(|path| Artifact::open(path).map(Arc::new)).transpose()?;
     let data = args.data.open()?;
     check_classes(&artifact, &data.split.classes)?;
+    reference.as_ref().map_or(Ok(()), |other| check_classes(other, &data.split.classes))?;
     let (device, budget) = context.device(None)?;
     let noise = args.snr.map(|snr_db| Noise { snr_db, seed: args.seed });
     let sets = if args.holdout {

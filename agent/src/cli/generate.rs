@@ -39,7 +39,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let tokenizer = Tokenizer::of(artifact.manifest())?;
     let prompt = tokenizer.encode(&args.prompt)?;
     let (device, budget) = context.device(None)?;
-    let mut generator = Generator::open(&device, &budget, &artifact, prompt.len() + args.max_tokens)?;
+    let mut generator = Generator::open(&device, &budget, &artifact, prompt.len().saturating_add(args.max_tokens))?;
     let mut rng = Rng::new(args.seed);
     let mut generated = Vec::new();
     let mut shown = 0;

@@ -131,6 +131,26 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(&(text + "\n"))
 }
 
+/// A count on the command line, 1 to `most`: more than anyone wants, and few enough that no length made of it overflows.
+pub(crate) fn count(most: u32) -> clap::builder::RangedU64ValueParser<usize> {
+    clap::builder::RangedU64ValueParser::new().range(1..=u64::from(most))
+}
+
+/// The largest batch on the command line.
+pub(crate) const MAX_BATCH: u32 = 65_536;
+
+/// A finite number on the command line.
+pub(crate) fn finite(text: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(|| format!("`{text}` is no finite number"))
+}
+
+/// A finite number of at least 0 on the command line.
+pub(crate) fn non_negative<T: std::str::FromStr + Copy + Into<f64>>(text: &str) -> std::result::Result<T, String> {
+    let number = text.parse::<T>().map_err(|_| format!("`{text}` is no number"))?;
+    let value: f64 = number.into();
+    if value.is_finite() && value >= 0.0 { Ok(number) } else { Err(format!("{text} is not possible; give 0 or more")) }
+}
+
 /// A size on the command line.
 pub(crate) fn size(text: &str) -> std::result::Result<u64, String> {
     crate::table::parse_size(text).map_err(|error| error.to_string())

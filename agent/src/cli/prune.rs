@@ -20,6 +20,7 @@ use crate::train::{Length, RecoveryOptions};
 
 /// Options of `prune`.
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("target").required(true).args(["ratio", "fit"])))]
 pub struct Args {
     /// The artifact to prune; it is only read.
     model: PathBuf,
@@ -32,7 +33,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Method::Cascade)]
     method: Method,
     /// How much smaller, dense parameters over kept ones.
-    #[arg(long, required_unless_present = "fit", conflicts_with = "fit")]
+    #[arg(long)]
     ratio: Option<f64>,
     /// The bytes that serving the result may hold (see `inspect`), such as 2MiB.
     #[arg(long, value_parser = super::size, value_name = "BYTES")]
@@ -66,16 +67,16 @@ pub struct RecoveryArgs {
     #[arg(long, default_value_t = 4)]
     rank: usize,
     /// α of the adapters; their factor is α / rank.
-    #[arg(long, default_value_t = 16.0)]
+    #[arg(long, default_value_t = 16.0, value_parser = super::non_negative::<f32>)]
     alpha: f32,
     /// Which matrices get adapters.
     #[arg(long, value_enum, default_value_t = Adapt::Attention)]
     adapt: Adapt,
     /// Peak learning rate of the recovery.
-    #[arg(long, default_value_t = 3e-3)]
+    #[arg(long, default_value_t = 3e-3, value_parser = super::non_negative::<f32>)]
     learning_rate: f32,
     /// Windows in a step, fewer where memory is short.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = super::count(super::MAX_BATCH))]
     batch: usize,
     /// Windows on which layers are scored and cuts are tried.
     #[arg(long, default_value_t = 256)]

@@ -13,8 +13,8 @@ use super::data::DataArgs;
 use super::prune::RecoveryArgs;
 use crate::control::Thresholds;
 use crate::diagnosis::{Clip, Diagnosis, JsonLines, Options, Pace, RawStream, Recordings, Sink, Source};
-use crate::error::{AgentError, Result};
-use crate::evaluate::check_classes;
+use crate::error::{AgentError, Result, file_error};
+use crate::evaluate::{check_classes, check_signal_model};
 use crate::node::{Node, NodeOptions, PruneSetup, artifact_id, open_engine, planned_bytes};
 use crate::prune::Target;
 use crate::prune::split::smallest_of_all;
@@ -51,26 +51,33 @@ pub struct Args {
     #[command(flatten)]
     recovery: RecoveryArgs,
     /// The largest loss of holdout accuracy that is accepted, in points.
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 5.0, value_parser = super::non_negative::<f64>)]
     max_drop: f64,
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
-    let store = open_store(args)?;
+    check_signal_model(&Artifact::open(&args.model)?)?;
+    let (source, source_bytes) = source(args)?;
+    let (store, new) = open_store(args)?;
     let serving = planned_bytes(&store.path(Active::Factory))?;
     let goal = args.budget.unwrap_or(u64::MAX);
     let limit = args.limit.unwrap_or_else(|| if goal < serving { serving + serving / 2 } else { goal });
     let prune = prune_setup(context, args, &store, goal, serving)?;
+    let active = store.path(store.active());
+    let needed = planned_bytes(&active)?;
+    if limit < needed {
+        return Err(AgentError::LimitTooSmall { what: format!("serving {}", args.model.display()), needed, limit });
+    }
     let budget = Arc::new(Budget::new(limit, PROCESS_BYTES));
     budget.set_goal(goal);
     // A window is judged on one thread: at batch 1 a second one costs more than it saves, and pruning needs it.
     let device = CpuDevice::new(1, budget.clone())?;
-    let (engine, served) = open_engine(&device, &budget, &store.path(store.active()))?;
+    let (engine, served) = open_engine(&device, &budget, &active)?;
     let sink: Box<dyn Sink> = Box::new(JsonLines::new(std::io::stdout(), Path::new("standard output"), engine.classes()));
     let pace = args.pace.map_or(Pace::Unpaced, Pace::RealTime);
     let options = Options { pace, stop: context.stop.clone(), ..Options::default() };
-    let (source, source_bytes) = source(args)?;
     let handle = Diagnosis::start(options, engine, source, vec![sink])?;
+    new.keep();
     let node_options = NodeOptions { thresholds: Thresholds::default(), prune, limit_after_commit: goal < limit, source_bytes };
     let mut node = Node::new(store, device, budget, handle, served, node_options);
     node.run(&context.stop, &mut |_| true)?;
@@ -112,11 +119,54 @@ fn source(args: &Args) -> Result<(Box<dyn Source>, u64)> {
     Ok((Box::new(if args.repeat { recordings.repeated() } else { recordings }), 4 * longest as u64))
 }
 
+/// A store that was made for this run. Unless it is kept it is taken away again: after a run that was refused, it would only stand in the
+/// way of the next one with another model.
+struct NewStore {
+    folder: Option<PathBuf>,
+    /// Whether the folder was there before, empty but for what an interrupted run has left.
+    existed: bool,
+}
+
+impl NewStore {
+    fn keep(mut self) {
+        self.folder = None;
+    }
+}
+
+impl Drop for NewStore {
+    fn drop(&mut self) {
+        let Some(folder) = &self.folder else { return };
+        let removed = match (self.existed, std::fs::read_dir(folder)) {
+            (false, _) => std::fs::remove_dir_all(folder),
+            (true, Err(error)) => Err(error),
+            (true, Ok(entries)) => entries.flatten().try_for_each(|entry| std::fs::remove_file(entry.path())),
+        };
+        // The disk may have refused the folder itself; then there is nothing to remove.
+        if let Err(error) = removed.or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }) {
+            log::warn!("{} could not be removed: {error}", folder.display());
+        }
+    }
+}
+
+/// Whether a folder has nothing but what is there before a store is whole.
+fn is_unfinished_store(folder: &Path) -> Result<bool> {
+    let failed = |error: &std::io::Error| file_error("cannot list the folder", folder, error);
+    for entry in std::fs::read_dir(folder).map_err(|error| failed(&error))? {
+        let name = entry.map_err(|error| failed(&error))?.file_name();
+        if !["journal", "journal.tmp", "factory.esp.tmp"].iter().any(|known| name == *known) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Opens the store beside the model, or makes it.
-fn open_store(args: &Args) -> Result<Store> {
+fn open_store(args: &Args) -> Result<(Store, NewStore)> {
     let folder = args.store.clone().unwrap_or_else(|| args.model.with_extension("store"));
-    if !folder.exists() {
-        return Ok(Store::create(&folder, &args.model, artifact_id)?);
+    let existed = folder.exists();
+    if !existed || is_unfinished_store(&folder)? {
+        let new = NewStore { folder: Some(folder.clone()), existed };
+        return Ok((Store::create(&folder, &args.model, artifact_id)?, new));
     }
     let (store, recovery) = Store::open(&folder, artifact_id)?;
     for note in &recovery.notes {
@@ -131,7 +181,7 @@ fn open_store(args: &Args) -> Result<Store> {
             folder.display()
         )));
     }
-    Ok(store)
+    Ok((store, NewStore { folder: None, existed }))
 }
 
 /// What the node prunes with; nothing where the budget never asks for it. A budget that no pruning can reach is refused now.

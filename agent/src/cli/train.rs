@@ -11,9 +11,9 @@ use espalier_runtime::{DeviceTensors, Network};
 use super::bar::Bar;
 use super::data::{Data, DataArgs};
 use super::{Context, print, print_json};
-use crate::error::Result;
+use crate::error::{Result, file_error};
 use crate::evaluate::predict;
-use crate::files::check_output;
+use crate::files::{check_output, folder_of};
 use crate::metrics::Evaluation;
 use crate::prune::pack::write_network;
 use crate::signal_model::{SignalSize, dense_manifest};
@@ -32,22 +32,22 @@ pub struct Args {
     #[command(flatten)]
     size: SizeArgs,
     /// Passes over the training windows.
-    #[arg(long, default_value_t = 12.0, conflicts_with = "steps")]
+    #[arg(long, default_value_t = 12.0, conflicts_with = "steps", value_parser = super::non_negative::<f64>)]
     epochs: f64,
     /// Optimizer steps, in place of epochs.
     #[arg(long)]
     steps: Option<usize>,
     /// Windows in a step.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = super::count(super::MAX_BATCH))]
     batch: usize,
     /// Peak learning rate.
-    #[arg(long, default_value_t = 1e-3)]
+    #[arg(long, default_value_t = 1e-3, value_parser = super::non_negative::<f32>)]
     learning_rate: f32,
     /// Decoupled weight decay.
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = 0.05, value_parser = super::non_negative::<f32>)]
     weight_decay: f32,
     /// Standard deviation of the noise that every training window gets.
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(long, default_value_t = 0.1, value_parser = super::non_negative::<f64>)]
     noise: f64,
     /// Seed of weights, order and augmentation.
     #[arg(long, default_value_t = 42)]
@@ -166,15 +166,17 @@ pub fn train_artifact(
     stop: &Stop,
 ) -> Result<Trained> {
     check_output(output)?;
-    data.sets.train.check()?;
+    data.check()?;
     let architecture = size.architecture(&data.split.classes, data.sample_rate_hz()?)?;
     let shape = size.shape();
     let (mut network, report) = train_dense(device, architecture.clone(), shape.clone(), &data.sets.train, options, progress, stop)?;
     let history = format!("trained on {} for {} steps, seed {}", data.split.name, report.steps, options.seed);
     let name = output.file_stem().map_or("model".into(), |stem| stem.to_string_lossy().into_owned());
     // The holdout is measured on a first version, so that the second can carry the result.
-    write(device, &mut network, dense_manifest(&name, architecture.clone(), &shape, history.clone(), None), output)?;
-    let holdout = predict(device, budget, &std::sync::Arc::new(Artifact::open(output)?), &data.sets.holdout, stop)?.evaluate(
+    let scratch = tempfile::tempdir_in(folder_of(output)).map_err(|error| file_error("cannot make a folder in", folder_of(output), &error))?;
+    let first = scratch.path().join("first.esp");
+    write(device, &mut network, dense_manifest(&name, architecture.clone(), &shape, history.clone(), None), &first)?;
+    let holdout = predict(device, budget, &std::sync::Arc::new(Artifact::open(&first)?), &data.sets.holdout, stop)?.evaluate(
         None,
         None,
         options.seed,
