@@ -77,7 +77,11 @@ fn a_number_that_cannot_be_is_a_usage_error() {
     let train = args!["train", "--data", world.corpus, "-o", place.out("model.esp")];
     refuse(&train, &["--batch=0", "--batch=18446744073709551615"], &["--batch", "1..=65536"]);
     refuse(&train, &["--epochs=NaN", "--epochs=-1", "--learning-rate=inf", "--noise=-0.1", "--weight-decay=NaN"], &["give 0 or more"]);
-    refuse(&train, &["--width=0", "--width=65537", "--layers=0", "--heads=0", "--channels=0", "--patch=2049"], &["are not possible; give 1 to"]);
+    refuse(
+        &train,
+        &["--width=0", "--width=65537", "--layers=0", "--heads=0", "--channels=0", "--patch=2049"],
+        &["are not possible; give 1 to"],
+    );
     refuse(&train, &["--width=7"], &["cannot be shared by", "give a multiple of"]);
     let prune = args!["prune", world.model, "-o", place.out("small.esp"), "--data", world.corpus, "--ratio", "2"];
     refuse(&prune, &["--batch=0", "--batch=18446744073709551615"], &["--batch", "1..=65536"]);

@@ -173,7 +173,8 @@ pub fn train_artifact(
     let history = format!("trained on {} for {} steps, seed {}", data.split.name, report.steps, options.seed);
     let name = output.file_stem().map_or("model".into(), |stem| stem.to_string_lossy().into_owned());
     // The holdout is measured on a first version, so that the second can carry the result.
-    let scratch = tempfile::tempdir_in(folder_of(output)).map_err(|error| file_error("cannot make a folder in", folder_of(output), &error))?;
+    let scratch =
+        tempfile::tempdir_in(folder_of(output)).map_err(|error| file_error("cannot make a folder in", folder_of(output), &error))?;
     let first = scratch.path().join("first.esp");
     write(device, &mut network, dense_manifest(&name, architecture.clone(), &shape, history.clone(), None), &first)?;
     let holdout = predict(device, budget, &std::sync::Arc::new(Artifact::open(&first)?), &data.sets.holdout, stop)?.evaluate(
