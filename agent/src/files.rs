@@ -1,5 +1,6 @@
 //! Files that a command writes: refused early where they cannot be, and put in place at once.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::error::{AgentError, Result, file_error};
@@ -13,7 +14,9 @@ pub fn folder_of(file: &Path) -> &Path {
 pub fn publish(from: &Path, to: &Path) -> Result<()> {
     let folder = folder_of(to);
     let copy = || -> std::io::Result<()> {
-        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+        // Like any new file: readable as the process's umask allows.
+        let rights = std::fs::Permissions::from_mode(0o666);
+        let mut temporary = tempfile::Builder::new().permissions(rights).tempfile_in(folder)?;
         std::io::copy(&mut std::fs::File::open(from)?, temporary.as_file_mut())?;
         temporary.as_file().sync_all()?;
         temporary.persist(to).map_err(|error| error.error)?;

@@ -63,7 +63,8 @@ fn recordings_of_a_dead_or_broken_sensor_are_named() {
     let constant = corpus_with(&place, "constant", "train02-IR", 0.25);
     let broken = corpus_with(&place, "broken", "train01-B", f32::NAN);
     let infinite = corpus_with(&place, "infinite", "train01-OR", f32::INFINITY);
-    let mut faults = place.refuse(train(&place, &constant), 1, &["sim-train02-IR.npy", "sample 0", "constant", "check the sensor"]);
+    let mut faults =
+        place.refuse(train(&place, &constant), 1, &["sim-train02-IR.npy", "sample 0", "all its samples are the same", "check the sensor"]);
     faults.extend(place.refuse(train(&place, &broken), 1, &["sim-train01-B.npy", "sample 0", "not a finite number"]));
     faults.extend(place.refuse(train(&place, &infinite), 1, &["sim-train01-OR.npy", "sample 0", "not a finite number"]));
     assert_none(faults);

@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use safetensors::SafeTensors;
 
@@ -27,6 +29,8 @@ fn train_evaluate_prune_export_and_import_again() {
     for stage in ["layers", "heads", "channels"] {
         place.succeed(args!["inspect", "--verify", stages.join(format!("{stage}.esp"))]);
     }
+    let rights = |path: &Path| fs::metadata(path).expect("an artifact").permissions().mode();
+    assert_eq!(rights(&small), rights(&world.model), "a pruned artifact is as readable as a trained one");
     let dense = place.succeed(args!["inspect", world.model, "--json"]).json();
     let before = place.succeed(args!["inspect", small, "--json", "--verify"]).json();
     let parameters = |inspected: &serde_json::Value| inspected["parameters"].as_u64().expect("parameters");

@@ -154,6 +154,41 @@ fn a_node_that_is_killed_serves_the_same_model_again() {
 }
 
 #[test]
+fn a_node_over_its_budget_prunes_itself_while_it_serves_and_keeps_the_result_over_a_kill() {
+    let (world, place) = (world(), Place::new());
+    let (model, store) = (place.path("dense.esp"), place.out("store"));
+    let train = args!["train", "--data", world.corpus, "-o", model, "--layers", "4", "--width", "128", "--heads", "8", "--channels", "512"];
+    place.succeed(train.iter().chain(&args!["--steps", "4"]));
+    let serve = args!["run", model, "--source", world.corpus, "--store", store];
+    // Serving it dense holds 5.3 MiB.
+    let budget = args!["--budget", "3600KiB", "--limit", "24MiB", "--data", world.corpus, "--steps", "3,3,3", "--max-drop", "100"];
+    let mut command = place.command(serve.iter().chain(&budget).chain(&args!["--repeat", "--pace", "10", "-v"]));
+    let mut node = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let verdicts = node.stdout.take().expect("its output");
+    let verdicts = std::thread::spawn(move || BufReader::new(verdicts).lines().map_while(Result::ok).collect::<Vec<String>>());
+    let said = BufReader::new(node.stderr.take().expect("its messages")).lines().map_while(Result::ok);
+    let told: Vec<String> = said.take_while(|line| !line.contains("committed to slot")).collect();
+    signal(&node, "KILL");
+    assert_eq!(node.wait().expect("its status").code(), None, "{told:?}");
+
+    // The line that the kill cut short is no verdict.
+    let verdicts: Vec<Value> = verdicts.join().expect("the reader").iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert!(verdicts.iter().enumerate().all(|(index, verdict)| sequence(verdict) == index as u64), "a window was lost in the swap");
+    let mut models: Vec<&Value> = verdicts.iter().map(|verdict| &verdict["model"]).collect();
+    models.dedup();
+    assert_eq!(models.len(), 2, "{models:?} after {told:?}");
+    let dense = Artifact::open(&model).expect("the dense model");
+    assert_eq!(models[0], format!("{:016x}", dense.id()).as_str());
+
+    let again = place.succeed(&serve);
+    let served = self::verdicts(&again);
+    assert!(!served.is_empty() && served.iter().all(|verdict| verdict["model"] == *models[1]), "{}", again.stdout);
+    let pruned = Artifact::open(&store.join("slot-a.esp")).expect("the pruned model");
+    pruned.verify().expect("the pruned model");
+    assert!(pruned.file_bytes() < dense.file_bytes() / 2, "{} of {}", pruned.file_bytes(), dense.file_bytes());
+}
+
+#[test]
 fn a_folder_for_the_store_may_be_there_already() {
     let (world, place) = (world(), Place::new());
     let store = place.out("store");

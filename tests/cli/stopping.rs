@@ -15,8 +15,8 @@ const QUICK: Duration = Duration::from_secs(5);
 /// Sends SIGINT to a command once `started`, and says what was wrong with its end.
 fn interrupt(place: &Place, arguments: &[OsString], started: impl Fn() -> bool) -> Vec<String> {
     let before = place.listing();
-    let child = place.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
-    wait_until("the work to begin", started);
+    let mut child = place.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    wait_until(&mut child, "the work", started);
     let asked = Instant::now();
     signal(&child, "INT");
     let said = end(child);
@@ -70,7 +70,8 @@ fn has_artifact(folder: &Path) -> bool {
 #[test]
 fn ctrl_c_ends_a_pruning_and_leaves_nothing() {
     let (world, place) = (world(), Place::new());
-    let prune = args!["prune", world.model, "-o", place.out("small.esp"), "--data", world.corpus, "--ratio", "3", "--steps", "1000000,2,2"];
+    let mut prune = args!["prune", world.model, "-o", place.out("small.esp"), "--data", world.corpus, "--ratio", "2"].to_vec();
+    prune.extend(args!["--keep", "2,2,16", "--steps", "1000000,2,2"]);
     let out = place.path("out");
     // The first stage's cut is written before its recovery begins.
     assert_none(interrupt(&place, &prune, || has_file(&out, "layers-cut.esp")));
@@ -80,9 +81,9 @@ fn ctrl_c_ends_a_pruning_and_leaves_nothing() {
 fn ctrl_c_ends_a_run_well() {
     let (world, place) = (world(), Place::new());
     let run = args!["run", world.model, "--source", world.corpus, "--repeat", "--pace", "20", "--store", place.out("store")];
-    let child = place.command(&run).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let mut child = place.command(&run).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     let store = place.out("store").join("factory.esp");
-    wait_until("the store", || store.exists());
+    wait_until(&mut child, "the store", || store.exists());
     std::thread::sleep(Duration::from_millis(300));
     let asked = Instant::now();
     signal(&child, "INT");

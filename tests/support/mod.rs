@@ -142,11 +142,17 @@ fn list(folder: &Path, found: &mut BTreeMap<PathBuf, u64>) {
     }
 }
 
-/// Waits until `done`, or fails.
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+/// Waits until a running child has come so far; fails where it ends before, or hangs.
+pub fn wait_until(child: &mut Child, what: &str, mut done: impl FnMut() -> bool) {
     let started = Instant::now();
     while !done() {
-        assert!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        let ended = child.try_wait().expect("the child's status");
+        if ended.is_some() || started.elapsed() > PATIENCE {
+            let _ = child.kill();
+            let mut said = String::new();
+            let _ = child.stderr.take().map(|mut pipe| pipe.read_to_string(&mut said));
+            panic!("{what} has not come within {:?}; the program ended with {ended:?} and said: {said}", started.elapsed());
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -182,6 +182,7 @@ pub fn train_artifact(
         None,
         options.seed,
     )?;
+    stop.check()?;
     let measured = Measured { accuracy: Some(holdout.accuracy), loss: holdout.cross_entropy_nats, latency_ms: None };
     write(device, &mut network, dense_manifest(&name, architecture, &shape, history, Some(measured)), output)?;
     let artifact = Artifact::open(output)?;
