@@ -6,8 +6,9 @@ use super::Dialect;
 use super::config::{Config, read_limited};
 use super::dialects::Described;
 use super::names::{Form, SourceTensor, is_harmless, places, prefix, source_tensors};
-use super::safetensors::{Entry, Tensors};
+use super::safetensors::Safetensors;
 use super::streams::BLOCK_NUMBERS;
+use super::tensors::{Numbers, Tensors, require};
 use crate::architecture::{Architecture, Input, Output};
 use crate::artifact::{ArtifactWriter, validate};
 use crate::error::{Error, Result};
@@ -30,12 +31,13 @@ pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn F
         return Err(Error::checkpoint(src, "a checkpoint is a folder with config.json and model.safetensors; give the folder"));
     }
     let config = Config::read(src)?;
-    let tensors = Tensors::open(src)?;
+    let tensors: Box<dyn Tensors> = Box::new(Safetensors::open(src)?);
+    let tensors = &*tensors;
     let described = Described::new(&config, tensors.names().count())?;
     let mut manifest = draft(&described, &config, src)?;
     validate::model(&manifest).map_err(|problem| Error::checkpoint(&src.join("config.json"), problem))?;
-    let sources = expected_tensors(&tensors, described.dialect, &manifest.architecture, &manifest.shape());
-    let stored = check_tensors(&tensors, &sources, described.dialect, &manifest.architecture)?;
+    let sources = expected_tensors(tensors, described.dialect, &manifest.architecture, &manifest.shape());
+    let stored = check_tensors(tensors, &sources, described.dialect, &manifest.architecture)?;
     if manifest.origin.dense_parameters == 0 {
         // Every tensor is in the checkpoint, so the sum is bounded by its size.
         manifest.origin.dense_parameters = manifest.parameters() as u64;
@@ -44,7 +46,7 @@ pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn F
     let (places, total) = (places(&sources), writer.file_bytes());
     for tensor in writer.manifest().tensors.clone() {
         let &(source, before) = places.get(&tensor.key).ok_or_else(|| Error::request(tensor.key, "no tensor of the checkpoint has it"))?;
-        copy(&tensors, &sources[source], before, &tensor, &mut writer, progress)?;
+        copy(tensors, &sources[source], before, &tensor, &mut writer, progress)?;
     }
     writer.finish()?;
     progress(total, total);
@@ -77,23 +79,27 @@ fn draft(described: &Described, config: &Config, src: &Path) -> Result<Manifest>
 }
 
 /// The tensors that the checkpoint must have. GPT-2 checkpoints come with and without their prefix.
-fn expected_tensors(tensors: &Tensors, dialect: Dialect, architecture: &Architecture, shape: &ModelShape) -> Vec<SourceTensor> {
+fn expected_tensors(tensors: &dyn Tensors, dialect: Dialect, architecture: &Architecture, shape: &ModelShape) -> Vec<SourceTensor> {
     source_tensors(dialect, prefix_in(tensors, dialect), architecture, shape)
 }
 
 /// The prefix of the names in this checkpoint.
-fn prefix_in(tensors: &Tensors, dialect: Dialect) -> &'static str {
+fn prefix_in(tensors: &dyn Tensors, dialect: Dialect) -> &'static str {
     let bare = dialect == Dialect::Gpt2 && tensors.find("transformer.wte.weight").is_none() && tensors.find("wte.weight").is_some();
     if bare { "" } else { prefix(dialect) }
 }
 
 /// Checks that every tensor is there with the right shape and a known format, and that no other changes what the model computes. Returns
 /// the number format of the matrices, f32 where they differ.
-fn check_tensors(tensors: &Tensors, sources: &[SourceTensor], dialect: Dialect, architecture: &Architecture) -> Result<DType> {
+fn check_tensors(tensors: &dyn Tensors, sources: &[SourceTensor], dialect: Dialect, architecture: &Architecture) -> Result<DType> {
     let mut common = None;
     for source in sources {
-        let (_, dtype) = tensors.require(&source.name, &source.shape)?;
+        let found = require(tensors, &source.name, &source.shape)?;
         if source.form != Form::Vector {
+            let dtype = match found.numbers {
+                Numbers::Float(dtype) => dtype,
+                Numbers::Quantised(_) | Numbers::Other(_) => DType::Bf16,
+            };
             common = match common {
                 Some(common) if common != dtype => Some(DType::F32),
                 _ => Some(dtype),
@@ -105,21 +111,20 @@ fn check_tensors(tensors: &Tensors, sources: &[SourceTensor], dialect: Dialect, 
     let unknown = tensors.names().filter(|name| !known.contains(name) && !is_harmless(dialect, prefix, tied, name));
     let unknown: Vec<String> = unknown.map(str::to_string).collect();
     if !unknown.is_empty() {
-        return Err(Error::UnknownTensors { path: tensors.folder().to_path_buf(), tensors: unknown });
+        return Err(Error::UnknownTensors { path: tensors.path().to_path_buf(), tensors: unknown });
     }
     Ok(common.unwrap_or(DType::F32))
 }
 
 /// Copies one tensor, the piece of `source` that starts after `before` units, into the artifact.
 fn copy(
-    tensors: &Tensors,
+    tensors: &dyn Tensors,
     source: &SourceTensor,
     before: usize,
     tensor: &StoredTensor,
     writer: &mut ArtifactWriter,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
-    let (entry, _) = tensors.require(&source.name, &source.shape)?;
     let (rows, columns) = (tensor.rows as usize, tensor.columns as usize);
     if columns == 0 {
         return Ok(());
@@ -130,11 +135,11 @@ fn copy(
         let count = step.min(rows - start);
         block.resize(count * columns, 0.0);
         match source.form {
-            Form::Vector => tensors.read(&source.name, entry, before, &mut block)?,
-            Form::Rows => tensors.read(&source.name, entry, (before + start) * columns, &mut block)?,
+            Form::Vector => tensors.read(&source.name, before, &mut block)?,
+            Form::Rows => tensors.read(&source.name, (before + start) * columns, &mut block)?,
             Form::Transposed => {
                 strip.resize(count, 0.0);
-                read_transposed(tensors, source, entry, before + start, &mut strip, &mut block)?;
+                read_transposed(tensors, source, before + start, &mut strip, &mut block)?;
             }
         }
         writer.write_rows(tensor.key, &block)?;
@@ -144,17 +149,10 @@ fn copy(
 }
 
 /// Reads the columns from `first` on of `source [columns, units]` as the rows of `block [strip, columns]`.
-fn read_transposed(
-    tensors: &Tensors,
-    source: &SourceTensor,
-    entry: &Entry,
-    first: usize,
-    strip: &mut [f32],
-    block: &mut [f32],
-) -> Result<()> {
+fn read_transposed(tensors: &dyn Tensors, source: &SourceTensor, first: usize, strip: &mut [f32], block: &mut [f32]) -> Result<()> {
     let (columns, units) = (source.shape[0], source.shape[1]);
     for column in 0..columns {
-        tensors.read(&source.name, entry, column * units + first, strip)?;
+        tensors.read(&source.name, column * units + first, strip)?;
         for (row, &value) in strip.iter().enumerate() {
             block[row * columns + column] = value;
         }

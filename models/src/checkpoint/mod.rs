@@ -14,6 +14,7 @@ mod import;
 mod names;
 mod safetensors;
 mod streams;
+mod tensors;
 
 pub use export::export_safetensors;
 pub use import::import;

@@ -8,12 +8,12 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use memmap2::Mmap;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, de};
 
 use super::config::read_limited;
+use super::tensors::{Found, Numbers, Tensors, decode, not_finite, outside};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
@@ -24,8 +24,8 @@ const MAX_INDEX_BYTES: u64 = 100_000_000;
 /// The most shards.
 const MAX_SHARDS: usize = 4096;
 
-/// All tensors of a checkpoint.
-pub(super) struct Tensors {
+/// All tensors of a checkpoint in safetensors files.
+pub(super) struct Safetensors {
     folder: PathBuf,
     shards: Vec<Shard>,
     entries: BTreeMap<String, Entry>,
@@ -39,12 +39,12 @@ struct Shard {
 
 /// Where one tensor lies.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+struct Entry {
     shard: usize,
     /// The number format's name, as the file has it.
-    pub dtype: String,
+    dtype: String,
     /// Rows first.
-    pub shape: Vec<usize>,
+    shape: Vec<usize>,
     /// Bytes in the shard.
     range: Range<usize>,
 }
@@ -90,7 +90,7 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-impl Tensors {
+impl Safetensors {
     /// Opens `model.safetensors` of the checkpoint `folder`, or the shards that `model.safetensors.index.json` lists.
     pub fn open(folder: &Path) -> Result<Self> {
         let single = folder.join("model.safetensors");
@@ -154,71 +154,36 @@ impl Tensors {
         self.shards.push(Shard { path: path.to_path_buf(), map });
         Ok(())
     }
+}
 
-    /// The checkpoint's folder.
-    pub fn folder(&self) -> &Path {
+impl Tensors for Safetensors {
+    fn path(&self) -> &Path {
         &self.folder
     }
 
-    /// All tensors' names, in alphabetical order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.entries.keys().map(String::as_str))
     }
 
-    /// The tensor `name`.
-    pub fn find(&self, name: &str) -> Option<&Entry> {
-        self.entries.get(name)
+    fn find(&self, name: &str) -> Option<Found<'_>> {
+        let entry = self.entries.get(name)?;
+        let numbers = entry.float().map_or(Numbers::Other(&entry.dtype), Numbers::Float);
+        Some(Found { file: &self.shards[entry.shard].path, shape: &entry.shape, numbers })
     }
 
-    /// The tensor `name`, of shape `shape` and a number format that can be read.
-    pub fn require(&self, name: &str, shape: &[usize]) -> Result<(&Entry, DType)> {
+    fn read(&self, name: &str, first: usize, out: &mut [f32]) -> Result<()> {
         let missing = || Error::MissingTensor { path: self.folder.clone(), tensor: name.to_string() };
-        let entry = self.find(name).ok_or_else(missing)?;
-        let path = &self.shards[entry.shard].path;
-        if entry.shape != shape {
-            let problem = format!("tensor `{name}` has shape {:?}, but its config.json makes it {shape:?}", entry.shape);
-            return Err(Error::checkpoint(path, problem));
-        }
-        match entry.float() {
-            Some(dtype) => Ok((entry, dtype)),
-            None => Err(Error::Unsupported {
-                path: path.clone(),
-                feature: format!("tensor `{name}` with numbers of type {}", entry.dtype),
-                expected: "F32, F16 and BF16 are".to_string(),
-            }),
-        }
-    }
-
-    /// Reads `out.len()` numbers of `entry`, the tensor `name`, from number `first` on.
-    pub fn read(&self, name: &str, entry: &Entry, first: usize, out: &mut [f32]) -> Result<()> {
+        let entry = self.entries.get(name).ok_or_else(missing)?;
         let shard = &self.shards[entry.shard];
-        let outside = || Error::checkpoint(&shard.path, format!("tensor `{name}` does not have {} numbers at {first}", out.len()));
+        let outside = || outside(&shard.path, name, first, out.len());
         let dtype = entry.float().ok_or_else(outside)?;
         let width = if dtype == DType::F32 { 4 } else { 2 };
         let start = first.checked_mul(width).and_then(|start| start.checked_add(entry.range.start));
         let end = start.and_then(|start| out.len().checked_mul(width)?.checked_add(start)).filter(|&end| end <= entry.range.end);
         let (Some(start), Some(end)) = (start, end) else { return Err(outside()) };
-        let bytes = &shard.map[start..end];
-        match dtype {
-            DType::F32 => {
-                let quads = bytes.chunks_exact(4).map(|quad| f32::from_le_bytes([quad[0], quad[1], quad[2], quad[3]]));
-                out.iter_mut().zip(quads).for_each(|(out, value)| *out = value);
-            }
-            DType::F16 => {
-                let pairs = bytes.chunks_exact(2).map(|pair| f16::from_le_bytes([pair[0], pair[1]]).to_f32());
-                out.iter_mut().zip(pairs).for_each(|(out, value)| *out = value);
-            }
-            _ => {
-                let pairs = bytes.chunks_exact(2).map(|pair| bf16::from_le_bytes([pair[0], pair[1]]).to_f32());
-                out.iter_mut().zip(pairs).for_each(|(out, value)| *out = value);
-            }
-        }
-        match out.iter().position(|value| !value.is_finite()) {
+        match decode(dtype, &shard.map[start..end], out) {
             None => Ok(()),
-            Some(at) => {
-                let (path, tensor) = (shard.path.clone(), name.to_string());
-                Err(Error::NotFinite { path, tensor, element: first + at, value: out[at] })
-            }
+            Some(at) => Err(not_finite(&shard.path, name, first + at, out[at])),
         }
     }
 }
