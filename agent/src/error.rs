@@ -54,6 +54,14 @@ pub enum AgentError {
         /// What the system said.
         reason: String,
     },
+    /// Windows without a verdict and without an entry among the dropped ones: a fault of this program.
+    #[error("{missing} windows have neither a verdict nor a reason, {repeated} were judged twice; please report this with the log of -vv")]
+    Unaccounted {
+        /// Sequence numbers that never came.
+        missing: u64,
+        /// Sequence numbers that came again.
+        repeated: u64,
+    },
     /// A mistake of the person who called the program.
     #[error("{0}")]
     Usage(String),
@@ -65,7 +73,13 @@ pub type Result<T> = std::result::Result<T, AgentError>;
 impl AgentError {
     /// Whether the command line itself was wrong (exit code 2) rather than what it did (exit code 1).
     pub fn is_usage(&self) -> bool {
-        matches!(self, AgentError::Usage(_))
+        use crate::signals::SignalError::{BadOption, UnknownProtocol, WrongProtocol};
+        match self {
+            AgentError::Usage(_) => true,
+            AgentError::Signal(error) => matches!(error, UnknownProtocol { .. } | WrongProtocol { .. } | BadOption { .. }),
+            AgentError::Metrics(error) => matches!(error, crate::metrics::MetricsError::UnknownClass { .. }),
+            _ => false,
+        }
     }
 }
 

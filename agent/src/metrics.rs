@@ -12,6 +12,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::signals::SplitMix64;
 use crate::table::Table;
 
 /// Windows in a block where a class has one recording.
@@ -234,7 +235,7 @@ impl Predictions {
 
     fn interval(&self, predicted: &[usize], seed: u64) -> Interval {
         let strata = self.clusters(predicted);
-        let mut random = SplitMix(seed);
+        let mut random = SplitMix64::new(seed);
         let mut accuracies: Vec<f64> = (0..RESAMPLES)
             .map(|_| {
                 let (mut right, mut windows) = (0, 0);
@@ -252,23 +253,6 @@ impl Predictions {
         let quantile = |share: f64| accuracies[(share * (RESAMPLES - 1) as f64).round() as usize];
         let clusters = strata.iter().map(|stratum| stratum.len() as u64).sum();
         Interval { low: quantile(0.025), high: quantile(0.975), clusters, seed }
-    }
-}
-
-/// Steele, Lea and Flood's SplitMix64 (2014): small, seedable, and more than even enough for drawing indices.
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// An index below `bound`, from the upper bits of a wide product.
-    fn below(&mut self, bound: usize) -> usize {
-        ((u128::from(self.next()) * bound as u128) >> 64) as usize
     }
 }
 

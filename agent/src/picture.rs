@@ -45,6 +45,13 @@ pub enum PictureError {
     },
 }
 
+/// The SVG text that `draw` makes.
+fn drawn(title: &str, draw: impl FnOnce(&mut String) -> canvas::Drawn) -> Result<String, PictureError> {
+    let mut svg = String::new();
+    draw(&mut svg).map_err(|reason| PictureError::Drawing { title: title.to_owned(), reason })?;
+    Ok(svg)
+}
+
 /// A point that cannot be shown, in words.
 fn bad_point(title: &str, series: &str, (x, y): (f64, f64), problem: &'static str) -> PictureError {
     PictureError::Point { title: title.to_owned(), series: series.to_owned(), x: x.to_string(), y: y.to_string(), problem }

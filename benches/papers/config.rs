@@ -16,6 +16,8 @@ const CWRU_SEEDS: [u64; 3] = [42, 123, 456];
 const UESTC_SEED: u64 = 42;
 /// Three ratios of the cascade's paper: a light, a middle and its strongest cut.
 const RATIOS: [f64; 3] = [2.5, 5.8, 13.8];
+/// The reference's other ratio, run on its protocol alone.
+const REFERENCE_MIDDLE: f64 = 4.7;
 /// The split of the PyTorch reference, at its ratio.
 pub const REFERENCE: (f64, Split) = (13.8, Split { layers: 2, heads: 2, channels: 96 });
 /// Recovery after layers, heads and channels, in epochs.
@@ -85,6 +87,7 @@ impl Family {
         for recovered in [false, true] {
             methods.extend(RATIOS.map(|ratio| Method::Cascade { ratio, keep: None, recovered }));
             if self == Self::CwruLoad {
+                methods.insert(methods.len() - 2, Method::Cascade { ratio: REFERENCE_MIDDLE, keep: None, recovered });
                 methods.push(Method::Cascade { ratio: REFERENCE.0, keep: Some(REFERENCE.1), recovered });
             }
         }

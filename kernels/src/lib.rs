@@ -8,7 +8,7 @@ pub mod device;
 pub mod error;
 pub mod memory;
 
-pub use cpu::CpuDevice;
+pub use cpu::{CpuDevice, buffer_bytes};
 pub use device::{Activation, AdamW, AttentionShape, Device, Format, HostBytes, NO_TARGET, NormKind, Product};
 pub use error::{KernelError, Result};
 pub use memory::{Ledger, Purpose, Reservation, Unlimited};

@@ -1,5 +1,8 @@
 //! What a model will hold, bytes by purpose, before anything is loaded.
 
+use espalier_kernels::buffer_bytes;
+use espalier_models::architecture::Positions;
+use espalier_models::tensor::model_tensors;
 use espalier_models::{Architecture, Manifest, ModelShape};
 
 use crate::classify::serving_size;
@@ -31,7 +34,11 @@ impl Plan {
     pub fn serving(manifest: &Manifest, file_bytes: u64) -> Self {
         let architecture = &manifest.architecture;
         let shape = manifest.shape();
-        let mut lines = vec![line("process", PROCESS_BYTES), line("weights (mapped)", file_bytes)];
+        let mut lines = vec![
+            line("process", PROCESS_BYTES),
+            line("weights (mapped)", file_bytes),
+            line("norms, biases and tables (copied)", copied_bytes(architecture, &shape)),
+        ];
         let classifier = architecture.patches() > 0;
         let size = if classifier {
             serving_size(architecture.patches(), 1)
@@ -61,8 +68,20 @@ fn line(purpose: &str, bytes: u64) -> PlanLine {
     PlanLine { purpose: purpose.into(), bytes }
 }
 
+/// Bytes of what a network copies from its artifact: vectors, the KV group of every head, and rotary frequencies.
+fn copied_bytes(architecture: &Architecture, shape: &ModelShape) -> u64 {
+    let tensors = model_tensors(architecture, shape);
+    let vectors = tensors.iter().filter(|tensor| tensor.is_vector()).map(|tensor| tensor.columns);
+    let heads = shape.kept().map(|(_, units)| units.heads.len());
+    let frequencies = match architecture.positions {
+        Positions::Rotary { dims, .. } => dims / 2,
+        Positions::Learned { .. } => 0,
+    };
+    vectors.chain(heads).chain([frequencies]).map(buffer_bytes).sum()
+}
+
 /// Bytes of the keys and values of `tokens` tokens.
 fn kv_bytes(architecture: &Architecture, shape: &ModelShape, tokens: usize) -> u64 {
-    let groups: usize = shape.kept().map(|(_, units)| units.groups).sum();
-    (2 * 4 * tokens * groups * architecture.attention.head_dim) as u64
+    let layer = |groups: usize| 2 * buffer_bytes(tokens * groups * architecture.attention.head_dim);
+    shape.kept().map(|(_, units)| layer(units.groups)).sum()
 }

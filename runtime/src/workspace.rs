@@ -1,6 +1,6 @@
 //! The buffers of a forward or backward pass, allocated once for the largest batch and used for every smaller one.
 
-use espalier_kernels::{Device, Purpose};
+use espalier_kernels::{Device, Purpose, buffer_bytes};
 use espalier_models::architecture::{Input, Output};
 use espalier_models::{Architecture, ModelShape};
 
@@ -221,18 +221,18 @@ fn copies(shape: &ModelShape, keep: Keep) -> (usize, usize) {
     }
 }
 
-/// Bytes that a workspace of this size takes, before page rounding.
+/// Bytes that a workspace of this size books on the CPU.
 pub fn workspace_bytes(architecture: &Architecture, shape: &ModelShape, size: &WorkspaceSize) -> u64 {
     let lengths = Lengths::new(architecture, shape, size);
     let (hidden, layers) = copies(shape, size.keep);
-    let backward = if size.keep == Keep::Nothing { 0 } else { lengths.backward(size).iter().sum() };
+    let booked = |lengths: &[usize]| lengths.iter().map(|length| buffer_bytes(*length)).sum::<u64>();
+    let backward = if size.keep == Keep::Nothing { 0 } else { booked(&lengths.backward(size)) };
     let indices = if lengths.window == 0 { lengths.m } else { 0 };
-    let numbers = lengths.single(size).iter().sum::<usize>()
-        + hidden * lengths.m * lengths.d
-        + layers * lengths.layer(size).iter().sum::<usize>()
+    booked(&lengths.single(size))
+        + hidden as u64 * buffer_bytes(lengths.m * lengths.d)
+        + layers as u64 * booked(&lengths.layer(size))
         + backward
-        + indices;
-    4 * numbers as u64
+        + buffer_bytes(indices)
 }
 
 impl<D: Device> Workspace<D> {

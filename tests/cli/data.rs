@@ -67,6 +67,8 @@ fn recordings_of_a_dead_or_broken_sensor_are_named() {
         place.refuse(train(&place, &constant), 1, &["sim-train02-IR.npy", "sample 0", "all its samples are the same", "check the sensor"]);
     faults.extend(place.refuse(train(&place, &broken), 1, &["sim-train01-B.npy", "sample 0", "not a finite number"]));
     faults.extend(place.refuse(train(&place, &infinite), 1, &["sim-train01-OR.npy", "sample 0", "not a finite number"]));
+    let prune = args!["prune", world().model, "-o", place.out("small.esp"), "--data", broken, "--ratio", "2"];
+    faults.extend(place.refuse(prune, 1, &["sim-train01-B.npy", "sample 0", "not a finite number"]));
     assert_none(faults);
 }
 
@@ -110,7 +112,9 @@ fn a_split_that_does_not_exist_or_fit_is_refused() {
     let (world, place) = (world(), Place::new());
     let eval = |split: &str| args!["eval", world.model, "--data", world.corpus, "--split", split];
     let mut faults = place.refuse(eval("uestc-warp:9"), 2, &["`uestc-warp:9` is not known", "cwru-load", "simulated"]);
-    faults.extend(place.refuse(eval("cwru-load"), 1, &["`cwru-load` does not fit", "SIMULATED", "use one of: simulated"]));
+    faults.extend(place.refuse(eval("cwru-load"), 2, &["`cwru-load` does not fit", "SIMULATED", "use one of: simulated"]));
+    let without = args!["eval", world.model, "--data", world.corpus, "--without", "X"];
+    faults.extend(place.refuse(without, 2, &["the class `X` does not exist", "the classes are"]));
     assert_none(faults);
 }
 

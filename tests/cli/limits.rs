@@ -95,6 +95,15 @@ fn a_limit_below_what_serving_needs_is_refused() {
     let (world, place) = (world(), Place::new());
     let run = args!["run", world.model, "--source", world.corpus, "--store", place.out("store"), "--limit", "1KiB"];
     assert_none(place.refuse(run, 1, &["serving", "model.esp needs", "the limit is 1024 bytes", "give a limit of at least"]));
+
+    let planned = place.succeed(args!["inspect", "--json", world.model]).json()["plan_total_bytes"].as_u64().expect("a number");
+    let run = |limit: u64| {
+        let limit = limit.to_string();
+        place.run(args!["run", world.model, "--source", world.corpus, "--store", place.out("store"), "--limit", limit])
+    };
+    assert_none(run(planned - 1).faults(1, &[&format!("give a limit of at least {planned} bytes")]));
+    let said = run(planned);
+    assert_eq!(said.code, Some(0), "with the bytes that inspect names: {}", said.stderr);
 }
 
 #[test]

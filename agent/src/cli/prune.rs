@@ -183,6 +183,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let options = args.recovery.options(target, args.keep)?;
     let data = args.data.open()?;
     check_classes(&source, &data.split.classes)?;
+    data.check()?;
     let (device, budget) = context.device(args.limit)?;
     let needed = budget.used() + source.file_bytes() + Cascade::<espalier_kernels::CpuDevice>::needed_bytes(source.manifest(), &options);
     if needed > budget.limit() {

@@ -101,7 +101,11 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         snapshot.latency.p99_us,
         snapshot.queue_high_water
     );
-    if context.stop.is_asked() || snapshot.is_complete() { Ok(()) } else { Err(AgentError::Usage("windows were lost".into())) }
+    if context.stop.is_asked() || snapshot.is_complete() {
+        Ok(())
+    } else {
+        Err(AgentError::Unaccounted { missing: snapshot.missing.abs_diff(snapshot.dropped), repeated: snapshot.repeated })
+    }
 }
 
 /// The source, and the bytes that its longest recording takes while it is read.
@@ -208,6 +212,10 @@ fn prune_setup(context: &Context, args: &Args, store: &Store, goal: u64, serving
     }
     let data = args.data.open()?;
     check_classes(&artifact, &data.split.classes)?;
+    // A node that starts again unattended must serve even where a recording has gone bad.
+    if let Err(error) = data.check() {
+        log::warn!("{error}; calibration passes over windows without a finite, varying signal");
+    }
     Ok(Some(PruneSetup {
         calibration: Arc::new(data.sets.train.clone()),
         holdout: Arc::new(data.sets.holdout.clone()),

@@ -1,7 +1,7 @@
 //! A run over time: accuracy above, bytes below, what happened as vertical marks through both.
 
 use super::canvas::{Anchor, Axis, Canvas, Drawn, FAINT, GREY, INK, LARGE, MEDIUM, PALETTE, SMALL, padded, ticks, trace};
-use super::{PictureError, bad_point};
+use super::{PictureError, bad_point, drawn};
 use crate::table;
 
 const WIDTH: i32 = 1000;
@@ -86,9 +86,7 @@ impl RunPicture {
     /// Where there is neither an accuracy nor a held size, or a time or share is not a number.
     pub fn svg(&self) -> Result<String, PictureError> {
         self.check()?;
-        let mut svg = String::new();
-        self.draw(&mut svg).map_err(|reason| PictureError::Drawing { title: self.title.clone(), reason })?;
-        Ok(svg)
+        drawn(&self.title, |svg| self.draw(svg))
     }
 
     fn check(&self) -> Result<(), PictureError> {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::canvas::{Anchor, Axis, Canvas, Drawn, INK, LARGE, MEDIUM, PALETTE, log_ticks, padded, ticks, trace};
-use super::{PictureError, bad_point};
+use super::{PictureError, bad_point, drawn};
 
 const WIDTH: i32 = 900;
 const LEFT: i32 = 84;
@@ -51,9 +51,7 @@ impl ScatterPicture {
     /// Where there is no point or more series than the legend has room for, or a point cannot be placed on the axes.
     pub fn svg(&self) -> Result<String, PictureError> {
         self.check()?;
-        let mut svg = String::new();
-        self.draw(&mut svg).map_err(|reason| PictureError::Drawing { title: self.title.clone(), reason })?;
-        Ok(svg)
+        drawn(&self.title, |svg| self.draw(svg))
     }
 
     fn check(&self) -> Result<(), PictureError> {

@@ -37,7 +37,7 @@ pub use noise::Noise;
 pub use raw::RawSource;
 pub use read::{Format, read_recording, read_recording_with, summarise};
 pub use recording::{Column, ReadOptions, Recording, Summary};
-pub use rng::Rng;
+pub use rng::{Rng, SplitMix64};
 pub use simulated::{SimulationOptions, simulate_corpus};
 pub use splits::{Protocol, Segment, Split, TestSet};
 pub use store::SampleStore;

@@ -22,6 +22,11 @@ impl SplitMix64 {
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)
     }
+
+    /// An index below `bound`, from the upper bits of a wide product; 0 where the bound is 0.
+    pub fn below(&mut self, bound: usize) -> usize {
+        ((u128::from(self.next_u64()) * bound as u128) >> 64) as usize
+    }
 }
 
 /// xoshiro256**: 256 bits of state, period 2^256 − 1.

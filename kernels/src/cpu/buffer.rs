@@ -29,6 +29,16 @@ pub type Buffer = Storage<f32>;
 /// u32 numbers.
 pub type Indices = Storage<u32>;
 
+/// Bytes that a buffer of `numbers` f32 or u32 numbers books: whole pages where it is a mapping of its own.
+pub fn buffer_bytes(numbers: usize) -> u64 {
+    booked_bytes(numbers.saturating_mul(4)) as u64
+}
+
+fn booked_bytes(bytes: usize) -> usize {
+    // A length within a page of the largest number is refused before it is rounded.
+    if bytes >= MAPPED_FROM_BYTES { bytes.checked_next_multiple_of(rustix::param::page_size()).unwrap_or(bytes) } else { bytes }
+}
+
 impl<T: Pod> Storage<T> {
     /// `len` zeros. Fails where the ledger or the system refuses.
     pub fn zeros(ledger: Arc<dyn Ledger>, purpose: Purpose, len: usize) -> Result<Self> {
@@ -38,8 +48,7 @@ impl<T: Pod> Storage<T> {
             .checked_mul(size_of::<T>())
             .filter(|bytes| *bytes <= isize::MAX as usize - page)
             .ok_or_else(|| refused(usize::MAX, format!("{len} numbers are more than this machine can address")))?;
-        let mapped = bytes >= MAPPED_FROM_BYTES;
-        let booked = if mapped { bytes.next_multiple_of(page) } else { bytes };
+        let (mapped, booked) = (bytes >= MAPPED_FROM_BYTES, booked_bytes(bytes));
         let reservation = Reservation::new(ledger, purpose, booked as u64)?;
         let memory = if mapped {
             Memory::Mapped(MmapMut::map_anon(booked).map_err(|e| refused(booked, e.to_string()))?)

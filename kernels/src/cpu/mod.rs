@@ -37,7 +37,7 @@ use crate::error::{KernelError, Result};
 use crate::memory::{Ledger, Purpose};
 use parallel::Team;
 
-pub use buffer::{Buffer, Indices, Storage};
+pub use buffer::{Buffer, Indices, Storage, buffer_bytes};
 pub use weight::Weight;
 
 /// The CPU: threads, and a ledger that is asked for memory. Cheap to clone; clones share both.
