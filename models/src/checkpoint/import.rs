@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use super::Dialect;
-use super::config::{Config, read_limited};
+use super::config::Config;
 use super::dialects::Described;
 use super::names::{Form, SourceTensor, is_harmless, places, prefix, source_tensors};
-use super::safetensors::Safetensors;
+use super::open::open;
 use super::streams::BLOCK_NUMBERS;
 use super::tensors::{Numbers, Tensors, require};
+use super::vocabulary;
 use crate::architecture::{Architecture, Input, Output};
 use crate::artifact::{ArtifactWriter, validate};
 use crate::error::{Error, Result};
@@ -16,10 +17,7 @@ use crate::manifest::{Manifest, Origin, StoredTensor};
 use crate::shape::ModelShape;
 use crate::tensor::DType;
 
-/// The longest `tokenizer.json`.
-const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
-
-/// Makes the artifact `out` of the checkpoint folder `src`, in `dtype` or, where that is none, in the number format of the checkpoint's
+/// Makes the artifact `out` of the checkpoint `src`, a folder or a PyTorch file with its `config.json` beside it, in `dtype` or, where that is none, in the number format of the checkpoint's
 /// matrices (f32 where they differ). Calls `progress(done_bytes, total_bytes)` after every block. Memory: about 2 MiB beside the
 /// tokenizer; the checkpoint is mapped.
 ///
@@ -27,15 +25,11 @@ const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 /// [`Error::Checkpoint`] where a file of the checkpoint cannot be understood, [`Error::Unsupported`] where it asks for what cannot be done
 /// exactly, [`Error::MissingTensor`], [`Error::UnknownTensors`], [`Error::NotFinite`], and those of [`ArtifactWriter`].
 pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-    if !std::fs::metadata(src).map_err(Error::io("open", src))?.is_dir() {
-        return Err(Error::checkpoint(src, "a checkpoint is a folder with config.json and model.safetensors; give the folder"));
-    }
-    let config = Config::read(src)?;
-    let tensors: Box<dyn Tensors> = Box::new(Safetensors::open(src)?);
-    let tensors = &*tensors;
+    let (folder, tensors) = open(src)?;
+    let (config, tensors) = (Config::read(folder)?, &*tensors);
     let described = Described::new(&config, tensors.names().count())?;
-    let mut manifest = draft(&described, &config, src)?;
-    validate::model(&manifest).map_err(|problem| Error::checkpoint(&src.join("config.json"), problem))?;
+    let mut manifest = draft(&described, &config, folder)?;
+    validate::model(&manifest).map_err(|problem| Error::checkpoint(&folder.join("config.json"), problem))?;
     let sources = expected_tensors(tensors, described.dialect, &manifest.architecture, &manifest.shape());
     let stored = check_tensors(tensors, &sources, described.dialect, &manifest.architecture)?;
     if manifest.origin.dense_parameters == 0 {
@@ -64,8 +58,10 @@ fn draft(described: &Described, config: &Config, src: &Path) -> Result<Manifest>
         dense_parameters: 0,
         history: vec![format!("Imported from the {dialect} checkpoint `{folder}`.")],
     });
-    let tokenizer = src.join("tokenizer.json");
-    let has_tokenizer = matches!(described.architecture.input, Input::Tokens { .. }) && tokenizer.exists();
+    let tokenizer = match described.architecture.input {
+        Input::Tokens { vocabulary } => vocabulary::tokenizer(src, vocabulary)?,
+        Input::Patches { .. } => None,
+    };
     Ok(Manifest {
         name: described.name.clone().unwrap_or(folder),
         architecture: described.architecture.clone(),
@@ -73,7 +69,7 @@ fn draft(described: &Described, config: &Config, src: &Path) -> Result<Manifest>
         tensors: Vec::new(),
         levels: Vec::new(),
         origin,
-        tokenizer: has_tokenizer.then(|| read_limited(&tokenizer, MAX_TOKENIZER_BYTES)).transpose()?,
+        tokenizer,
         measured: described.measured,
     })
 }

@@ -1,4 +1,4 @@
-//! Checkpoints: folders with a `config.json` and safetensors files, as transformers writes them.
+//! Checkpoints: folders with a `config.json` and safetensors or PyTorch files, as transformers writes them.
 //!
 //! A dialect names tensors and lays them out in its own way ([`Dialect`]). [`import`] makes an artifact of a checkpoint and
 //! [`export_safetensors`] writes one back, without loss where the number format stays. [`for_each_source_tensor`] gives any tensors that
@@ -12,9 +12,13 @@ mod dialects;
 mod export;
 mod import;
 mod names;
+mod open;
+mod pytorch;
 mod safetensors;
+mod shards;
 mod streams;
 mod tensors;
+mod vocabulary;
 
 pub use export::export_safetensors;
 pub use import::import;

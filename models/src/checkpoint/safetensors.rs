@@ -4,7 +4,6 @@
 //! the header, and the data. The header is parsed here with checked arithmetic; tensors must cover the data without gaps or overlaps.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -12,17 +11,17 @@ use memmap2::Mmap;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, de};
 
-use super::config::read_limited;
+use super::shards::{self, Index};
 use super::tensors::{Found, Numbers, Tensors, decode, not_finite, outside};
 use crate::error::{Error, Result};
 use crate::tensor::DType;
 
+/// The file of a checkpoint in one file.
+const SINGLE: &str = "model.safetensors";
+/// The list of shards of a checkpoint in several.
+const INDEX: &str = "model.safetensors.index.json";
 /// The longest header, as the format's own specification has it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// The longest list of shards.
-const MAX_INDEX_BYTES: u64 = 100_000_000;
-/// The most shards.
-const MAX_SHARDS: usize = 4096;
 
 /// All tensors of a checkpoint in safetensors files.
 pub(super) struct Safetensors {
@@ -60,12 +59,6 @@ struct HeaderEntry {
     data_offsets: (u64, u64),
 }
 
-/// A list of shards.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Entries;
@@ -91,60 +84,35 @@ impl<'de> Deserialize<'de> for Header {
 }
 
 impl Safetensors {
+    /// Whether the checkpoint `folder` has safetensors files.
+    pub fn is_in(folder: &Path) -> bool {
+        folder.join(SINGLE).exists() || folder.join(INDEX).exists()
+    }
+
     /// Opens `model.safetensors` of the checkpoint `folder`, or the shards that `model.safetensors.index.json` lists.
     pub fn open(folder: &Path) -> Result<Self> {
-        let single = folder.join("model.safetensors");
-        let index = folder.join("model.safetensors.index.json");
+        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
         let mut tensors = Self { folder: folder.to_path_buf(), shards: Vec::new(), entries: BTreeMap::new() };
         if single.exists() {
             tensors.add_shard(&single)?;
-        } else if index.exists() {
-            tensors.add_indexed(&index)?;
         } else {
-            let problem = "it has neither model.safetensors nor model.safetensors.index.json; convert the checkpoint to safetensors first";
-            return Err(Error::checkpoint(folder, problem));
+            tensors.add_indexed(&index)?;
         }
         Ok(tensors)
     }
 
     /// Opens every shard of an index and checks that each tensor is where the index says.
     fn add_indexed(&mut self, path: &Path) -> Result<()> {
-        let bytes = read_limited(path, MAX_INDEX_BYTES)?;
-        let index: Index = serde_json::from_slice(&bytes).map_err(|error| Error::checkpoint(path, error.to_string()))?;
-        let mut files: Vec<&String> = index.weight_map.values().collect();
-        files.sort();
-        files.dedup();
-        if files.len() > MAX_SHARDS {
-            return Err(Error::checkpoint(path, format!("it lists {} files; at most {MAX_SHARDS} are allowed", files.len())));
-        }
-        for file in &files {
-            // Only plain names: an index must not reach files outside its own folder.
-            if Path::new(file).file_name() != Some(std::ffi::OsStr::new(file)) {
-                return Err(Error::checkpoint(path, format!("`{file}` is not the name of a file in the checkpoint's folder")));
-            }
+        let index = Index::read(path)?;
+        for file in index.files(path)? {
             self.add_shard(&self.folder.join(file))?;
         }
-        for (name, file) in &index.weight_map {
-            let found = self.entries.get(name).and_then(|entry| self.shards[entry.shard].path.file_name());
-            if found != Some(std::ffi::OsStr::new(file)) {
-                return Err(Error::checkpoint(path, format!("it says that `{name}` is in {file}, but it is not")));
-            }
-        }
-        Ok(())
+        index.check(path, |name| self.entries.get(name).map(|entry| self.shards[entry.shard].path.as_path()))
     }
 
     /// Maps one file and adds its tensors.
     fn add_shard(&mut self, path: &Path) -> Result<()> {
-        if !std::fs::metadata(path).map_err(Error::io("open", path))?.is_file() {
-            return Err(Error::checkpoint(path, "it is not a file"));
-        }
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        let length = file.metadata().map_err(Error::io("read", path))?.len();
-        if length < 8 {
-            return Err(Error::checkpoint(path, format!("it has {length} bytes and ends inside the length of its header")));
-        }
-        // SAFETY: the map lives only while the checkpoint is imported, and the file is not written by this program meanwhile.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let map = shards::map(path)?;
         let entries = parse(&map, self.shards.len()).map_err(|problem| Error::checkpoint(path, problem))?;
         for (name, entry) in entries {
             if self.entries.insert(name.clone(), entry).is_some() {
