@@ -262,7 +262,7 @@ impl Case {
         let wanted = expected.ids("greedy")?;
         let mut generator = Generator::open(&self.device, &Arc::new(Budget::unlimited()), &self.artifact, 8 + wanted.len())?;
         let mut found = Vec::new();
-        generator.generate(&self.ids[..8], wanted.len(), Sampling { temperature: 0.0 }, &mut || 0.0, &mut |id| {
+        generator.generate(&self.ids[..8], wanted.len(), Sampling::default(), &mut || 0.0, &mut |id| {
             found.push(id);
             true
         })?;

@@ -8,6 +8,7 @@ pub mod diagnosis;
 pub mod error;
 pub mod evaluate;
 pub mod files;
+pub mod language;
 pub mod metrics;
 pub mod node;
 pub mod picture;

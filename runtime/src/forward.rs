@@ -360,6 +360,7 @@ impl<'a, D: Device> Pass<'a, D> {
                 device.mean_pool(pooled, normed, extent.batch, extent.sequence, d)?;
                 (pooled, extent.batch)
             }
+            (Output::NextToken { .. }, LogitRows::Blocks(_)) => return Ok(()),
             (Output::NextToken { .. }, LogitRows::All) => (normed, extent.tokens()),
             (Output::NextToken { .. }, LogitRows::Last) => {
                 for sequence in 0..extent.batch {
@@ -369,9 +370,24 @@ impl<'a, D: Device> Pass<'a, D> {
                 (pooled, extent.batch)
             }
         };
-        device.matmul_rows(logits, states, self.head_weight()?, rows, false)?;
+        self.head(logits, states, rows)
+    }
+
+    /// The logits of `rows` rows of the last pass, from row `first` of `[m]` on, into the first rows of [`Workspace::logits`]. The
+    /// workspace was made with [`LogitRows::Blocks`] of at least as many rows.
+    pub fn logit_block(&self, workspace: &mut Workspace<D>, first: usize, rows: usize) -> Result<()> {
+        let d = self.network.architecture.d_model;
+        let Workspace { normed, pooled, logits, .. } = workspace;
+        self.network.device.copy(pooled, 0, normed, first * d, rows * d)?;
+        self.head(logits, pooled, rows)
+    }
+
+    /// `logits [rows, output width]` of `states [rows, d]`.
+    fn head(&self, logits: &mut D::Buffer, states: &D::Buffer, rows: usize) -> Result<()> {
+        let network = self.network;
+        network.device.matmul_rows(logits, states, self.head_weight()?, rows, false)?;
         if let Some(bias) = network.head.as_ref().and_then(|head| head.bias.as_ref()) {
-            device.add_bias(logits, bias, rows, network.architecture.output_width())?;
+            network.device.add_bias(logits, bias, rows, network.architecture.output_width())?;
         }
         Ok(())
     }

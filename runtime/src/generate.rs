@@ -1,8 +1,11 @@
 //! A session that continues token sequences.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use espalier_kernels::{Device, Purpose, Reservation};
+use espalier_models::Part;
+use espalier_models::architecture::{Input as InputKind, Output};
 use espalier_models::artifact::Artifact;
 
 use crate::budget::Budget;
@@ -11,14 +14,8 @@ use crate::forward::{Input, Pass};
 use crate::kv_cache::KvCache;
 use crate::network::Network;
 use crate::pages::Residency;
+use crate::sampling::{Sampler, Sampling};
 use crate::workspace::{Keep, LogitRows, Workspace, WorkspaceSize};
-
-/// How the next token is chosen.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sampling {
-    /// 0: the most likely token; else logits are divided by it before sampling.
-    pub temperature: f32,
-}
 
 /// A language model that is ready: network, KV cache and buffers.
 pub struct Generator<D: Device> {
@@ -26,21 +23,56 @@ pub struct Generator<D: Device> {
     workspace: Workspace<D>,
     cache: KvCache<D>,
     logits: Vec<f32>,
+    pass_bytes: u64,
     _mapped: Reservation,
+}
+
+/// How long a continuation took, reading the prompt and writing apart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GenerationSpeed {
+    /// Tokens of the prompt, read in blocks.
+    pub prompt_tokens: usize,
+    /// Passes over the weights for the prompt.
+    pub prompt_passes: usize,
+    /// From the first token of the prompt to the first logits.
+    pub prompt_time: Duration,
+    /// Tokens that were generated; the first comes out of the prompt's last pass.
+    pub generated_tokens: usize,
+    /// Passes over the weights for generated tokens, one a token but the last.
+    pub generated_passes: usize,
+    /// From the first logits to the end.
+    pub generated_time: Duration,
 }
 
 /// Prompt tokens that are read at once: bounds the activations of a long prompt.
 const PROMPT_BLOCK: usize = 128;
 
+/// An error where the artifact does not read tokens and say the next one.
+pub(crate) fn check_language_model(artifact: &Artifact) -> Result<()> {
+    let architecture = &artifact.manifest().architecture;
+    match (&architecture.input, &architecture.output) {
+        (InputKind::Tokens { .. }, Output::NextToken { .. }) => Ok(()),
+        _ => {
+            let path = artifact.path().display();
+            Err(RuntimeError::Input(format!("{path} reads signals; it is no language model (see `espalier run`)")))
+        }
+    }
+}
+
+/// Bytes of weights that one pass reads: all but tables of which it looks up single rows.
+fn pass_bytes(artifact: &Artifact) -> u64 {
+    let manifest = artifact.manifest();
+    let tied = manifest.architecture.output == Output::NextToken { tied: true };
+    let looked_up = |part| part == Part::PositionTable || (part == Part::TokenTable && !tied);
+    manifest.tensors.iter().filter(|tensor| !looked_up(tensor.key.part)).map(|tensor| tensor.bytes).sum()
+}
+
 impl<D: Device> Generator<D> {
     /// Opens a session for up to `capacity` tokens, prompt and continuation together.
     pub fn open(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, capacity: usize) -> Result<Self> {
+        check_language_model(artifact)?;
         let manifest = artifact.manifest();
         let architecture = &manifest.architecture;
-        if !matches!(architecture.input, espalier_models::architecture::Input::Tokens { .. }) {
-            let path = artifact.path().display();
-            return Err(RuntimeError::Input(format!("{path} reads signals; it does not generate text (see `espalier run`)")));
-        }
         if capacity > architecture.context() {
             let context = architecture.context();
             return Err(RuntimeError::Input(format!(
@@ -60,7 +92,17 @@ impl<D: Device> Generator<D> {
         let workspace = Workspace::new(device, architecture, &manifest.shape(), size)?;
         let cache = KvCache::new(&network, capacity)?;
         let logits = vec![0.0; architecture.output_width()];
-        Ok(Self { network, workspace, cache, logits, _mapped: mapped })
+        Ok(Self { network, workspace, cache, logits, pass_bytes: pass_bytes(artifact), _mapped: mapped })
+    }
+
+    /// Bytes of weights that one pass over the network reads.
+    pub fn pass_bytes(&self) -> u64 {
+        self.pass_bytes
+    }
+
+    /// Forgets all tokens, for another sequence.
+    pub fn clear(&mut self) {
+        self.cache.clear();
     }
 
     /// Reads tokens and returns the logits `[vocabulary]` after the last one.
@@ -90,51 +132,28 @@ impl<D: Device> Generator<D> {
         sampling: Sampling,
         uniform: &mut dyn FnMut() -> f64,
         emit: &mut dyn FnMut(u32) -> bool,
-    ) -> Result<()> {
+    ) -> Result<GenerationSpeed> {
         if prompt.is_empty() {
             return Err(RuntimeError::Input("the prompt has no tokens".into()));
         }
-        let mut next = sample(self.read(prompt)?, sampling, uniform);
-        for generated in 1..=max_tokens {
-            if !emit(next) || generated == max_tokens {
+        let mut sampler = Sampler::new(sampling, self.logits.len())?;
+        sampler.observe(prompt);
+        let mut speed = GenerationSpeed { prompt_tokens: prompt.len(), ..GenerationSpeed::default() };
+        speed.prompt_passes = prompt.len().div_ceil(self.workspace.size().sequence);
+        let started = Instant::now();
+        self.read(prompt)?;
+        speed.prompt_time = started.elapsed();
+        let started = Instant::now();
+        while speed.generated_tokens < max_tokens {
+            let next = sampler.choose(&self.logits, uniform)?;
+            speed.generated_tokens += 1;
+            if !emit(next) || speed.generated_tokens == max_tokens {
                 break;
             }
-            next = sample(self.read(&[next])?, sampling, uniform);
+            self.read(&[next])?;
+            speed.generated_passes += 1;
         }
-        Ok(())
-    }
-}
-
-/// Chooses a token: the first of the largest logits, or by its probability at a temperature.
-fn sample(logits: &[f32], sampling: Sampling, uniform: &mut dyn FnMut() -> f64) -> u32 {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let greedy = logits.iter().position(|logit| *logit == largest).unwrap_or(0) as u32;
-    if sampling.temperature <= 0.0 {
-        return greedy;
-    }
-    let weight = |logit: f32| (f64::from(logit - largest) / f64::from(sampling.temperature)).exp();
-    let mut left = uniform() * logits.iter().map(|logit| weight(*logit)).sum::<f64>();
-    for (id, logit) in logits.iter().enumerate() {
-        left -= weight(*logit);
-        if left < 0.0 {
-            return id as u32;
-        }
-    }
-    greedy
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sampling_follows_the_probabilities() {
-        let logits = [0.0, 2.0_f32.ln(), f32::NEG_INFINITY];
-        let at = |point: f64, temperature: f32| sample(&logits, Sampling { temperature }, &mut || point);
-        assert_eq!(at(0.99, 0.0), 1);
-        assert_eq!(at(0.32, 1.0), 0);
-        assert_eq!(at(0.34, 1.0), 1);
-        assert_eq!(at(0.999, 1.0), 1);
-        assert_eq!(at(0.2, 0.5), 1, "a temperature below 1 sharpens: 1/5 against 4/5");
+        speed.generated_time = started.elapsed();
+        Ok(speed)
     }
 }

@@ -49,6 +49,11 @@ impl<D: Device> KvCache<D> {
         self.len = 0;
     }
 
+    /// Forgets all but the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// The most tokens it can hold.
     pub fn capacity(&self) -> usize {
         self.capacity

@@ -24,6 +24,8 @@ pub enum LogitRows {
     All,
     /// The last position of every sequence.
     Last,
+    /// None by the pass itself; afterwards [`Pass::logit_block`](crate::Pass::logit_block) computes up to this many rows at a time.
+    Blocks(usize),
 }
 
 /// How large a pass may be and what it keeps.
@@ -60,7 +62,7 @@ pub struct Workspace<D: Device> {
     pub(crate) low: D::Buffer,
     /// `[m, d]`, after the final norm.
     pub(crate) normed: D::Buffer,
-    /// `[batch, d]`: mean or last position; empty where the head reads every position.
+    /// `[batch, d]`: mean or last position, or the rows of a block; empty where the head reads every position.
     pub(crate) pooled: D::Buffer,
     /// `[rows, output width]`.
     pub(crate) logits: D::Buffer,
@@ -145,6 +147,11 @@ impl Lengths {
         let classifier = matches!(architecture.output, Output::Classes { .. });
         let m = size.batch * size.sequence;
         let by_sequence = classifier || size.logits == LogitRows::Last;
+        let rows = match size.logits {
+            LogitRows::Blocks(rows) if !classifier => rows,
+            _ if by_sequence => size.batch,
+            _ => m,
+        };
         let (window, patch) = match architecture.input {
             Input::Patches { window, patch, .. } => (window, patch),
             Input::Tokens { .. } => (0, 0),
@@ -155,9 +162,9 @@ impl Lengths {
             q: widest(|units| units.heads.len()) * head_dim,
             kv: widest(|units| units.groups) * head_dim,
             channels: widest(|units| units.channels),
-            rows: if by_sequence { size.batch } else { m },
+            rows,
             width: architecture.output_width(),
-            pooled: if by_sequence { size.batch * architecture.d_model } else { 0 },
+            pooled: if by_sequence || matches!(size.logits, LogitRows::Blocks(_)) { rows * architecture.d_model } else { 0 },
             window,
             patch,
             gated: architecture.ffn.gated,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use espalier_models::Artifact;
 
 use super::data::DataArgs;
+use super::eval_language::{self, LanguageArgs};
 use super::{Context, print, print_json};
 use crate::error::Result;
 use crate::evaluate::{check_classes, predict};
@@ -19,6 +20,8 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     data: DataArgs,
+    #[command(flatten)]
+    language: LanguageArgs,
     /// White noise at this signal-to-noise ratio, in dB, added to every test window before normalisation.
     #[arg(long, allow_negative_numbers = true, value_parser = super::finite)]
     snr: Option<f64>,
@@ -34,6 +37,9 @@ pub struct Args {
     /// Seed of noise and bootstrap.
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// Memory limit, such as 2GiB.
+    #[arg(long, value_parser = super::size, value_name = "BYTES")]
+    limit: Option<u64>,
     /// Print as JSON.
     #[arg(long)]
     json: bool,
@@ -48,11 +54,14 @@ struct Named {
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
     let artifact = Arc::new(Artifact::open(&args.model)?);
+    if args.language.is_asked() {
+        return eval_language::run(context, &artifact, &args.language, args.data.data.as_deref(), args.limit, args.json);
+    }
     let reference = args.reference.as_ref().map(|path| Artifact::open(path).map(Arc::new)).transpose()?;
     let data = args.data.open()?;
     check_classes(&artifact, &data.split.classes)?;
     reference.as_ref().map_or(Ok(()), |other| check_classes(other, &data.split.classes))?;
-    let (device, budget) = context.device(None)?;
+    let (device, budget) = context.device(args.limit)?;
     let noise = args.snr.map(|snr_db| Noise { snr_db, seed: args.seed });
     let sets = if args.holdout {
         vec![("holdout".to_string(), data.sets.holdout.clone())]

@@ -17,7 +17,9 @@ mod check;
 mod data;
 mod demo;
 mod demo_report;
+mod embed;
 mod eval;
+mod eval_language;
 mod export;
 mod generate;
 mod import;
@@ -51,7 +53,7 @@ enum Command {
     Import(import::Args),
     /// Show what an artifact is, and what serving it will hold.
     Inspect(inspect::Args),
-    /// Measure a model on the test windows of a split.
+    /// Measure a model: a signal model on the test windows of a split, a language model on a text or on questions.
     Eval(eval::Args),
     /// Say which pruning methods are sound for a model's architecture (static SIA check).
     Check(check::Args),
@@ -61,6 +63,8 @@ enum Command {
     Run(run::Args),
     /// Continue a prompt with a language model.
     Generate(generate::Args),
+    /// Print what texts mean to a language model: the mean of its final hidden states, as JSON lines.
+    Embed(embed::Args),
     /// Write a model as a checkpoint folder that other programs read.
     Export(export::Args),
     /// Time a model on this machine.
@@ -97,6 +101,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Prune(args) => prune::run(&context, &args),
         Command::Run(args) => run::run(&context, &args),
         Command::Generate(args) => generate::run(&context, &args),
+        Command::Embed(args) => embed::run(&context, &args),
         Command::Export(args) => export::run(&args),
         Command::Bench(args) => bench::run(&context, &args),
     }

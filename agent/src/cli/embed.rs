@@ -1,0 +1,86 @@
+//! `espalier embed`
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use espalier_models::Artifact;
+use espalier_runtime::Scorer;
+
+use super::{Context, print};
+use crate::error::{AgentError, Result};
+use crate::language::check_language_model;
+use crate::language::sequences::read_text;
+use crate::text::Tokenizer;
+
+/// Options of `embed`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The artifact of a language model.
+    model: PathBuf,
+    /// Texts; for a model without a tokenizer, token ids separated by spaces.
+    #[arg(required_unless_present = "file", allow_hyphen_values = true)]
+    text: Vec<String>,
+    /// A file of texts, one a line.
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    file: Option<PathBuf>,
+    /// Divide every embedding by its length, so that dot products are cosines.
+    #[arg(long)]
+    normalize: bool,
+    /// Memory limit, such as 2GiB.
+    #[arg(long, value_parser = super::size, value_name = "BYTES")]
+    limit: Option<u64>,
+}
+
+/// One line of the output.
+#[derive(serde::Serialize)]
+struct Line<'a> {
+    index: usize,
+    tokens: usize,
+    embedding: &'a [f32],
+}
+
+pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let artifact = Arc::new(Artifact::open(&args.model)?);
+    check_language_model(&artifact)?;
+    let tokenizer = Tokenizer::of(artifact.manifest())?;
+    let texts = match &args.file {
+        Some(path) => read_text(path)?.lines().map(str::to_string).collect(),
+        None => args.text.clone(),
+    };
+    let architecture = &artifact.manifest().architecture;
+    let most = architecture.context();
+    let mut sequences = Vec::with_capacity(texts.len());
+    for (index, text) in texts.iter().enumerate() {
+        let ids = tokenizer.encode(text, true)?;
+        if ids.is_empty() || ids.len() > most {
+            let (number, tokens) = (index + 1, ids.len());
+            return Err(AgentError::Usage(format!(
+                "text {number} has {tokens} tokens; an embedding needs 1 to {most}, the model's context"
+            )));
+        }
+        sequences.push(ids);
+    }
+    let longest = sequences.iter().map(Vec::len).max().unwrap_or(1);
+    let (device, budget) = context.device(args.limit)?;
+    let mut scorer = Scorer::open(&device, &budget, &artifact, longest)?;
+    let mut embedding = vec![0.0; architecture.d_model];
+    for (index, ids) in sequences.iter().enumerate() {
+        context.stop.check()?;
+        scorer.mean_state(ids, &mut embedding)?;
+        if args.normalize {
+            normalize(&mut embedding);
+        }
+        let line = serde_json::to_string(&Line { index, tokens: ids.len(), embedding: &embedding });
+        let line = line.map_err(|error| AgentError::Usage(format!("the embedding of text {} cannot be written: {error}", index + 1)))?;
+        print(&(line + "\n"))?;
+    }
+    Ok(())
+}
+
+/// Divides by the Euclidean length, where there is one.
+fn normalize(embedding: &mut [f32]) {
+    let length = embedding.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    if length > 0.0 {
+        embedding.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+    }
+}

@@ -1,0 +1,220 @@
+//! Text from tokens as they come: whole characters only, nothing of a stop string.
+
+use super::Tokenizer;
+use crate::error::Result;
+
+/// Tokens whose text ends inside a character before it is taken as it is: a character has at most four bytes, and a token at least one.
+const MAX_INCOMPLETE_TOKENS: usize = 4;
+
+/// Tokens of the prompt that the first generated ones are decoded after: tokenizers leave out a text's first space, which is no first
+/// space here.
+const CONTEXT_TOKENS: usize = 4;
+
+/// Turns a growing continuation into text that may be shown at once.
+pub struct TextStream<'a> {
+    decoder: Decoder<'a>,
+    stops: Stops,
+}
+
+impl<'a> TextStream<'a> {
+    /// A stream after `prompt`, which ends before the first of `stops` that occurs; an empty one is ignored.
+    pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], stops: &[String]) -> Result<Self> {
+        Ok(Self { decoder: Decoder::new(tokenizer, prompt)?, stops: Stops::new(stops) })
+    }
+
+    /// Takes a token and appends what may be shown now to `out`. Returns true once a stop string has occurred; what came before it has
+    /// then been appended, and no more tokens may follow.
+    pub fn push(&mut self, id: u32, out: &mut String) -> Result<bool> {
+        self.decoder.push(id, &mut self.stops.held)?;
+        Ok(self.stops.release(out))
+    }
+
+    /// Appends what was held back, when no token follows. Returns whether that completed a stop string.
+    pub fn finish(mut self, out: &mut String) -> Result<bool> {
+        self.decoder.finish(&mut self.stops.held)?;
+        let stopped = self.stops.release(out);
+        out.push_str(&self.stops.held);
+        Ok(stopped)
+    }
+}
+
+/// Decodes the newest tokens after some that are known, so that the cost of a token does not grow with the text.
+struct Decoder<'a> {
+    tokenizer: &'a Tokenizer,
+    /// Tokens whose text is known, then those that are not shown yet.
+    ids: Vec<u32>,
+    known: usize,
+    known_text: String,
+}
+
+impl<'a> Decoder<'a> {
+    fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Result<Self> {
+        // Without a vocabulary the text is the ids alone, and no first space is to be kept.
+        let context = if tokenizer.has_vocabulary() { prompt.len().min(CONTEXT_TOKENS) } else { 0 };
+        let ids = prompt[prompt.len() - context..].to_vec();
+        let known_text = tokenizer.decode(&ids)?;
+        Ok(Self { tokenizer, known: ids.len(), ids, known_text })
+    }
+
+    fn push(&mut self, id: u32, out: &mut String) -> Result<()> {
+        self.ids.push(id);
+        let text = self.tokenizer.decode(&self.ids)?;
+        let incomplete = text.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() - self.known < MAX_INCOMPLETE_TOKENS;
+        match text.strip_prefix(self.known_text.as_str()) {
+            // A special token says nothing; kept, it would only make later decoding longer.
+            Some("") if self.ids.len() - self.known == 1 => {
+                self.ids.pop();
+            }
+            Some(new) if !incomplete => {
+                out.push_str(new);
+                self.ids.drain(..self.known);
+                self.known = self.ids.len();
+                self.known_text = self.tokenizer.decode(&self.ids)?;
+            }
+            // Byte tokens after a character of byte tokens are, until they are whole, decoded as invalid together with it.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Appends the text of tokens that ended inside a character.
+    fn finish(&mut self, out: &mut String) -> Result<()> {
+        let text = self.tokenizer.decode(&self.ids)?;
+        match text.strip_prefix(self.known_text.as_str()) {
+            Some(new) => out.push_str(new),
+            None => out.push_str(&self.tokenizer.decode(&self.ids[self.known..])?),
+        }
+        Ok(())
+    }
+}
+
+/// Holds back text that may be the beginning of a stop string.
+struct Stops {
+    stops: Vec<String>,
+    held: String,
+}
+
+impl Stops {
+    fn new(stops: &[String]) -> Self {
+        Self { stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(), held: String::new() }
+    }
+
+    /// Appends what cannot be part of a stop string to `out`; true once one is complete.
+    fn release(&mut self, out: &mut String) -> bool {
+        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            out.push_str(&self.held[..at]);
+            self.held.clear();
+            return true;
+        }
+        let begins = |at: usize| self.stops.iter().any(|stop| stop.starts_with(&self.held[at..]));
+        let at = self.held.char_indices().map(|(at, _)| at).find(|at| begins(*at)).unwrap_or(self.held.len());
+        out.push_str(&self.held[..at]);
+        self.held.drain(..at);
+        false
+    }
+}
+
+#[cfg(all(test, feature = "text"))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::text::samples::{byte_fallback, byte_level};
+
+    /// What is shown after each token, and whether a stop string ended it.
+    fn shown(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32], stops: &[&str]) -> Result<(Vec<String>, bool)> {
+        let stops: Vec<String> = stops.iter().map(|stop| stop.to_string()).collect();
+        let mut stream = TextStream::new(tokenizer, prompt, &stops)?;
+        let mut parts = Vec::new();
+        for id in ids {
+            let mut part = String::new();
+            let stopped = stream.push(*id, &mut part)?;
+            parts.push(part);
+            if stopped {
+                return Ok((parts, true));
+            }
+        }
+        let mut part = String::new();
+        let stopped = stream.finish(&mut part)?;
+        parts.push(part);
+        Ok((parts, stopped))
+    }
+
+    #[test]
+    fn characters_come_whole() -> Result<()> {
+        let tokenizer = byte_level();
+        let ids = tokenizer.encode("ß🦊!", false)?;
+        let (parts, _) = shown(&tokenizer, &[], &ids, &[])?;
+        assert!(parts.iter().all(|part| !part.contains(char::REPLACEMENT_CHARACTER)), "{parts:?}");
+        assert_eq!(parts.concat(), "ß🦊!");
+        Ok(())
+    }
+
+    #[test]
+    fn the_first_space_of_a_continuation_is_kept_and_that_of_a_text_is_not() -> Result<()> {
+        let tokenizer = byte_fallback();
+        let [prompt, word] = [tokenizer.encode("ab", false)?, tokenizer.encode("b", false)?];
+        assert_eq!(shown(&tokenizer, &prompt, &word, &[])?.0.concat(), " b");
+        assert_eq!(shown(&tokenizer, &[], &word, &[])?.0.concat(), "b");
+        Ok(())
+    }
+
+    #[test]
+    fn bytes_that_are_no_character_are_shown_as_such_and_hold_nothing_up() -> Result<()> {
+        let tokenizer = byte_level();
+        let lone = tokenizer.encode("ß", false)?[0];
+        let letter = tokenizer.encode("x", false)?[0];
+        let ids: Vec<u32> = [vec![lone; 9], vec![letter]].concat();
+        let (parts, _) = shown(&tokenizer, &[], &ids, &[])?;
+        assert_eq!(parts.concat(), tokenizer.decode(&ids)?);
+        assert!(parts[5..].iter().any(|part| !part.is_empty()));
+        Ok(())
+    }
+
+    #[test]
+    fn a_stop_string_ends_the_text_before_it_wherever_token_borders_lie() -> Result<()> {
+        let tokenizer = byte_level();
+        let ids = tokenizer.encode("one\n\nQuestion: two", false)?;
+        let cases: [(&[&str], &str, bool); 6] = [
+            (&["\n\nQ"], "one", true),
+            (&["Question:"], "one\n\n", true),
+            (&["two", "Question"], "one\n\n", true),
+            (&["two!"], "one\n\nQuestion: two", false),
+            (&["two"], "one\n\nQuestion: ", true),
+            (&[""], "one\n\nQuestion: two", false),
+        ];
+        for (stops, expected, stopped) in cases {
+            let found = shown(&tokenizer, &[], &ids, stops)?;
+            assert_eq!((found.0.concat().as_str(), found.1), (expected, stopped), "{stops:?}");
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn byte_level_text_comes_back_byte_for_byte(text in "\\PC{0,40}|[a-z \\n\\t]{0,60}|[\u{0}-\u{10ffff}]{0,12}") {
+            let tokenizer = byte_level();
+            let ids = tokenizer.encode(&text, false)?;
+            prop_assert_eq!(&tokenizer.decode(&ids)?, &text);
+            let (parts, _) = shown(&tokenizer, &[], &ids, &[])?;
+            prop_assert_eq!(parts.concat(), text);
+        }
+
+        #[test]
+        fn byte_fallback_text_streams_as_it_decodes(text in "[ab ]{1,12}|[ab€🦊é ]{1,12}") {
+            let tokenizer = byte_fallback();
+            let ids = tokenizer.encode(&text, false)?;
+            let (parts, _) = shown(&tokenizer, &[], &ids, &[])?;
+            prop_assert_eq!(parts.concat(), tokenizer.decode(&ids)?);
+        }
+
+        #[test]
+        fn a_stop_string_cuts_exactly_where_it_first_occurs(text in "[abc]{0,30}", stop in "[abc]{1,4}") {
+            let tokenizer = byte_level();
+            let ids = tokenizer.encode(&text, false)?;
+            let (parts, stopped) = shown(&tokenizer, &[], &ids, &[&stop])?;
+            prop_assert_eq!(stopped, text.contains(&stop));
+            prop_assert_eq!(parts.concat(), text.split(&stop).next().unwrap_or_default());
+        }
+    }
+}

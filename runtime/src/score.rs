@@ -1,0 +1,189 @@
+//! A session that says how likely token sequences are, and what they mean to the model.
+
+use std::sync::Arc;
+
+use espalier_kernels::{Device, Purpose, Reservation};
+use espalier_models::Architecture;
+use espalier_models::artifact::Artifact;
+
+use crate::budget::Budget;
+use crate::error::{Result, RuntimeError};
+use crate::forward::{Input, Pass};
+use crate::generate::check_language_model;
+use crate::kv_cache::KvCache;
+use crate::network::Network;
+use crate::pages::Residency;
+use crate::workspace::{Keep, LogitRows, Workspace, WorkspaceSize};
+
+/// Tokens that are read at once: enough rows for the matrix products; a longer sequence goes on from the KV cache, so that activations
+/// do not grow with it.
+const READ_BLOCK: usize = 256;
+
+/// Bytes of the logits that are held at once: 32 rows of a vocabulary of 262 144, where a whole window of 2048 would take 2 GiB. Above
+/// this, more rows no longer make the product with the output matrix faster.
+const LOGIT_BLOCK_BYTES: usize = 32 << 20;
+
+/// A language model that scores sequences. It keeps the keys and values of the last one: what the next has in common with it, from the
+/// first token on, is not computed again.
+pub struct Scorer<D: Device> {
+    network: Network<D>,
+    workspace: Workspace<D>,
+    cache: KvCache<D>,
+    /// The tokens in the cache.
+    cached: Vec<u32>,
+    targets: D::Indices,
+    /// `[READ_BLOCK, d]`, on the host.
+    states: Vec<f32>,
+    logit_rows: usize,
+    tokens_read: u64,
+    _mapped: Reservation,
+}
+
+impl<D: Device> Scorer<D> {
+    /// Opens a session for sequences of up to `capacity` tokens.
+    pub fn open(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, capacity: usize) -> Result<Self> {
+        check_language_model(artifact)?;
+        let manifest = artifact.manifest();
+        let architecture = &manifest.architecture;
+        let context = architecture.context();
+        if capacity > context {
+            return Err(RuntimeError::Input(format!(
+                "a sequence of {capacity} tokens is more than the model's context of {context}; give shorter sequences"
+            )));
+        }
+        let mapped = Reservation::new(budget.clone(), Purpose::Weights, artifact.file_bytes())?;
+        let network = Network::load(device.for_purpose(Purpose::Weights), artifact, Residency::Resident)?;
+        let size = scoring_size(architecture, capacity);
+        let LogitRows::Blocks(logit_rows) = size.logits else { return Err(RuntimeError::Input("no rows of logits".into())) };
+        Ok(Self {
+            workspace: Workspace::new(device, architecture, &manifest.shape(), size)?,
+            cache: KvCache::new(&network, capacity)?,
+            cached: Vec::with_capacity(capacity),
+            targets: device.for_purpose(Purpose::Activations).indices(&vec![0; logit_rows])?,
+            states: Vec::new(),
+            logit_rows,
+            tokens_read: 0,
+            network,
+            _mapped: mapped,
+        })
+    }
+
+    /// The most tokens of a sequence.
+    pub fn capacity(&self) -> usize {
+        self.cache.capacity()
+    }
+
+    /// Tokens that went through the network so far; what was in the cache is not counted again.
+    pub fn tokens_read(&self) -> u64 {
+        self.tokens_read
+    }
+
+    /// `−Σ ln p(ids[t] | ids[..t])` over `t ≥ first`, in nats. The first token has nothing before it, so `first` is at least 1.
+    pub fn loss(&mut self, ids: &[u32], first: usize) -> Result<f64> {
+        if first == 0 || first >= ids.len() {
+            return Err(RuntimeError::Input(format!(
+                "tokens {first} to {} of a sequence cannot be scored: each needs one before it",
+                ids.len()
+            )));
+        }
+        self.check_length(ids)?;
+        let device = self.network.device.clone();
+        let result = device.enter(|| self.loss_inside(ids, first));
+        if result.is_err() {
+            self.forget();
+        }
+        result
+    }
+
+    fn loss_inside(&mut self, ids: &[u32], first: usize) -> Result<f64> {
+        let common = self.cached.iter().zip(ids).take_while(|(cached, id)| cached == id).count().min(first - 1);
+        self.cache.truncate(common);
+        self.cached.truncate(common);
+        let mut loss = 0.0;
+        let mut start = common;
+        for block in ids[common..ids.len() - 1].chunks(self.workspace.size().sequence) {
+            self.read_block(block)?;
+            // Position p says token p + 1; the rows before the first that is wanted have no target.
+            let mut row = (first - 1).saturating_sub(start).min(block.len());
+            while row < block.len() {
+                let rows = self.logit_rows.min(block.len() - row);
+                let targets = &ids[start + row + 1..][..rows];
+                loss += self.block_loss(row, targets)?;
+                row += rows;
+            }
+            start += block.len();
+        }
+        Ok(loss)
+    }
+
+    /// The mean over all tokens of the final hidden states, after the final norm, into `out [d_model]`.
+    pub fn mean_state(&mut self, ids: &[u32], out: &mut [f32]) -> Result<()> {
+        let d = self.network.architecture.d_model;
+        if out.len() != d {
+            return Err(RuntimeError::Input(format!("an embedding has {d} numbers, but room for {} was given", out.len())));
+        }
+        if ids.is_empty() {
+            return Err(RuntimeError::Input("a text without tokens has no embedding".into()));
+        }
+        self.check_length(ids)?;
+        self.forget();
+        let mut sums = vec![0.0_f64; d];
+        let device = self.network.device.clone();
+        for block in ids.chunks(self.workspace.size().sequence) {
+            device.enter(|| self.read_block(block))?;
+            self.states.resize(block.len() * d, 0.0);
+            device.read(&self.workspace.normed, 0, &mut self.states)?;
+            for state in self.states.chunks_exact(d) {
+                sums.iter_mut().zip(state).for_each(|(sum, x)| *sum += f64::from(*x));
+            }
+        }
+        out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = (sum / ids.len() as f64) as f32);
+        Ok(())
+    }
+
+    /// The network that is scored with.
+    pub fn network(&self) -> &Network<D> {
+        &self.network
+    }
+
+    fn forget(&mut self) {
+        self.cache.clear();
+        self.cached.clear();
+    }
+
+    fn check_length(&self, ids: &[u32]) -> Result<()> {
+        if ids.len() <= self.capacity() {
+            return Ok(());
+        }
+        Err(RuntimeError::Input(format!("a sequence of {} tokens does not fit the session's {}", ids.len(), self.capacity())))
+    }
+
+    /// Reads a block of tokens after those that are cached; the normed states are then in the workspace.
+    fn read_block(&mut self, block: &[u32]) -> Result<()> {
+        let Self { network, workspace, cache, .. } = self;
+        Pass::of(network).forward(workspace, Input::Tokens { ids: block, sequence: block.len() }, Some(cache))?;
+        self.cached.extend_from_slice(block);
+        self.tokens_read += block.len() as u64;
+        Ok(())
+    }
+
+    /// The loss of the rows from `row` on, one a target.
+    fn block_loss(&mut self, row: usize, targets: &[u32]) -> Result<f64> {
+        let vocabulary = self.network.architecture.output_width();
+        if let Some(id) = targets.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(RuntimeError::Input(format!("token {id} is not in the vocabulary of {vocabulary}")));
+        }
+        let Self { network, workspace, .. } = self;
+        Pass::of(network).logit_block(workspace, row, targets.len())?;
+        network.device.write_indices(&mut self.targets, targets)?;
+        let mean = network.device.cross_entropy(None, &workspace.logits, &self.targets, targets.len(), vocabulary)?;
+        Ok(mean * targets.len() as f64)
+    }
+}
+
+/// The workspace that scores sequences of `capacity` tokens.
+pub fn scoring_size(architecture: &Architecture, capacity: usize) -> WorkspaceSize {
+    let sequence = capacity.clamp(1, READ_BLOCK);
+    let rows = (LOGIT_BLOCK_BYTES / 4 / architecture.output_width().max(1)).clamp(1, sequence);
+    WorkspaceSize { batch: 1, sequence, keep: Keep::Nothing, logits: LogitRows::Blocks(rows), rank: 0, gates: false }
+}
