@@ -4,6 +4,7 @@
 //! |--|--|
 //! | `artifacts` | files that are no artifact, or no longer one |
 //! | `data` | recordings and splits that cannot be used, models of another kind |
+//! | `language` | texts and questions for language models |
 //! | `limits` | budgets, ratios and disks that are too small |
 //! | `journeys` | from training or a checkpoint to a pruned model and back |
 //! | `output` | help and JSON |
@@ -16,6 +17,8 @@ mod artifacts;
 mod data;
 #[path = "cli/journeys.rs"]
 mod journeys;
+#[path = "cli/language.rs"]
+mod language;
 #[path = "cli/limits.rs"]
 mod limits;
 #[path = "cli/output.rs"]

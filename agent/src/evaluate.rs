@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use espalier_kernels::CpuDevice;
 use espalier_models::Artifact;
+use espalier_models::manifest::TextDiagnosis;
 use espalier_runtime::{Budget, Classifier};
 
+use crate::diagnosis_text::TextEngine;
 use crate::error::{AgentError, Result};
 use crate::metrics::Predictions;
 use crate::signals::{WindowSet, normalise};
@@ -17,6 +19,10 @@ const BATCH: usize = 32;
 
 /// Probabilities of every usable window of `set`. A constant window, which has no verdict, is left out.
 pub fn predict(device: &CpuDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, set: &WindowSet, stop: &Stop) -> Result<Predictions> {
+    if let Some(diagnosis) = &artifact.manifest().diagnosis {
+        check_window(artifact, set.length())?;
+        return predict_by_text(device, budget, artifact, diagnosis.clone(), set, stop);
+    }
     let mut classifier = Classifier::open(device, budget, artifact, BATCH)?;
     let classes = artifact.manifest().architecture.classes().to_vec();
     let mut predictions = Predictions::new(&classes)?;
@@ -42,13 +48,36 @@ pub fn predict(device: &CpuDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact
     Ok(predictions)
 }
 
-/// The samples of a window that a model reads; an error where it does not read signals.
+/// Probabilities of every usable window of `set` by text: `diagnosis` says how a language model judges them.
+pub fn predict_by_text(
+    device: &CpuDevice,
+    budget: &Arc<Budget>,
+    artifact: &Arc<Artifact>,
+    diagnosis: TextDiagnosis,
+    set: &WindowSet,
+    stop: &Stop,
+) -> Result<Predictions> {
+    let mut predictions = Predictions::new(&diagnosis.classes)?;
+    let mut engine = TextEngine::with(device, budget, artifact, diagnosis)?;
+    let mut window = vec![0.0; set.length()];
+    for index in 0..set.len() {
+        stop.check()?;
+        if let Some(class) = set.load(index, &mut window)? {
+            predictions.push(class as usize, set.place(index).recording as u32, engine.judge(&window)?)?;
+        }
+    }
+    Ok(predictions)
+}
+
+/// The samples of a window that a model judges, by its input or by text; an error where it judges none.
 pub fn check_signal_model(artifact: &Artifact) -> Result<usize> {
-    match artifact.manifest().architecture.input {
-        espalier_models::architecture::Input::Patches { window, .. } => Ok(window),
-        espalier_models::architecture::Input::Tokens { .. } => {
+    match artifact.manifest().window() {
+        Some((window, _)) => Ok(window),
+        None => {
             let path = artifact.path().display();
-            Err(AgentError::Usage(format!("{path} is a language model; it has no verdict on signals (see `espalier generate`)")))
+            Err(AgentError::Usage(format!(
+                "{path} is a language model; it has no verdict on signals (see `espalier generate`, or train it with `espalier train --lora`)"
+            )))
         }
     }
 }
@@ -66,7 +95,7 @@ pub fn check_window(artifact: &Artifact, length: usize) -> Result<()> {
 /// An error where the classes of a split are not those of the model.
 pub fn check_classes(artifact: &Artifact, classes: &[String]) -> Result<()> {
     check_signal_model(artifact)?;
-    let known = artifact.manifest().architecture.classes();
+    let known = artifact.manifest().classes();
     if known == classes {
         return Ok(());
     }

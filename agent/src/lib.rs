@@ -5,6 +5,7 @@ pub mod cli;
 pub mod control;
 pub mod criteria;
 pub mod diagnosis;
+pub mod diagnosis_text;
 pub mod error;
 pub mod evaluate;
 pub mod files;

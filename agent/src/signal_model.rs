@@ -92,5 +92,6 @@ pub fn dense_manifest(name: &str, architecture: Architecture, shape: &ModelShape
         origin: Origin { dialect: "espalier".into(), config: String::new(), dense_parameters, history: vec![history] },
         tokenizer: None,
         measured,
+        diagnosis: None,
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::architecture::Architecture;
+use crate::architecture::{Architecture, Input};
 use crate::shape::{LayerShape, ModelShape};
 use crate::tensor::{DType, Layout, Part, TensorKey};
 
@@ -25,6 +25,21 @@ pub struct Manifest {
     pub tokenizer: Option<Vec<u8>>,
     /// What was measured on the holdout when the model was accepted; none for an import.
     pub measured: Option<Measured>,
+    /// What a language model that diagnoses machines by text must know beside its weights; none for any other model.
+    pub diagnosis: Option<TextDiagnosis>,
+}
+
+/// How a language model diagnoses a machine: statistics of a window are its prompt, and one of the labels follows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TextDiagnosis {
+    /// The classes' names, in the order of the verdict's probabilities.
+    pub classes: Vec<String>,
+    /// What the model says for each class, without the space before it.
+    pub labels: Vec<String>,
+    /// Samples in a window.
+    pub window: usize,
+    /// The rate at which the training signals were sampled, in hertz.
+    pub sample_rate_hz: f64,
 }
 
 /// One stored layer: its shape and the index that each unit had in the network that was first imported or trained.
@@ -136,6 +151,20 @@ impl Manifest {
     /// All stored parameters of the network, without the adapters of levels.
     pub fn parameters(&self) -> usize {
         self.shape().parameters(&self.architecture)
+    }
+
+    /// Names of the classes that the model tells apart, by its output or by text; empty for a language model that makes no diagnosis.
+    pub fn classes(&self) -> &[String] {
+        self.diagnosis.as_ref().map_or_else(|| self.architecture.classes(), |diagnosis| &diagnosis.classes)
+    }
+
+    /// Samples of a window, and their rate in hertz, of a model that diagnoses machines, by its input or by text.
+    pub fn window(&self) -> Option<(usize, f64)> {
+        match (&self.diagnosis, &self.architecture.input) {
+            (Some(diagnosis), _) => Some((diagnosis.window, diagnosis.sample_rate_hz)),
+            (None, Input::Patches { window, sample_rate_hz, .. }) => Some((*window, *sample_rate_hz)),
+            (None, Input::Tokens { .. }) => None,
+        }
     }
 
     /// Dense parameters divided by kept parameters.

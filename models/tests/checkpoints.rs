@@ -465,6 +465,27 @@ fn tokenizers_travel_along() {
 }
 
 #[test]
+fn chat_templates_travel_along() {
+    let checkpoint = Checkpoint::changed("gpt2", |_| {}, |_| {});
+    let folder = checkpoint.0.path();
+    let config = |artifact: &Artifact| serde_json::from_str::<serde_json::Value>(&artifact.manifest().origin.config).unwrap();
+    let plain = config(&checkpoint.import().unwrap());
+    assert!(plain["chat_template"].is_null() && plain["n_embd"].is_u64());
+
+    std::fs::write(folder.join("tokenizer_config.json"), r#"{"chat_template": "old", "eos_token": {"content": "</s>"}, "unk_token": 1}"#)
+        .unwrap();
+    let with = config(&checkpoint.import().unwrap());
+    assert_eq!((with["chat_template"].as_str(), with["eos_token"]["content"].as_str()), (Some("old"), Some("</s>")));
+    assert!(with["unk_token"].is_null() && with["n_embd"] == plain["n_embd"]);
+
+    std::fs::write(folder.join("chat_template.jinja"), "new").unwrap();
+    assert_eq!(config(&checkpoint.import().unwrap())["chat_template"], "new");
+    std::fs::write(folder.join("tokenizer_config.json"), "[]").unwrap();
+    let error = checkpoint.import().err().unwrap().to_string();
+    assert!(error.contains("tokenizer_config.json"), "{error}");
+}
+
+#[test]
 fn adapters_find_their_matrices() {
     use Part::*;
     let gpt2 = pruned("gpt2", &[LayerShape::Removed, kept(&[0, 1], 2, 4), kept(&[0, 1], 2, 4)]);

@@ -35,7 +35,7 @@ pub use load::DeviceTensors;
 pub use network::Network;
 pub use page_allocator::{PageAllocator, release_free_memory, tune_system_allocator};
 pub use pages::Residency;
-pub use plan::{PROCESS_BYTES, Plan, PlanLine};
+pub use plan::{MAX_PROMPT_TOKENS, PROCESS_BYTES, Plan, PlanLine};
 pub use sampling::{Sampler, Sampling};
 pub use score::{Scorer, scoring_size};
 pub use workspace::{Keep, LogitRows, Workspace, WorkspaceSize, workspace_bytes};

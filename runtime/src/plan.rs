@@ -6,6 +6,7 @@ use espalier_models::tensor::model_tensors;
 use espalier_models::{Architecture, Manifest, ModelShape};
 
 use crate::classify::serving_size;
+use crate::score::scoring_size;
 use crate::workspace::{WorkspaceSize, workspace_bytes};
 
 /// Bytes by purpose.
@@ -29,6 +30,10 @@ pub struct PlanLine {
 /// (`RssAnon` of `espalier demo` at its end), rounded up.
 pub const PROCESS_BYTES: u64 = 2 << 20;
 
+/// Tokens of a prompt of the text way of diagnosis with its label: 24 statistics of about 12 tokens each take 300 to 400, with byte-level
+/// vocabularies of few merges up to twice as many.
+pub const MAX_PROMPT_TOKENS: usize = 1024;
+
 impl Plan {
     /// Serving a model: windows one at a time, or one sequence as long as the context.
     pub fn serving(manifest: &Manifest, file_bytes: u64) -> Self {
@@ -40,14 +45,16 @@ impl Plan {
             line("norms, biases and tables (copied)", copied_bytes(architecture, &shape)),
         ];
         let classifier = architecture.patches() > 0;
-        let size = if classifier {
-            serving_size(architecture.patches(), 1)
-        } else {
-            WorkspaceSize { logits: crate::LogitRows::Last, ..serving_size(architecture.context().min(128), 1) }
+        // A diagnosis by text reads one prompt; other sequences may be as long as the context.
+        let tokens = architecture.context().min(if manifest.diagnosis.is_some() { MAX_PROMPT_TOKENS } else { usize::MAX });
+        let size = match (classifier, &manifest.diagnosis) {
+            (true, _) => serving_size(architecture.patches(), 1),
+            (false, Some(_)) => scoring_size(architecture, tokens),
+            (false, None) => WorkspaceSize { logits: crate::LogitRows::Last, ..serving_size(tokens.min(128), 1) },
         };
         lines.push(line("activations", workspace_bytes(architecture, &shape, &size)));
         if !classifier {
-            lines.push(line("KV cache", kv_bytes(architecture, &shape, architecture.context())));
+            lines.push(line("KV cache", kv_bytes(architecture, &shape, tokens)));
         }
         Self { lines }
     }

@@ -32,7 +32,7 @@ pub struct Scorer<D: Device> {
     /// The tokens in the cache.
     cached: Vec<u32>,
     targets: D::Indices,
-    /// `[READ_BLOCK, d]`, on the host.
+    /// `[READ_BLOCK, d]` or `[vocabulary]`, on the host.
     states: Vec<f32>,
     logit_rows: usize,
     tokens_read: u64,
@@ -96,9 +96,7 @@ impl<D: Device> Scorer<D> {
     }
 
     fn loss_inside(&mut self, ids: &[u32], first: usize) -> Result<f64> {
-        let common = self.cached.iter().zip(ids).take_while(|(cached, id)| cached == id).count().min(first - 1);
-        self.cache.truncate(common);
-        self.cached.truncate(common);
+        let common = self.keep_common(ids, first - 1);
         let mut loss = 0.0;
         let mut start = common;
         for block in ids[common..ids.len() - 1].chunks(self.workspace.size().sequence) {
@@ -114,6 +112,50 @@ impl<D: Device> Scorer<D> {
             start += block.len();
         }
         Ok(loss)
+    }
+
+    /// `−ln p(candidate | ids)` of each of `candidates` as the token after `ids`, in nats, into `out`.
+    pub fn next_losses(&mut self, ids: &[u32], candidates: &[u32], out: &mut Vec<f64>) -> Result<()> {
+        let vocabulary = self.network.architecture.output_width();
+        if ids.is_empty() {
+            return Err(RuntimeError::Input("a token needs one before it to be scored".into()));
+        }
+        if let Some(id) = candidates.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(RuntimeError::Input(format!("token {id} is not in the vocabulary of {vocabulary}")));
+        }
+        self.check_length(ids)?;
+        let device = self.network.device.clone();
+        let result = device.enter(|| self.last_logits(ids));
+        if result.is_err() {
+            self.forget();
+        }
+        result?;
+        self.states.resize(vocabulary, 0.0);
+        device.read(&self.workspace.logits, 0, &mut self.states)?;
+        let largest = f64::from(self.states.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let sum: f64 = self.states.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
+        out.clear();
+        out.extend(candidates.iter().map(|id| sum.ln() + largest - f64::from(self.states[*id as usize])));
+        Ok(())
+    }
+
+    /// Reads what is not cached of `ids`; the logits after the last of them are then the first row of the workspace's.
+    fn last_logits(&mut self, ids: &[u32]) -> Result<()> {
+        let common = self.keep_common(ids, ids.len() - 1);
+        let mut row = 0;
+        for block in ids[common..].chunks(self.workspace.size().sequence) {
+            self.read_block(block)?;
+            row = block.len() - 1;
+        }
+        Pass::of(&self.network).logit_block(&mut self.workspace, row, 1)
+    }
+
+    /// Shortens the cache to what it has in common with `ids`, at most `most` tokens; how many those are.
+    fn keep_common(&mut self, ids: &[u32], most: usize) -> usize {
+        let common = self.cached.iter().zip(ids).take_while(|(cached, id)| cached == id).count().min(most);
+        self.cache.truncate(common);
+        self.cached.truncate(common);
+        common
     }
 
     /// The mean over all tokens of the final hidden states, after the final norm, into `out [d_model]`.

@@ -50,7 +50,7 @@ fn train_evaluate_prune_export_and_import_again() {
 }
 
 /// `count` ids of an i64 tensor of a fixture's expectations.
-fn expected_ids(name: &str, tensor: &str, count: usize) -> String {
+pub fn expected_ids(name: &str, tensor: &str, count: usize) -> String {
     let bytes = fs::read(fixture(name).join("expected.safetensors")).expect("the expectations");
     let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
     let data = tensors.tensor(tensor).expect("the tensor").data().to_vec();
@@ -76,13 +76,13 @@ fn a_prompt_that_the_model_cannot_read_is_refused() {
     let (world, place) = (world(), Place::new());
     let generate = |prompt: &str, tokens: &str| args!["generate", world.gpt2, prompt, "--max-tokens", tokens];
     let mut faults = place.refuse(generate("1 2 97", "4"), 1, &["token 97", "vocabulary of 97"]);
-    faults.extend(place.refuse(generate("", "4"), 1, &["the prompt has no tokens"]));
-    faults.extend(place.refuse(generate("1 2", "100"), 1, &["102 tokens", "context of 64", "--max-tokens"]));
+    faults.extend(place.refuse(generate("", "4"), 2, &["the prompt has no tokens"]));
+    faults.extend(place.refuse(generate("1 2", "100"), 2, &["the prompt has 2 tokens and 100 more", "reads 64", "--max-tokens"]));
     crate::support::assert_none(faults);
 }
 
 /// A tokenizer of the words `w0`, `w1`, ... as Hugging Face's library writes one.
-fn word_tokenizer(words: usize) -> String {
+pub fn word_tokenizer(words: usize) -> String {
     let vocabulary: serde_json::Map<String, serde_json::Value> = (0..words).map(|id| (format!("w{id}"), id.into())).collect();
     serde_json::json!({
         "version": "1.0",

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use espalier_models::Artifact;
+use espalier_models::manifest::TextDiagnosis;
 
-use super::data::DataArgs;
+use super::data::{Data, DataArgs};
 use super::eval_language::{self, LanguageArgs};
 use super::{Context, print, print_json};
+use crate::diagnosis_text::for_classes;
 use crate::error::Result;
-use crate::evaluate::{check_classes, predict};
+use crate::evaluate::{check_classes, predict, predict_by_text};
 use crate::metrics::Evaluation;
 use crate::signals::Noise;
 
@@ -52,6 +54,15 @@ struct Named {
     evaluation: Evaluation,
 }
 
+/// How a language model that was not trained to make a diagnosis is asked for one: by the split's classes. None for a model that knows.
+fn diagnosis_by_text(artifact: &Artifact, data: &Data) -> Result<Option<TextDiagnosis>> {
+    if artifact.manifest().window().is_some() {
+        check_classes(artifact, &data.split.classes)?;
+        return Ok(None);
+    }
+    Ok(Some(for_classes(&data.split.classes, data.split.window, data.sample_rate_hz()?)))
+}
+
 pub fn run(context: &Context, args: &Args) -> Result<()> {
     let artifact = Arc::new(Artifact::open(&args.model)?);
     if args.language.is_asked() {
@@ -59,7 +70,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     }
     let reference = args.reference.as_ref().map(|path| Artifact::open(path).map(Arc::new)).transpose()?;
     let data = args.data.open()?;
-    check_classes(&artifact, &data.split.classes)?;
+    let by_text = diagnosis_by_text(&artifact, &data)?;
     reference.as_ref().map_or(Ok(()), |other| check_classes(other, &data.split.classes))?;
     let (device, budget) = context.device(args.limit)?;
     let noise = args.snr.map(|snr_db| Noise { snr_db, seed: args.seed });
@@ -71,7 +82,10 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let mut results = Vec::new();
     for (set, windows) in sets {
         let windows = windows.with_noise(noise);
-        let predictions = predict(&device, &budget, &artifact, &windows, &context.stop)?;
+        let predictions = match &by_text {
+            Some(diagnosis) => predict_by_text(&device, &budget, &artifact, diagnosis.clone(), &windows, &context.stop)?,
+            None => predict(&device, &budget, &artifact, &windows, &context.stop)?,
+        };
         let other = reference.as_ref().map(|other| predict(&device, &budget, other, &windows, &context.stop)).transpose()?;
         let evaluation = predictions.evaluate(args.without.as_deref(), other.as_ref(), args.seed)?;
         results.push(Named { set, evaluation });

@@ -27,6 +27,7 @@ mod inspect;
 mod prune;
 mod run;
 mod train;
+mod train_lora;
 
 /// Espalier runs a transformer on an edge node and, when memory runs short, prunes it there: layers, then heads, then FFN channels, each
 /// cut recovered with LoRA on local data and checked on a holdout before it serves.
@@ -47,7 +48,7 @@ pub struct Cli {
 enum Command {
     /// Show the whole story: train, serve, run short of memory, prune, recover, swap. Needs nothing, or real recordings with --data.
     Demo(demo::Args),
-    /// Train a signal transformer on recordings and write it as an artifact.
+    /// Train a signal transformer on recordings, or a language model with LoRA to judge them by text, and write it as an artifact.
     Train(train::Args),
     /// Make an artifact of a checkpoint folder (safetensors, gpt2 and llama families).
     Import(import::Args),

@@ -192,6 +192,17 @@ fn open_store(args: &Args) -> Result<(Store, NewStore)> {
 fn prune_setup(context: &Context, args: &Args, store: &Store, goal: u64, serving: u64) -> Result<Option<PruneSetup>> {
     let has_data = args.data.data.is_some() || std::env::var_os("ESPALIER_DATA").is_some();
     let artifact = Artifact::open(&store.path(Active::Factory))?;
+    if artifact.manifest().diagnosis.is_some() {
+        if goal < serving {
+            return Err(AgentError::Usage(format!(
+                "serving {} holds {}, more than the budget of {}, and a model that makes its diagnosis by text cannot be pruned while it serves; give a budget of {serving} bytes",
+                args.model.display(),
+                table::bytes(serving),
+                table::bytes(goal)
+            )));
+        }
+        return Ok(None);
+    }
     if goal < serving {
         let smallest = smallest_of_all(artifact.manifest());
         let target = Target::Serving(goal);

@@ -20,6 +20,7 @@ use crate::check::StaticCheck;
 use crate::control::linux::Linux;
 use crate::control::{Action, Controller, Event, Hardware, Held, Reading, State, Thresholds};
 use crate::diagnosis::{self, DiagnosisHandle, Engine, NativeEngine};
+use crate::diagnosis_text::TextEngine;
 use crate::error::{AgentError, Result};
 use crate::prune::{CascadeOptions, CascadeResult, Target};
 use crate::store::{Active, Store};
@@ -95,8 +96,11 @@ pub fn artifact_id(path: &Path) -> std::result::Result<u64, String> {
 /// An engine for an artifact, booked in the budget, and the artifact for as long as the engine lives.
 pub fn open_engine(device: &CpuDevice, budget: &Arc<Budget>, path: &Path) -> Result<(Box<dyn Engine>, Weak<Artifact>)> {
     let artifact = Arc::new(Artifact::open(path)?);
-    let engine = NativeEngine::open(device, budget, &artifact)?;
-    Ok((Box::new(engine), Arc::downgrade(&artifact)))
+    let engine: Box<dyn Engine> = match artifact.manifest().diagnosis {
+        Some(_) => Box::new(TextEngine::open(device, budget, &artifact)?),
+        None => Box::new(NativeEngine::open(device, budget, &artifact)?),
+    };
+    Ok((engine, Arc::downgrade(&artifact)))
 }
 
 impl Node {

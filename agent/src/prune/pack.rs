@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use espalier_kernels::Device;
 use espalier_models::artifact::{Artifact, ArtifactWriter};
+use espalier_models::manifest::TextDiagnosis;
 use espalier_models::tensor::{DType, TensorSpec, model_tensors};
 use espalier_models::{Manifest, Part, TensorKey, TensorSource};
 use espalier_runtime::Adapter;
@@ -68,6 +69,18 @@ pub struct PackNote {
 
 /// Writes the selected units of `source`, with `adapters` (of the whole source) merged, to `path`. At most a block of rows is in memory.
 pub fn pack(source: &Artifact, selection: &Selection, adapters: &[HostAdapter], path: &Path, note: PackNote) -> Result<PathBuf> {
+    pack_for(source, selection, adapters, path, note, source.manifest().diagnosis.clone())
+}
+
+/// As [`pack`], for another diagnosis by text than the source's.
+pub fn pack_for(
+    source: &Artifact,
+    selection: &Selection,
+    adapters: &[HostAdapter],
+    path: &Path,
+    note: PackNote,
+    diagnosis: Option<TextDiagnosis>,
+) -> Result<PathBuf> {
     let before = source.manifest();
     let mut origin = before.origin.clone();
     origin.history.push(note.history);
@@ -77,6 +90,7 @@ pub fn pack(source: &Artifact, selection: &Selection, adapters: &[HostAdapter], 
         levels: Vec::new(),
         origin,
         measured: note.measured,
+        diagnosis,
         ..before.clone()
     };
     let kept: Vec<usize> = selection.kept().map(|(index, _)| index).collect();

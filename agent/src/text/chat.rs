@@ -142,7 +142,8 @@ mod render {
         let separator = if indent.is_some() { "," } else { ", " };
         match value.kind() {
             ValueKind::None => out.push_str("null"),
-            ValueKind::Bool | ValueKind::Number => out.push_str(&value.to_string()),
+            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => out.push_str(&value.to_string()),
             ValueKind::String => out.push_str(&quoted(value.as_str().unwrap_or_default())),
             ValueKind::Map => {
                 out.push('{');

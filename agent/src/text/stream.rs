@@ -3,8 +3,9 @@
 use super::Tokenizer;
 use crate::error::Result;
 
-/// Tokens whose text ends inside a character before it is taken as it is: a character has at most four bytes, and a token at least one.
-const MAX_INCOMPLETE_TOKENS: usize = 4;
+/// Tokens that may wait for the end of a character. Three do for one character; more come where a text has U+FFFD itself, which cannot be
+/// told from a character that is not whole. Then all but the last is shown.
+const MAX_WAITING_TOKENS: usize = 16;
 
 /// Tokens of the prompt that the first generated ones are decoded after: tokenizers leave out a text's first space, which is no first
 /// space here.
@@ -41,10 +42,11 @@ impl<'a> TextStream<'a> {
 /// Decodes the newest tokens after some that are known, so that the cost of a token does not grow with the text.
 struct Decoder<'a> {
     tokenizer: &'a Tokenizer,
-    /// Tokens whose text is known, then those that are not shown yet.
+    /// Tokens whose text is all shown, then those whose text may not be.
     ids: Vec<u32>,
     known: usize,
-    known_text: String,
+    /// The part of the text of `ids` that is shown.
+    shown: String,
 }
 
 impl<'a> Decoder<'a> {
@@ -52,27 +54,33 @@ impl<'a> Decoder<'a> {
         // Without a vocabulary the text is the ids alone, and no first space is to be kept.
         let context = if tokenizer.has_vocabulary() { prompt.len().min(CONTEXT_TOKENS) } else { 0 };
         let ids = prompt[prompt.len() - context..].to_vec();
-        let known_text = tokenizer.decode(&ids)?;
-        Ok(Self { tokenizer, known: ids.len(), ids, known_text })
+        let shown = tokenizer.decode(&ids)?;
+        Ok(Self { tokenizer, known: ids.len(), ids, shown })
     }
 
     fn push(&mut self, id: u32, out: &mut String) -> Result<()> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids)?;
-        let incomplete = text.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() - self.known < MAX_INCOMPLETE_TOKENS;
-        match text.strip_prefix(self.known_text.as_str()) {
+        let waiting = self.ids.len() - self.known;
+        // Byte tokens after a character of byte tokens are, until they are whole, decoded as invalid together with it: they wait.
+        let Some(new) = text.strip_prefix(self.shown.as_str()) else { return Ok(()) };
+        match new.strip_suffix(char::REPLACEMENT_CHARACTER) {
             // A special token says nothing; kept, it would only make later decoding longer.
-            Some("") if self.ids.len() - self.known == 1 => {
+            None if new.is_empty() && waiting == 1 && !self.shown.is_empty() => {
                 self.ids.pop();
             }
-            Some(new) if !incomplete => {
+            None if new.is_empty() => {}
+            None => {
                 out.push_str(new);
                 self.ids.drain(..self.known);
                 self.known = self.ids.len();
-                self.known_text = self.tokenizer.decode(&self.ids)?;
+                self.shown = self.tokenizer.decode(&self.ids)?;
             }
-            // Byte tokens after a character of byte tokens are, until they are whole, decoded as invalid together with it.
-            _ => {}
+            Some(settled) if waiting > MAX_WAITING_TOKENS => {
+                out.push_str(settled);
+                self.shown.push_str(settled);
+            }
+            Some(_) => {}
         }
         Ok(())
     }
@@ -80,7 +88,7 @@ impl<'a> Decoder<'a> {
     /// Appends the text of tokens that ended inside a character.
     fn finish(&mut self, out: &mut String) -> Result<()> {
         let text = self.tokenizer.decode(&self.ids)?;
-        match text.strip_prefix(self.known_text.as_str()) {
+        match text.strip_prefix(self.shown.as_str()) {
             Some(new) => out.push_str(new),
             None => out.push_str(&self.tokenizer.decode(&self.ids[self.known..])?),
         }
@@ -164,10 +172,10 @@ mod tests {
         let tokenizer = byte_level();
         let lone = tokenizer.encode("ß", false)?[0];
         let letter = tokenizer.encode("x", false)?[0];
-        let ids: Vec<u32> = [vec![lone; 9], vec![letter]].concat();
+        let ids: Vec<u32> = [vec![lone; 30], vec![letter]].concat();
         let (parts, _) = shown(&tokenizer, &[], &ids, &[])?;
         assert_eq!(parts.concat(), tokenizer.decode(&ids)?);
-        assert!(parts[5..].iter().any(|part| !part.is_empty()));
+        assert!(parts[..20].iter().any(|part| !part.is_empty()));
         Ok(())
     }
 

@@ -38,6 +38,7 @@ fn manifest() -> Manifest {
         origin: Origin { dialect: "espalier".to_string(), config: String::new(), dense_parameters: 1, history: Vec::new() },
         tokenizer: None,
         measured: None,
+        diagnosis: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::plan::alignment;
 use crate::architecture::{Architecture, Input, Output, Positions};
 use crate::formats::{Format, stored_as};
-use crate::manifest::{Level, Manifest, Span, StoredAdapter, StoredTensor};
+use crate::manifest::{Level, Manifest, Span, StoredAdapter, StoredTensor, TextDiagnosis};
 use crate::shape::{LayerShape, ModelShape, Units};
 use crate::tensor::{DType, Layout, Part, TensorKey, TensorSpec, model_tensors};
 
@@ -64,6 +64,26 @@ pub(crate) fn architecture(architecture: &Architecture) -> Check {
         Output::Classes { names } => within("the number of classes", names.len(), MAX_CLASSES)?,
     }
     positions(architecture)
+}
+
+/// Checks what a language model knows of the diagnosis that it makes.
+fn text_diagnosis(diagnosis: &TextDiagnosis, architecture: &Architecture) -> Check {
+    if !matches!((&architecture.input, &architecture.output), (Input::Tokens { .. }, Output::NextToken { .. })) {
+        return Err("it makes its diagnosis by text, but it is no language model".to_string());
+    }
+    within("the number of classes", diagnosis.classes.len(), MAX_CLASSES)?;
+    within("the window", diagnosis.window, MAX_LENGTH)?;
+    if diagnosis.labels.len() != diagnosis.classes.len() || diagnosis.labels.iter().any(String::is_empty) {
+        return Err(format!(
+            "it has the labels {:?} for {} classes; expected one that says something for each",
+            diagnosis.labels,
+            diagnosis.classes.len()
+        ));
+    }
+    if !(diagnosis.sample_rate_hz.is_finite() && diagnosis.sample_rate_hz > 0.0) {
+        return Err(format!("the sample rate is {} Hz; expected a finite number above 0", diagnosis.sample_rate_hz));
+    }
+    Ok(())
 }
 
 /// Checks the positions against the head size and the window.
@@ -127,6 +147,9 @@ pub(crate) fn model(manifest: &Manifest) -> Check {
         if found != expected {
             return Err(format!("layer {index} has (heads, KV groups, channels) {expected:?}, but original indices for {found:?} of them"));
         }
+    }
+    if let Some(diagnosis) = &manifest.diagnosis {
+        text_diagnosis(diagnosis, &manifest.architecture)?;
     }
     if manifest.levels.len() > MAX_LEVELS {
         return Err(format!("{} levels; at most {MAX_LEVELS} are allowed", manifest.levels.len()));

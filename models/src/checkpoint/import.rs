@@ -52,9 +52,10 @@ fn draft(described: &Described, config: &Config, src: &Path) -> Result<Manifest>
     let named = || src.canonicalize().ok().and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()));
     let folder = named().unwrap_or_else(|| "model".to_string());
     let dialect = described.dialect.name();
+    let config_text = super::conversation::with_conversation(config, src)?;
     let origin = described.origin.clone().unwrap_or_else(|| Origin {
         dialect: dialect.to_string(),
-        config: config.text.clone(),
+        config: config_text,
         dense_parameters: 0,
         history: vec![format!("Imported from the {dialect} checkpoint `{folder}`.")],
     });
@@ -71,6 +72,7 @@ fn draft(described: &Described, config: &Config, src: &Path) -> Result<Manifest>
         origin,
         tokenizer,
         measured: described.measured,
+        diagnosis: None,
     })
 }
 

@@ -8,6 +8,7 @@ use crate::manifest::Manifest;
 use crate::tensor::Part;
 
 mod config;
+mod conversation;
 mod dialects;
 mod export;
 mod import;

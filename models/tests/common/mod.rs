@@ -51,6 +51,7 @@ pub fn manifest(architecture: Architecture, layers: Vec<LayerShape>) -> Manifest
         },
         tokenizer: None,
         measured: None,
+        diagnosis: None,
     }
 }
 

@@ -1,0 +1,154 @@
+//! What judges a window by text.
+
+use std::sync::Arc;
+
+use espalier_kernels::Device;
+use espalier_models::Artifact;
+use espalier_models::manifest::TextDiagnosis;
+use espalier_runtime::{Budget, MAX_PROMPT_TOKENS, Scorer};
+
+use super::prompt::write_prompt;
+use super::statistics::StatisticsOf;
+use crate::diagnosis::engine::{Engine, Host};
+use crate::error::{AgentError, Result};
+use crate::text::Tokenizer;
+
+/// Turns windows into prompts and labels into tokens, for judging and for training.
+pub struct Prompts {
+    tokenizer: Tokenizer,
+    diagnosis: TextDiagnosis,
+    statistics: StatisticsOf,
+    /// What follows a prompt for each class.
+    labels: Vec<Vec<u32>>,
+    text: String,
+}
+
+impl Prompts {
+    /// For a model that makes this diagnosis.
+    pub fn new(artifact: &Artifact, diagnosis: TextDiagnosis) -> Result<Self> {
+        let path = artifact.path().display();
+        let tokenizer = Tokenizer::of(artifact.manifest())?;
+        if !tokenizer.has_vocabulary() {
+            return Err(AgentError::Usage(format!(
+                "{path} has no tokenizer, so it reads no prompt; import the checkpoint with its tokenizer.json"
+            )));
+        }
+        let labels = diagnosis.labels.iter().map(|label| tokenizer.encode(&format!(" {label}"), false)).collect::<Result<Vec<_>>>()?;
+        for (index, label) in labels.iter().enumerate() {
+            // A label that begins another would always be the likelier of the two.
+            let other = labels.iter().enumerate().find(|(other, tokens)| *other != index && tokens.starts_with(label));
+            if label.is_empty() || other.is_some() {
+                let (label, other) = (&diagnosis.labels[index], other.map_or("nothing", |(other, _)| &diagnosis.labels[other]));
+                return Err(AgentError::Usage(format!("{path}: the label `{label}` cannot be told from {other}; rename the class")));
+            }
+        }
+        let statistics = StatisticsOf::new(diagnosis.window, diagnosis.sample_rate_hz);
+        Ok(Self { tokenizer, diagnosis, statistics, labels, text: String::new() })
+    }
+
+    /// The diagnosis that is made.
+    pub fn diagnosis(&self) -> &TextDiagnosis {
+        &self.diagnosis
+    }
+
+    /// Tokens of each class's label.
+    pub fn labels(&self) -> &[Vec<u32>] {
+        &self.labels
+    }
+
+    /// The prompt of a normalised window as tokens.
+    pub fn prompt(&mut self, window: &[f32]) -> Result<Vec<u32>> {
+        let none = || AgentError::Usage(format!("a window of {} samples without a varying signal has no statistics", window.len()));
+        let statistics = self.statistics.of(window).ok_or_else(none)?;
+        write_prompt(&mut self.text, &statistics, &self.diagnosis);
+        self.tokenizer.encode(&self.text, true)
+    }
+}
+
+/// A language model that judges windows: the class whose label is likeliest after the window's prompt.
+pub struct TextEngine<D: Device> {
+    scorer: Scorer<D>,
+    prompts: Prompts,
+    model_id: u64,
+    losses: Vec<f64>,
+    probabilities: Vec<f32>,
+}
+
+impl<D: Device> TextEngine<D> {
+    /// Opens `artifact`, which says how it makes its diagnosis.
+    pub fn open(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>) -> Result<Self> {
+        let missing = || {
+            let path = artifact.path().display();
+            AgentError::Usage(format!(
+                "{path} is a language model that was not trained to make a diagnosis; train it with `espalier train --lora {path} --data DIR`"
+            ))
+        };
+        let diagnosis = artifact.manifest().diagnosis.clone().ok_or_else(missing)?;
+        Self::with(device, budget, artifact, diagnosis)
+    }
+
+    /// Opens a language model to make this diagnosis, whether it was trained to or not.
+    pub fn with(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, diagnosis: TextDiagnosis) -> Result<Self> {
+        let prompts = Prompts::new(artifact, diagnosis)?;
+        let capacity = artifact.manifest().architecture.context().min(MAX_PROMPT_TOKENS);
+        let scorer = Scorer::open(device, budget, artifact, capacity)?;
+        Ok(Self { scorer, prompts, model_id: artifact.id(), losses: Vec::new(), probabilities: Vec::new() })
+    }
+
+    /// Probabilities `[classes]` of a normalised window: the likelihoods of the labels, divided by their sum.
+    pub fn judge(&mut self, window: &[f32]) -> Result<&[f32]> {
+        let mut ids = self.prompts.prompt(window)?;
+        let (before, labels) = (ids.len(), self.prompts.labels());
+        let longest = labels.iter().map(Vec::len).max().unwrap_or(0);
+        if before + longest > self.scorer.capacity() {
+            let capacity = self.scorer.capacity();
+            return Err(AgentError::Usage(format!(
+                "the prompt of a window has {before} tokens; the model reads {capacity} with the label"
+            )));
+        }
+        let firsts: Vec<u32> = labels.iter().filter_map(|label| label.first().copied()).collect();
+        self.scorer.next_losses(&ids, &firsts, &mut self.losses)?;
+        for (label, loss) in labels.iter().zip(&mut self.losses).filter(|(label, _)| label.len() > 1) {
+            ids.truncate(before);
+            ids.extend_from_slice(label);
+            *loss += self.scorer.loss(&ids, before + 1)?;
+        }
+        let least = self.losses.iter().copied().fold(f64::INFINITY, f64::min);
+        let sum: f64 = self.losses.iter().map(|loss| (least - loss).exp()).sum();
+        self.probabilities.clear();
+        self.probabilities.extend(self.losses.iter().map(|loss| ((least - loss).exp() / sum) as f32));
+        Ok(&self.probabilities)
+    }
+}
+
+impl<D: Device> Engine for TextEngine<D> {
+    fn classify(&mut self, window: &[f32]) -> Result<&[f32]> {
+        self.judge(window)
+    }
+
+    fn model_id(&self) -> u64 {
+        self.model_id
+    }
+
+    fn level(&self) -> u32 {
+        0
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.prompts.diagnosis.classes
+    }
+
+    fn window(&self) -> usize {
+        self.prompts.diagnosis.window
+    }
+
+    fn sample_rate_hz(&self) -> f64 {
+        self.prompts.diagnosis.sample_rate_hz
+    }
+
+    /// On a thread of the device, as the signal way does.
+    fn host(&self) -> Host {
+        let device = self.scorer.network().device.clone();
+        Box::new(move |work| device.enter(work))
+    }
+}
