@@ -21,8 +21,8 @@ pub struct Manifest {
     pub levels: Vec<Level>,
     /// Where the model came from.
     pub origin: Origin,
-    /// Raw `tokenizer.json`, for a model of tokens that was imported with one.
-    pub tokenizer: Option<Vec<u8>>,
+    /// Where the raw `tokenizer.json` lies, for a model of tokens that was imported with one.
+    pub tokenizer: Option<Span>,
     /// What was measured on the holdout when the model was accepted; none for an import.
     pub measured: Option<Measured>,
     /// What a language model that diagnoses machines by text must know beside its weights; none for any other model.

@@ -15,4 +15,12 @@ pub trait TensorSource {
 
     /// Whether the source has the tensor `key`.
     fn contains(&self, key: TensorKey) -> bool;
+
+    /// The raw `tokenizer.json` that belongs to the tensors.
+    ///
+    /// # Errors
+    /// Reading failed.
+    fn tokenizer(&self) -> Result<Option<&[u8]>> {
+        Ok(None)
+    }
 }

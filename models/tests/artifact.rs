@@ -9,6 +9,7 @@ use std::path::Path;
 use common::{classifier, differences, numbers, odd_layers, write};
 use espalier_models::architecture::*;
 use espalier_models::artifact::{CHUNK_BYTES, FORMAT_VERSION, LARGE_TENSOR_BYTES, expected_bytes};
+use espalier_models::manifest::Span;
 use espalier_models::tensor::model_tensors;
 use espalier_models::{Artifact, ArtifactWriter, DType, Error, LayerShape, Layout, Part, TensorKey, Units};
 use proptest::prelude::*;
@@ -207,6 +208,33 @@ fn what_cannot_be_written_is_refused() {
     }
     let mut writer = ArtifactWriter::create(&path, manifest, DType::F16).unwrap();
     writer.write_rows(first.key, &vec![65_519.0; first.columns]).unwrap();
+}
+
+#[test]
+fn a_tokenizer_lies_before_the_tensors_and_outside_the_manifest() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.esp");
+    let json = vec![b'7'; 300_000];
+    let mut manifest = classifier(4, 2, odd_layers());
+    manifest.tokenizer = Some(Span { offset: 0, bytes: json.len() as u64 });
+    let refused = write(&path, &manifest, DType::F32, 1).unwrap_err().to_string();
+    assert!(refused.contains("tokenizer of 300000 bytes must be written before"), "{refused}");
+    let mut writer = ArtifactWriter::create(&path, manifest.clone(), DType::F32).unwrap();
+    assert!(writer.write_tokenizer(&json[1..]).is_err());
+    writer.write_tokenizer(&json).unwrap();
+    for spec in model_tensors(&manifest.architecture, &manifest.shape()) {
+        writer.write_rows(spec.key, &vec![1.0; spec.rows * spec.columns]).unwrap();
+    }
+    writer.finish().unwrap();
+    let artifact = Artifact::open(&path).unwrap();
+    artifact.verify().unwrap();
+    assert_eq!(artifact.tokenizer().unwrap(), Some(&json[..]));
+    // A flipped bit is seen when the tokenizer is used, not before.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = artifact.manifest().tokenizer.unwrap().offset as usize + 299_999;
+    bytes[at] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert!(matches!(Artifact::open(&path).unwrap().tokenizer(), Err(Error::Damaged { .. })));
 }
 
 #[test]

@@ -42,7 +42,7 @@ struct Line<'a> {
 pub fn run(context: &Context, args: &Args) -> Result<()> {
     let artifact = Arc::new(Artifact::open(&args.model)?);
     check_language_model(&artifact)?;
-    let tokenizer = Tokenizer::of(artifact.manifest())?;
+    let tokenizer = Tokenizer::of(&artifact)?;
     let texts = match &args.file {
         Some(path) => read_text(path)?.lines().map(str::to_string).collect(),
         None => args.text.clone(),

@@ -106,7 +106,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let sampling = args.sampling.sampling()?;
     let artifact = Arc::new(Artifact::open(&args.model)?);
     check_language_model(&artifact)?;
-    let tokenizer = Tokenizer::of(artifact.manifest())?;
+    let tokenizer = Tokenizer::of(&artifact)?;
     let prompt = prompt_ids(args, &artifact, &tokenizer)?;
     check_length(&artifact, prompt.len(), args.max_tokens)?;
     let (device, budget) = context.device(None)?;

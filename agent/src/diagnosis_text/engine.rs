@@ -27,7 +27,7 @@ impl Prompts {
     /// For a model that makes this diagnosis.
     pub fn new(artifact: &Artifact, diagnosis: TextDiagnosis) -> Result<Self> {
         let path = artifact.path().display();
-        let tokenizer = Tokenizer::of(artifact.manifest())?;
+        let tokenizer = Tokenizer::of(&artifact)?;
         if !tokenizer.has_vocabulary() {
             return Err(AgentError::Usage(format!(
                 "{path} has no tokenizer, so it reads no prompt; import the checkpoint with its tokenizer.json"

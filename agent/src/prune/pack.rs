@@ -96,6 +96,9 @@ pub fn pack_for(
     let kept: Vec<usize> = selection.kept().map(|(index, _)| index).collect();
     let specs = model_tensors(&manifest.architecture, &manifest.shape());
     let mut writer = ArtifactWriter::create(path, manifest, matrix_dtype(before))?;
+    if let Some(tokenizer) = source.tokenizer()? {
+        writer.write_tokenizer(tokenizer)?;
+    }
     for spec in specs {
         let from = TensorKey { layer: spec.key.layer.map(|layer| kept[layer as usize] as u32), part: spec.key.part };
         let rows = from.layer.and_then(|layer| selection.rows(&before.architecture, layer as usize, from.part));
@@ -151,6 +154,9 @@ pub fn matrix_dtype(manifest: &Manifest) -> DType {
 pub fn write_network(manifest: Manifest, dtype: DType, source: &dyn TensorSource, path: &Path) -> Result<PathBuf> {
     let specs = model_tensors(&manifest.architecture, &manifest.shape());
     let mut writer = ArtifactWriter::create(path, manifest, dtype)?;
+    if let Some(tokenizer) = source.tokenizer()? {
+        writer.write_tokenizer(tokenizer)?;
+    }
     for spec in specs {
         let mut block = vec![0.0; BLOCK_ROWS.min(spec.rows.max(1)) * spec.columns];
         for start in (0..spec.rows).step_by(BLOCK_ROWS) {

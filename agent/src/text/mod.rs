@@ -5,7 +5,7 @@
 //! | [`stream`] | text from tokens as they come, whole characters only, up to a stop string |
 //! | [`chat`] | a conversation as the prompt that the model was trained on |
 
-use espalier_models::Manifest;
+use espalier_models::{Artifact, Manifest};
 
 use crate::error::{AgentError, Result};
 
@@ -30,8 +30,9 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// The tokenizer of a model.
-    pub fn of(manifest: &Manifest) -> Result<Self> {
-        let inner = match &manifest.tokenizer {
+    pub fn of(artifact: &Artifact) -> Result<Self> {
+        let manifest = artifact.manifest();
+        let inner = match artifact.tokenizer()? {
             None => None,
             Some(bytes) => Some(read(&manifest.name, bytes)?),
         };

@@ -1,7 +1,7 @@
 //! The artifact: a model in one file that is mapped into memory and never copied.
 //!
 //! ```text
-//! header (64 bytes) | manifest (postcard) | chunk table (one CRC32C a chunk) | zeros | data: tensors, little-endian
+//! header (64 bytes) | manifest (postcard) | chunk table (one CRC32C a chunk) | zeros | data: tokenizer, tensors, little-endian
 //! ```
 //!
 //! Tensors of 1 MiB and more start at multiples of 64 KiB, so that their rows lie on pages of their own and a tail can be given back;
@@ -23,7 +23,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::error::{Error, Result};
 use crate::formats::Format;
-use crate::manifest::{Manifest, StoredTensor};
+use crate::manifest::{Manifest, Span, StoredTensor};
 use crate::source::TensorSource;
 use crate::tensor::TensorKey;
 
@@ -56,7 +56,7 @@ const ALIGNMENT_SMALL: u64 = 64;
 /// Where the data region starts: a multiple of this, so that the manifest's page holds no weights on common page sizes.
 const DATA_ALIGNMENT: u64 = 4096;
 
-/// The longest manifest: a tokenizer of at most 64 MiB and some 40 million original indices fit.
+/// The longest manifest: some 50 million original indices fit.
 const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 
 /// A model in a file, mapped into memory.
@@ -218,6 +218,17 @@ impl Artifact {
         format.decode_rows(&self.map[range], rows, out).map_err(|problem| Error::request(key, problem))
     }
 
+    /// The raw `tokenizer.json`, after its chunks have been checked; none for a model without one.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`].
+    pub fn tokenizer(&self) -> Result<Option<&[u8]>> {
+        let Some(span) = self.manifest.tokenizer else { return Ok(None) };
+        let range = span_range(span);
+        self.check_range(range.clone())?;
+        Ok(Some(&self.map[range]))
+    }
+
     /// Takes the whole pages of `range` out of this process, so that they no longer count as its working set; they stay in the page cache,
     /// where the system may take them. For weights that are needed again soon.
     ///
@@ -270,12 +281,12 @@ impl Artifact {
 
     /// What the manifest gives a meaning to: byte ranges in ascending order, levels' data included.
     fn used(&self) -> Vec<Range<usize>> {
-        let span = |offset: u64, bytes: u64| offset as usize..(offset + bytes) as usize;
         let mut used: Vec<_> = self.manifest.tensors.iter().map(|tensor| self.range(tensor)).collect();
+        used.extend(self.manifest.tokenizer.map(span_range));
         for level in &self.manifest.levels {
             used.extend(level.overrides.iter().map(|tensor| self.range(tensor)));
             let sides = level.adapters.iter().flat_map(|adapter| adapter.unit_sides.iter().chain([&adapter.model_side]));
-            used.extend(sides.map(|side| span(side.offset, side.bytes)));
+            used.extend(sides.map(|side| span_range(*side)));
         }
         used.sort_by_key(|range| range.start);
         used
@@ -304,6 +315,15 @@ impl TensorSource for Artifact {
     fn contains(&self, key: TensorKey) -> bool {
         self.find(key).is_some()
     }
+
+    fn tokenizer(&self) -> Result<Option<&[u8]>> {
+        self.tokenizer()
+    }
+}
+
+/// A span that was checked at open, as a range of the map.
+fn span_range(span: Span) -> Range<usize> {
+    span.offset as usize..(span.offset + span.bytes) as usize
 }
 
 /// The format of a stored tensor.

@@ -42,9 +42,13 @@ impl Plan {
     }
 }
 
-/// Fills `manifest.tensors`, the first at or after `data_start`; returns the length of the file, none where it does not fit.
+/// Fills `manifest.tensors`, behind the tokenizer at `data_start`; returns the length of the file, none where it does not fit.
 fn place(manifest: &mut Manifest, dtype: DType, data_start: u64) -> Option<u64> {
     let mut end = data_start;
+    if let Some(span) = &mut manifest.tokenizer {
+        span.offset = data_start;
+        end = data_start.checked_add(span.bytes)?;
+    }
     let specs = model_tensors(&manifest.architecture, &manifest.shape());
     manifest.tensors.clear();
     for spec in specs {

@@ -192,7 +192,11 @@ pub(super) fn tensors(manifest: &Manifest, data: &Range<u64>) -> Check {
     if specs.len() != manifest.tensors.len() {
         return Err(format!("it lists {} tensors, but the model has {}", manifest.tensors.len(), specs.len()));
     }
-    let mut end = data.start;
+    let mut end = match manifest.tokenizer {
+        Some(span) if span.offset != data.start => return Err(format!("its tokenizer starts at byte {}, not at the data's", span.offset)),
+        Some(span) => span_end(span, data).map_err(|problem| format!("its tokenizer {problem}"))?,
+        None => data.start,
+    };
     for (spec, tensor) in specs.iter().zip(&manifest.tensors) {
         let key = spec.key;
         if tensor.key != key {

@@ -108,6 +108,19 @@ impl ArtifactWriter {
         self.sink.position
     }
 
+    /// Writes the raw `tokenizer.json`, before the first tensor; the manifest says how long it is.
+    ///
+    /// # Errors
+    /// [`Error::Write`] where the manifest has no tokenizer of this length or it comes too late; [`Error::Io`].
+    pub fn write_tokenizer(&mut self, json: &[u8]) -> Result<()> {
+        let expected = self.plan.manifest.tokenizer.map(|span| span.bytes);
+        if expected != Some(json.len() as u64) || self.sink.position != self.plan.data_start {
+            let problem = format!("a tokenizer of {} bytes was given where the manifest has {expected:?}, or after a tensor", json.len());
+            return Err(Error::Write { path: self.path.clone(), problem });
+        }
+        self.sink.put(json).map_err(Error::io("write", &self.path))
+    }
+
     /// Appends `rows [n, columns]` to the tensor `key`. Tensors come in the manifest's order, each complete before the next; those without
     /// numbers may be left out.
     ///
@@ -132,6 +145,7 @@ impl ArtifactWriter {
             ));
         }
         self.check_values(&tensor, rows)?;
+        self.expect_tokenizer()?;
         self.sink.skip_to(tensor.offset).map_err(Error::io("write", &self.path))?;
         match tensor.layout {
             Layout::Rows => rows.chunks(BLOCK_NUMBERS).try_for_each(|block| {
@@ -159,6 +173,17 @@ impl ArtifactWriter {
             self.pending.clear();
         }
         Ok(())
+    }
+
+    /// Refuses to go on where the manifest has a tokenizer that has not been written.
+    fn expect_tokenizer(&self) -> Result<()> {
+        match self.plan.manifest.tokenizer {
+            Some(span) if self.sink.position < span.offset + span.bytes => {
+                let problem = format!("its tokenizer of {} bytes must be written before its tensors", span.bytes);
+                Err(Error::Write { path: self.path.clone(), problem })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Looks for values that are not finite or that rounding to the tensor's format would make infinite.
@@ -206,6 +231,7 @@ impl ArtifactWriter {
             let problem = format!("only {} of its {} numbers have been written", self.written + self.pending.len(), numbers(&tensor));
             return Err(Error::request(tensor.key, problem));
         }
+        self.expect_tokenizer()?;
         self.sink.skip_to(self.plan.file_bytes).map_err(Error::io("write", &self.path))?;
         let (file, table) = self.sink.end_chunks();
         let header = Header {

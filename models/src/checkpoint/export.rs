@@ -56,7 +56,7 @@ pub fn export_safetensors(source: &dyn TensorSource, manifest: &Manifest, dir: &
     let temporary = tempfile::Builder::new().prefix(".export").permissions(rights).tempdir_in(folder(dir));
     let temporary = temporary.map_err(Error::io("create a folder beside", dir))?;
     write_file(&temporary.path().join("config.json"), |file| file.write_all(config.as_bytes()))?;
-    if let Some(tokenizer) = &manifest.tokenizer {
+    if let Some(tokenizer) = source.tokenizer()? {
         write_file(&temporary.path().join("tokenizer.json"), |file| file.write_all(tokenizer))?;
     }
     write_tensors(source, manifest, dialect, common, &temporary.path().join("model.safetensors"))?;

@@ -13,12 +13,12 @@ use super::vocabulary;
 use crate::architecture::{Architecture, Input, Output};
 use crate::artifact::{ArtifactWriter, validate};
 use crate::error::{Error, Result};
-use crate::manifest::{Manifest, Origin, StoredTensor};
+use crate::manifest::{Manifest, Origin, Span, StoredTensor};
 use crate::shape::ModelShape;
 use crate::tensor::DType;
 
-/// Makes the artifact `out` of the checkpoint `src`, a folder or a PyTorch file with its `config.json` beside it, in `dtype` or, where that is none, in the number format of the checkpoint's
-/// matrices (f32 where they differ). Calls `progress(done_bytes, total_bytes)` after every block. Memory: about 2 MiB beside the
+/// Makes the artifact `out` of the checkpoint `src`, a folder or a PyTorch file with its `config.json` beside it, in `dtype` or, where that
+/// is none, in the number format of the checkpoint's matrices (f32 where they differ). Calls `progress(done_bytes, total_bytes)` after every block. Memory: about 2 MiB beside the
 /// tokenizer; the checkpoint is mapped.
 ///
 /// # Errors
@@ -28,7 +28,7 @@ pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn F
     let (folder, tensors) = open(src)?;
     let (config, tensors) = (Config::read(folder)?, &*tensors);
     let described = Described::new(&config, tensors.names().count())?;
-    let mut manifest = draft(&described, &config, folder)?;
+    let (mut manifest, tokenizer) = draft(&described, &config, folder)?;
     validate::model(&manifest).map_err(|problem| Error::checkpoint(&folder.join("config.json"), problem))?;
     let sources = expected_tensors(tensors, described.dialect, &manifest.architecture, &manifest.shape());
     let stored = check_tensors(tensors, &sources, described.dialect, &manifest.architecture)?;
@@ -37,6 +37,9 @@ pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn F
         manifest.origin.dense_parameters = manifest.parameters() as u64;
     }
     let mut writer = ArtifactWriter::create(out, manifest, dtype.unwrap_or(stored))?;
+    if let Some(tokenizer) = &tokenizer {
+        writer.write_tokenizer(tokenizer)?;
+    }
     let (places, total) = (places(&sources), writer.file_bytes());
     for tensor in writer.manifest().tensors.clone() {
         let &(source, before) = places.get(&tensor.key).ok_or_else(|| Error::request(tensor.key, "no tensor of the checkpoint has it"))?;
@@ -47,8 +50,8 @@ pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn F
     Ok(())
 }
 
-/// The manifest without tensors and parameter count.
-fn draft(described: &Described, config: &Config, src: &Path) -> Result<Manifest> {
+/// The manifest without tensors and parameter count, and the tokenizer that goes with it.
+fn draft(described: &Described, config: &Config, src: &Path) -> Result<(Manifest, Option<Vec<u8>>)> {
     let named = || src.canonicalize().ok().and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()));
     let folder = named().unwrap_or_else(|| "model".to_string());
     let dialect = described.dialect.name();
@@ -63,17 +66,18 @@ fn draft(described: &Described, config: &Config, src: &Path) -> Result<Manifest>
         Input::Tokens { vocabulary } => vocabulary::tokenizer(src, vocabulary)?,
         Input::Patches { .. } => None,
     };
-    Ok(Manifest {
+    let manifest = Manifest {
         name: described.name.clone().unwrap_or(folder),
         architecture: described.architecture.clone(),
         layers: described.layers.clone(),
         tensors: Vec::new(),
         levels: Vec::new(),
         origin,
-        tokenizer,
+        tokenizer: tokenizer.as_ref().map(|tokenizer| Span { offset: 0, bytes: tokenizer.len() as u64 }),
         measured: described.measured,
         diagnosis: None,
-    })
+    };
+    Ok((manifest, tokenizer))
 }
 
 /// The tensors that the checkpoint must have. GPT-2 checkpoints come with and without their prefix.
