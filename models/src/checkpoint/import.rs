@@ -96,7 +96,7 @@ fn check_tensors(
     let mut common = None;
     for source in sources {
         let found = require(tensors, &source.name, &source.shape)?;
-        if source.form != Form::Vector {
+        if !source.form.is_vector() {
             let dtype = match found.numbers {
                 Numbers::Float(dtype) => dtype,
                 Numbers::Quantised(_) | Numbers::Other(_) => DType::Bf16,
@@ -108,7 +108,7 @@ fn check_tensors(
         }
     }
     let known: std::collections::HashSet<&str> = sources.iter().map(|source| source.name.as_str()).collect();
-    let tied = architecture.output == Output::NextToken { tied: true };
+    let tied = matches!(architecture.output, Output::NextToken { tied: true, .. });
     let unknown = tensors.names().filter(|name| !known.contains(name) && !is_harmless(names, prefix, tied, name));
     let unknown: Vec<String> = unknown.map(str::to_string).collect();
     if !unknown.is_empty() {
@@ -136,9 +136,13 @@ fn copy(
     for start in (0..rows).step_by(step) {
         let count = step.min(rows - start);
         block.resize(count * columns, 0.0);
-        if source.form == Form::Vector {
+        if source.form.is_vector() {
             for run in order.runs(0..columns) {
                 tensors.read(&source.name, run.source, &mut block[run.stored..][..run.count])?;
+            }
+            let offset = source.form.offset();
+            if offset != 0.0 {
+                block.iter_mut().for_each(|number| *number += offset);
             }
         } else {
             for run in order.runs(start..start + count) {
