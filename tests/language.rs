@@ -42,8 +42,7 @@ impl Fixture {
     fn ids(&self) -> Fallible<Vec<Vec<u32>>> {
         let tensors = SafeTensors::deserialize(&self.expected)?;
         let tensor = tensors.tensor("input_ids")?;
-        let ids: Vec<u32> =
-            tensor.data().chunks_exact(8).map(|x| u32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect();
+        let ids: Vec<u32> = tensor.data().chunks_exact(8).map(|x| u32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect();
         Ok(ids.chunks_exact(tensor.shape()[1]).map(<[u32]>::to_vec).collect())
     }
 }

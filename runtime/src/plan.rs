@@ -84,7 +84,7 @@ fn copied_bytes(architecture: &Architecture, shape: &ModelShape) -> u64 {
         Positions::Rotary { dims, .. } => dims / 2,
         Positions::Learned { .. } => 0,
     };
-    vectors.chain(heads).chain([frequencies]).map(buffer_bytes).sum()
+    vectors.chain(heads).chain(architecture.spans.iter().map(|_| frequencies)).map(buffer_bytes).sum()
 }
 
 /// Bytes of the keys and values of `tokens` tokens.

@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use super::Dialect;
 use super::config::Config;
 use super::dialects::Described;
-use super::names::{Form, SourceTensor, is_harmless, places, prefix, source_tensors};
+use super::names::{Form, Names, SourceTensor, is_harmless, names, places, source_tensors};
 use super::open::open;
 use super::streams::BLOCK_NUMBERS;
 use super::tensors::{Numbers, Tensors, require};
@@ -14,7 +13,6 @@ use crate::architecture::{Architecture, Input, Output};
 use crate::artifact::{ArtifactWriter, validate};
 use crate::error::{Error, Result};
 use crate::manifest::{Manifest, Origin, Span, StoredTensor};
-use crate::shape::ModelShape;
 use crate::tensor::DType;
 
 /// Makes the artifact `out` of the checkpoint `src`, a folder or a PyTorch file with its `config.json` beside it, in `dtype` or, where that
@@ -30,8 +28,10 @@ pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn F
     let described = Described::new(&config, tensors.names().count())?;
     let (mut manifest, tokenizer) = draft(&described, &config, folder)?;
     validate::model(&manifest).map_err(|problem| Error::checkpoint(&folder.join("config.json"), problem))?;
-    let sources = expected_tensors(tensors, described.dialect, &manifest.architecture, &manifest.shape());
-    let stored = check_tensors(tensors, &sources, described.dialect, &manifest.architecture)?;
+    let names = names(described.dialect);
+    let prefix = prefix_in(tensors, names);
+    let sources = source_tensors(names, prefix, &manifest.architecture, &manifest.shape());
+    let stored = check_tensors(tensors, &sources, names, prefix, &manifest.architecture)?;
     if manifest.origin.dense_parameters == 0 {
         // Every tensor is in the checkpoint, so the sum is bounded by its size.
         manifest.origin.dense_parameters = manifest.parameters() as u64;
@@ -42,8 +42,8 @@ pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn F
     }
     let (places, total) = (places(&sources), writer.file_bytes());
     for tensor in writer.manifest().tensors.clone() {
-        let &(source, before) = places.get(&tensor.key).ok_or_else(|| Error::request(tensor.key, "no tensor of the checkpoint has it"))?;
-        copy(tensors, &sources[source], before, &tensor, &mut writer, progress)?;
+        let &(source, piece) = places.get(&tensor.key).ok_or_else(|| Error::request(tensor.key, "no tensor of the checkpoint has it"))?;
+        copy(tensors, &sources[source], piece, &tensor, &mut writer, progress)?;
     }
     writer.finish()?;
     progress(total, total);
@@ -80,24 +80,25 @@ fn draft(described: &Described, config: &Config, src: &Path) -> Result<(Manifest
     Ok((manifest, tokenizer))
 }
 
-/// The tensors that the checkpoint must have. GPT-2 checkpoints come with and without their prefix.
-fn expected_tensors(tensors: &dyn Tensors, dialect: Dialect, architecture: &Architecture, shape: &ModelShape) -> Vec<SourceTensor> {
-    source_tensors(dialect, prefix_in(tensors, dialect), architecture, shape)
-}
-
-/// The prefix of the names in this checkpoint.
-fn prefix_in(tensors: &dyn Tensors, dialect: Dialect) -> &'static str {
-    let bare = dialect == Dialect::Gpt2 && tensors.find("transformer.wte.weight").is_none() && tensors.find("wte.weight").is_some();
-    if bare { "" } else { prefix(dialect) }
+/// The prefix of the names in this checkpoint: the first with which its layers' or its other names begin.
+fn prefix_in(tensors: &dyn Tensors, names: &Names) -> &'static str {
+    let found = |prefix: &str| names.under_prefix.iter().any(|(name, ..)| tensors.find(&format!("{prefix}{name}")).is_some());
+    names.prefixes.iter().copied().find(|prefix| found(prefix)).unwrap_or(names.prefixes[0])
 }
 
 /// Checks that every tensor is there with the right shape and a known format, and that no other changes what the model computes. Returns
 /// the number format of the matrices, f32 where they differ.
-fn check_tensors(tensors: &dyn Tensors, sources: &[SourceTensor], dialect: Dialect, architecture: &Architecture) -> Result<DType> {
+fn check_tensors(
+    tensors: &dyn Tensors,
+    sources: &[SourceTensor],
+    names: &Names,
+    prefix: &str,
+    architecture: &Architecture,
+) -> Result<DType> {
     let mut common = None;
     for source in sources {
         let found = require(tensors, &source.name, &source.shape)?;
-        if source.form != Form::Vector {
+        if !source.form.is_vector() {
             let dtype = match found.numbers {
                 Numbers::Float(dtype) => dtype,
                 Numbers::Quantised(_) | Numbers::Other(_) => DType::Bf16,
@@ -109,8 +110,8 @@ fn check_tensors(tensors: &dyn Tensors, sources: &[SourceTensor], dialect: Diale
         }
     }
     let known: std::collections::HashSet<&str> = sources.iter().map(|source| source.name.as_str()).collect();
-    let (prefix, tied) = (prefix_in(tensors, dialect), architecture.output == Output::NextToken { tied: true });
-    let unknown = tensors.names().filter(|name| !known.contains(name) && !is_harmless(dialect, prefix, tied, name));
+    let tied = matches!(architecture.output, Output::NextToken { tied: true, .. });
+    let unknown = tensors.names().filter(|name| !known.contains(name) && !is_harmless(names, prefix, tied, name));
     let unknown: Vec<String> = unknown.map(str::to_string).collect();
     if !unknown.is_empty() {
         return Err(Error::UnknownTensors { path: tensors.path().to_path_buf(), tensors: unknown });
@@ -118,15 +119,16 @@ fn check_tensors(tensors: &dyn Tensors, sources: &[SourceTensor], dialect: Diale
     Ok(common.unwrap_or(DType::F32))
 }
 
-/// Copies one tensor, the piece of `source` that starts after `before` units, into the artifact.
+/// Copies one tensor, the piece at `piece` of `source`, into the artifact.
 fn copy(
     tensors: &dyn Tensors,
     source: &SourceTensor,
-    before: usize,
+    piece: usize,
     tensor: &StoredTensor,
     writer: &mut ArtifactWriter,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
+    let order = &source.pieces[piece].order;
     let (rows, columns) = (tensor.rows as usize, tensor.columns as usize);
     if columns == 0 {
         return Ok(());
@@ -136,12 +138,23 @@ fn copy(
     for start in (0..rows).step_by(step) {
         let count = step.min(rows - start);
         block.resize(count * columns, 0.0);
-        match source.form {
-            Form::Vector => tensors.read(&source.name, before, &mut block)?,
-            Form::Rows => tensors.read(&source.name, (before + start) * columns, &mut block)?,
-            Form::Transposed => {
-                strip.resize(count, 0.0);
-                read_transposed(tensors, source, before + start, &mut strip, &mut block)?;
+        if source.form.is_vector() {
+            for run in order.runs(0..columns) {
+                tensors.read(&source.name, run.source, &mut block[run.stored..][..run.count])?;
+            }
+            let offset = source.form.offset();
+            if offset != 0.0 {
+                block.iter_mut().for_each(|number| *number += offset);
+            }
+        } else {
+            for run in order.runs(start..start + count) {
+                let block = &mut block[(run.stored - start) * columns..][..run.count * columns];
+                if source.form == Form::Rows {
+                    tensors.read(&source.name, run.source * columns, block)?;
+                } else {
+                    strip.resize(run.count, 0.0);
+                    read_transposed(tensors, source, run.source, &mut strip, block)?;
+                }
             }
         }
         writer.write_rows(tensor.key, &block)?;
