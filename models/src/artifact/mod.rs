@@ -39,7 +39,7 @@ pub(crate) use writer::folder;
 pub use writer::{ArtifactWriter, expected_bytes};
 
 /// The newest artifact format version that this program reads, and the one that it writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Bytes of data that one entry of the chunk table covers.
 pub const CHUNK_BYTES: usize = 256 * 1024;
