@@ -24,6 +24,9 @@ use safetensors::SafeTensors;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
+/// Gradients this much smaller than a checkpoint's largest are 0 but for rounding.
+const ROUNDING: f32 = 1e-6;
+
 #[test]
 fn parity_with_pytorch() {
     let root =
@@ -196,9 +199,16 @@ impl Case {
             found.insert(format!("grad.{name}"), numbers.to_vec());
             Ok(())
         })?;
-        for name in expected.names("grad.") {
+        let largest = |numbers: &[f32]| numbers.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        let wanted: Vec<_> = expected.names("grad.").into_iter().map(|name| Ok((expected.f32s(&name)?, name))).collect::<Fallible<_>>()?;
+        // What stays of a gradient of 0, such as that of a key bias without rotary positions, is the rounding of what cancels.
+        let rounding = wanted.iter().map(|(numbers, _)| largest(numbers)).fold(0.0, f32::max) * ROUNDING;
+        for (wanted, name) in wanted {
             let found = found.get(&name).ok_or_else(|| format!("{name} was not computed; found {:?}", found.keys()))?;
-            report.close(&name, found, &expected.f32s(&name)?, 1e-4);
+            match largest(&wanted) < rounding && largest(found) < rounding {
+                true => report.close(&name, &vec![0.0; found.len()], &vec![0.0; wanted.len()], 1e-4),
+                false => report.close(&name, found, &wanted, 1e-4),
+            }
         }
         Ok(())
     }

@@ -175,7 +175,9 @@ fn lies_in_a_manifest_are_found() {
         ("behind the end", |m| m.tensors.last_mut().unwrap().offset += 1 << 20),
         ("at the end of numbers", |m| m.tensors.last_mut().unwrap().offset = !63),
         ("a level with another number of layers", |m| m.levels[0].layers.clear()),
-        ("a level that is no prefix", |m| m.levels[0].layers[0] = LayerShape::Kept(Units { heads: vec![1], groups: 2, channels: 1, span: 0 })),
+        ("a level that is no prefix", |m| {
+            m.levels[0].layers[0] = LayerShape::Kept(Units { heads: vec![1], groups: 2, channels: 1, span: 0 })
+        }),
         ("a level with more channels", |m| m.levels[0].layers[0] = LayerShape::Kept(Units::dense(2, 2, 4))),
         ("an adapter on no layer", |m| m.levels[0].adapters[0].layer = 1),
         ("an adapter on a norm", |m| m.levels[0].adapters[0].parts = vec![Part::FfnNorm]),
