@@ -61,7 +61,7 @@ enum Command {
     Run(run::Args),
     /// Continue a prompt with a language model.
     Generate(generate::Args),
-    /// Write a model as a checkpoint folder that other programs read.
+    /// Write a model as a checkpoint folder or a GGUF file that other programs read.
     Export(export::Args),
     /// Time a model on this machine.
     Bench(bench::Args),

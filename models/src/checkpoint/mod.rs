@@ -20,6 +20,7 @@ mod streams;
 mod tensors;
 
 pub use export::export_safetensors;
+pub use gguf::export_gguf;
 pub use import::{import, import_until};
 pub use report::{ImportReport, RoundingError};
 pub use streams::{Absent, EachTensor, for_each_source_tensor};
