@@ -1,37 +1,52 @@
 //! Makes an artifact of a checkpoint, block of rows by block of rows.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::config::Config;
 use super::dialects::Described;
-use super::names::{Form, Names, SourceTensor, is_harmless, names, places, source_tensors};
-use super::open::open;
+use super::names::{Form, Names, SourceTensor, is_harmless, places};
+use super::open::Checkpoint;
+use super::report::{ImportReport, RoundingError, may_lose};
 use super::streams::BLOCK_NUMBERS;
 use super::tensors::{Numbers, Tensors, require};
-use super::vocabulary;
-use crate::architecture::{Architecture, Input, Output};
+use crate::architecture::{Architecture, Output};
 use crate::artifact::{ArtifactWriter, validate};
 use crate::error::{Error, Result};
 use crate::manifest::{Manifest, Origin, Span, StoredTensor};
 use crate::tensor::DType;
 
-/// Makes the artifact `out` of the checkpoint `src`, a folder or a PyTorch file with its `config.json` beside it, in `dtype` or, where that
-/// is none, in the number format of the checkpoint's matrices (f32 where they differ). Calls `progress(done_bytes, total_bytes)` after every block. Memory: about 2 MiB beside the
-/// tokenizer; the checkpoint is mapped.
+/// Makes the artifact `out` of the checkpoint `src`, a folder, a GGUF file, or a PyTorch file with its `config.json` beside it, in `dtype`
+/// or, where that is none, in the number format of the checkpoint's matrices: bf16 where any is quantised, f32 where they differ. Calls
+/// `progress(done_bytes, total_bytes)` after every block. Memory: a few MiB beside the tokenizer; the checkpoint is mapped.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] where a file of the checkpoint cannot be understood, [`Error::Unsupported`] where it asks for what cannot be done
 /// exactly, [`Error::MissingTensor`], [`Error::UnknownTensors`], [`Error::NotFinite`], and those of [`ArtifactWriter`].
-pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-    let (folder, tensors) = open(src)?;
-    let (config, tensors) = (Config::read(folder)?, &*tensors);
-    let described = Described::new(&config, tensors.names().count())?;
-    let (mut manifest, tokenizer) = draft(&described, &config, folder)?;
-    validate::model(&manifest).map_err(|problem| Error::checkpoint(&folder.join("config.json"), problem))?;
-    let names = names(described.dialect);
-    let prefix = prefix_in(tensors, names);
-    let sources = source_tensors(names, prefix, &manifest.architecture, &manifest.shape());
-    let stored = check_tensors(tensors, &sources, names, prefix, &manifest.architecture)?;
+pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn FnMut(u64, u64)) -> Result<ImportReport> {
+    import_until(src, out, dtype, &mut |done, total| {
+        progress(done, total);
+        ControlFlow::Continue(())
+    })
+}
+
+/// As [`import`], until `progress` breaks: then nothing is left behind.
+///
+/// # Errors
+/// Those of [`import`], and [`Error::Stopped`].
+pub fn import_until(
+    src: &Path,
+    out: &Path,
+    dtype: Option<DType>,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<ImportReport> {
+    let checkpoint = Checkpoint::open(src)?;
+    let tensors = &*checkpoint.tensors;
+    let described = Described::new(&checkpoint.config, tensors.names().count())?;
+    let (mut manifest, tokenizer) = draft(&described, &checkpoint, src)?;
+    validate::model(&manifest).map_err(|problem| checkpoint.config.invalid(problem))?;
+    let names = checkpoint.names(described.dialect);
+    let sources = checkpoint.sources(described.dialect, &manifest.architecture, &manifest.shape());
+    let stored = check_tensors(tensors, &sources, names, checkpoint.prefix(names), &manifest.architecture)?;
     if manifest.origin.dense_parameters == 0 {
         // Every tensor is in the checkpoint, so the sum is bounded by its size.
         manifest.origin.dense_parameters = manifest.parameters() as u64;
@@ -41,33 +56,37 @@ pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn F
         writer.write_tokenizer(tokenizer)?;
     }
     let (places, total) = (places(&sources), writer.file_bytes());
+    let mut report = ImportReport::default();
     for tensor in writer.manifest().tensors.clone() {
         let &(source, piece) = places.get(&tensor.key).ok_or_else(|| Error::request(tensor.key, "no tensor of the checkpoint has it"))?;
-        copy(tensors, &sources[source], piece, &tensor, &mut writer, progress)?;
+        let mut copying = Copying { tensors, source: &sources[source], piece, report: &mut report };
+        copying.copy(&tensor, &mut writer, &mut |writer| match progress(writer.written_bytes(), total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Stopped { path: out.to_path_buf() }),
+        })?;
     }
     writer.finish()?;
-    progress(total, total);
-    Ok(())
+    // The file is there: it is too late to stop.
+    let _ = progress(total, total);
+    Ok(report)
 }
 
 /// The manifest without tensors and parameter count, and the tokenizer that goes with it.
-fn draft(described: &Described, config: &Config, src: &Path) -> Result<(Manifest, Option<Vec<u8>>)> {
-    let named = || src.canonicalize().ok().and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()));
-    let folder = named().unwrap_or_else(|| "model".to_string());
+fn draft(described: &Described, checkpoint: &Checkpoint, src: &Path) -> Result<(Manifest, Option<Vec<u8>>)> {
+    let named = || src.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    let name = named().unwrap_or_else(|| "model".to_string());
     let dialect = described.dialect.name();
-    let config_text = super::conversation::with_conversation(config, src)?;
+    let config = checkpoint.config_text()?;
     let origin = described.origin.clone().unwrap_or_else(|| Origin {
         dialect: dialect.to_string(),
-        config: config_text,
+        config,
         dense_parameters: 0,
-        history: vec![format!("Imported from the {dialect} checkpoint `{folder}`.")],
+        history: vec![format!("Imported from the {dialect} checkpoint `{name}`.")],
     });
-    let tokenizer = match described.architecture.input {
-        Input::Tokens { vocabulary } => vocabulary::tokenizer(src, vocabulary)?,
-        Input::Patches { .. } => None,
-    };
+    let name = name.strip_suffix(".gguf").unwrap_or(&name).to_string();
+    let tokenizer = checkpoint.tokenizer(&described.architecture.input)?;
     let manifest = Manifest {
-        name: described.name.clone().unwrap_or(folder),
+        name: described.name.clone().unwrap_or(name),
         architecture: described.architecture.clone(),
         layers: described.layers.clone(),
         tensors: Vec::new(),
@@ -80,14 +99,8 @@ fn draft(described: &Described, config: &Config, src: &Path) -> Result<(Manifest
     Ok((manifest, tokenizer))
 }
 
-/// The prefix of the names in this checkpoint: the first with which its layers' or its other names begin.
-fn prefix_in(tensors: &dyn Tensors, names: &Names) -> &'static str {
-    let found = |prefix: &str| names.under_prefix.iter().any(|(name, ..)| tensors.find(&format!("{prefix}{name}")).is_some());
-    names.prefixes.iter().copied().find(|prefix| found(prefix)).unwrap_or(names.prefixes[0])
-}
-
 /// Checks that every tensor is there with the right shape and a known format, and that no other changes what the model computes. Returns
-/// the number format of the matrices, f32 where they differ.
+/// the number format of the matrices: bf16 where any is quantised, f32 where they differ.
 fn check_tensors(
     tensors: &dyn Tensors,
     sources: &[SourceTensor],
@@ -95,18 +108,15 @@ fn check_tensors(
     prefix: &str,
     architecture: &Architecture,
 ) -> Result<DType> {
-    let mut common = None;
+    let (mut common, mut quantised) = (None, false);
     for source in sources {
         let found = require(tensors, &source.name, &source.shape)?;
         if !source.form.is_vector() {
-            let dtype = match found.numbers {
-                Numbers::Float(dtype) => dtype,
-                Numbers::Quantised(_) | Numbers::Other(_) => DType::Bf16,
-            };
-            common = match common {
-                Some(common) if common != dtype => Some(DType::F32),
-                _ => Some(dtype),
-            };
+            match found.numbers {
+                Numbers::Quantised(_) => quantised = true,
+                Numbers::Float(dtype) if common.is_none_or(|common| common == dtype) => common = Some(dtype),
+                Numbers::Float(_) | Numbers::Other(_) => common = Some(DType::F32),
+            }
         }
     }
     let known: std::collections::HashSet<&str> = sources.iter().map(|source| source.name.as_str()).collect();
@@ -116,51 +126,84 @@ fn check_tensors(
     if !unknown.is_empty() {
         return Err(Error::UnknownTensors { path: tensors.path().to_path_buf(), tensors: unknown });
     }
-    Ok(common.unwrap_or(DType::F32))
+    Ok(if quantised { DType::Bf16 } else { common.unwrap_or(DType::F32) })
 }
 
-/// Copies one tensor, the piece at `piece` of `source`, into the artifact.
-fn copy(
-    tensors: &dyn Tensors,
-    source: &SourceTensor,
+/// A piece of a source tensor on its way into an artifact.
+struct Copying<'a> {
+    tensors: &'a dyn Tensors,
+    source: &'a SourceTensor,
     piece: usize,
-    tensor: &StoredTensor,
-    writer: &mut ArtifactWriter,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<()> {
-    let order = &source.pieces[piece].order;
-    let (rows, columns) = (tensor.rows as usize, tensor.columns as usize);
-    if columns == 0 {
-        return Ok(());
+    report: &'a mut ImportReport,
+}
+
+impl Copying<'_> {
+    /// Copies the piece to `tensor` of the artifact, calling `each` after every block.
+    fn copy(
+        &mut self,
+        tensor: &StoredTensor,
+        writer: &mut ArtifactWriter,
+        each: &mut dyn FnMut(&ArtifactWriter) -> Result<()>,
+    ) -> Result<()> {
+        let (rows, columns) = (tensor.rows as usize, tensor.columns as usize);
+        let numbers = self.tensors.find(&self.source.name).map(|found| found.numbers);
+        let is_matrix = !self.source.form.is_vector();
+        let loses = is_matrix && numbers.is_some_and(|numbers| may_lose(numbers, tensor.dtype));
+        self.report.tensors += 1;
+        self.report.numbers += tensor.rows * tensor.columns;
+        self.report.quantised += usize::from(is_matrix && matches!(numbers, Some(Numbers::Quantised(_))));
+        if columns == 0 {
+            return Ok(());
+        }
+        let step = rows_at_once(self.source.form, columns);
+        let (mut block, mut strip) = (Vec::new(), Vec::new());
+        for start in (0..rows).step_by(step) {
+            let count = step.min(rows - start);
+            block.resize(count * columns, 0.0);
+            self.read(start, count, columns, &mut block, &mut strip)?;
+            if loses {
+                self.report.rounding.get_or_insert_with(RoundingError::default).count(tensor.dtype, &block);
+            }
+            writer.write_rows(tensor.key, &block)?;
+            each(writer)?;
+        }
+        Ok(())
     }
-    let step = (BLOCK_NUMBERS / columns).max(1);
-    let (mut block, mut strip) = (Vec::new(), Vec::new());
-    for start in (0..rows).step_by(step) {
-        let count = step.min(rows - start);
-        block.resize(count * columns, 0.0);
+
+    /// Reads `count` rows from `start` on to `block [count, columns]`.
+    fn read(&self, start: usize, count: usize, columns: usize, block: &mut [f32], strip: &mut Vec<f32>) -> Result<()> {
+        let (source, order) = (self.source, &self.source.pieces[self.piece].order);
         if source.form.is_vector() {
             for run in order.runs(0..columns) {
-                tensors.read(&source.name, run.source, &mut block[run.stored..][..run.count])?;
+                self.tensors.read(&source.name, run.source, &mut block[run.stored..][..run.count])?;
             }
             let offset = source.form.offset();
             if offset != 0.0 {
                 block.iter_mut().for_each(|number| *number += offset);
             }
-        } else {
-            for run in order.runs(start..start + count) {
-                let block = &mut block[(run.stored - start) * columns..][..run.count * columns];
-                if source.form == Form::Rows {
-                    tensors.read(&source.name, run.source * columns, block)?;
-                } else {
-                    strip.resize(run.count, 0.0);
-                    read_transposed(tensors, source, run.source, &mut strip, block)?;
-                }
+            return Ok(());
+        }
+        for run in order.runs(start..start + count) {
+            let block = &mut block[(run.stored - start) * columns..][..run.count * columns];
+            if source.form == Form::Rows {
+                self.tensors.read(&source.name, run.source * columns, block)?;
+            } else {
+                strip.resize(run.count, 0.0);
+                read_transposed(self.tensors, source, run.source, strip, block)?;
             }
         }
-        writer.write_rows(tensor.key, &block)?;
-        progress(writer.written_bytes(), writer.file_bytes());
+        Ok(())
     }
-    Ok(())
+}
+
+/// Rows that are copied at once. The rows of a transposed tensor are columns of the source: as many as make whole blocks there, so that no
+/// block is decoded twice.
+fn rows_at_once(form: Form, columns: usize) -> usize {
+    const LARGEST_BLOCK: usize = 256;
+    const SMALLEST_BLOCK: usize = 32;
+    let step = (BLOCK_NUMBERS / columns).max(1);
+    let whole = if step >= LARGEST_BLOCK { LARGEST_BLOCK } else { SMALLEST_BLOCK };
+    if form == Form::Transposed && step >= whole { step - step % whole } else { step }
 }
 
 /// Reads the columns from `first` on of `source [columns, units]` as the rows of `block [strip, columns]`.

@@ -1,29 +1,104 @@
-//! Finds out what kind of checkpoint a path is.
+//! Opens a checkpoint, whatever kind it is: what describes the model, where its numbers are and what they are called.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::config::Config;
+use super::gguf::{self, FileLayout, Gguf};
+use super::names::{Names, SourceTensor, names, source_tensors};
 use super::pytorch::{self, Pytorch};
 use super::safetensors::Safetensors;
 use super::tensors::Tensors;
+use super::{Dialect, conversation, vocabulary};
+use crate::architecture::{Architecture, Input};
 use crate::error::{Error, Result};
+use crate::shape::ModelShape;
 
-/// The folder with the `config.json` of the checkpoint `src`, and its tensors: a folder with safetensors or, where there are none, PyTorch
-/// files; or one PyTorch file, whose `config.json` is beside it.
-pub(super) fn open(src: &Path) -> Result<(&Path, Box<dyn Tensors>)> {
-    if std::fs::metadata(src).map_err(Error::io("open", src))?.is_dir() {
-        return Ok((src, open_folder(src)?));
+/// A checkpoint that can be read.
+pub(super) struct Checkpoint {
+    /// The numbers.
+    pub tensors: Box<dyn Tensors>,
+    /// The `config.json`, or what the file has in its place.
+    pub config: Config,
+    /// What a GGUF file says beside its tensors.
+    gguf: Option<(FileLayout, Option<Vec<u8>>)>,
+    /// The folder of the `config.json`; none for a GGUF file.
+    folder: Option<PathBuf>,
+}
+
+impl Checkpoint {
+    /// Opens a folder with safetensors or, where there are none, PyTorch files; or one PyTorch file, whose `config.json` is beside it; or a
+    /// GGUF file.
+    ///
+    /// # Errors
+    /// As [`import`](super::import).
+    pub fn open(src: &Path) -> Result<Self> {
+        if std::fs::metadata(src).map_err(Error::io("open", src))?.is_dir() {
+            return Self::of_folder(src, tensors_in(src)?);
+        }
+        if Gguf::is_at(src) {
+            let gguf = Gguf::open(src)?;
+            let (config, tokenizer, layout) = gguf::understand(&gguf)?;
+            return Ok(Self { tensors: Box::new(gguf), config, gguf: Some((layout, tokenizer)), folder: None });
+        }
+        if Pytorch::recognises(src) {
+            let folder = src.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            return Self::of_folder(folder, Box::new(Pytorch::open_file(src)?));
+        }
+        let problem = "a checkpoint is a folder with config.json and model.safetensors or pytorch_model.bin, a .bin, .pt or .pth file with \
+                       config.json beside it, or a GGUF file; give one of these";
+        Err(Error::checkpoint(src, problem))
     }
-    if Pytorch::recognises(src) {
-        let folder = src.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        return Ok((folder, Box::new(Pytorch::open_file(src)?)));
+
+    fn of_folder(folder: &Path, tensors: Box<dyn Tensors>) -> Result<Self> {
+        Ok(Self { tensors, config: Config::read(folder)?, gguf: None, folder: Some(folder.to_path_buf()) })
     }
-    let problem = "a checkpoint is a folder with config.json and model.safetensors or pytorch_model.bin, or a .bin, .pt or .pth file \
-                   with config.json beside it; give one of these";
-    Err(Error::checkpoint(src, problem))
+
+    /// The `config.json` with what a conversation needs (chat template, names of special tokens).
+    pub fn config_text(&self) -> Result<String> {
+        match &self.folder {
+            Some(folder) => conversation::with_conversation(&self.config, folder),
+            None => Ok(self.config.text.clone()),
+        }
+    }
+
+    /// The `tokenizer.json` of a model that reads `input`, where there is one.
+    pub fn tokenizer(&self, input: &Input) -> Result<Option<Vec<u8>>> {
+        let Input::Tokens { vocabulary } = *input else { return Ok(None) };
+        match &self.folder {
+            Some(folder) => vocabulary::tokenizer(folder, vocabulary),
+            None => Ok(self.gguf.as_ref().and_then(|(_, tokenizer)| tokenizer.clone())),
+        }
+    }
+
+    fn layout(&self) -> Option<FileLayout> {
+        self.gguf.as_ref().map(|(layout, _)| *layout)
+    }
+
+    /// The names that its tensors may have.
+    pub fn names(&self, dialect: Dialect) -> &'static Names {
+        self.layout().map_or_else(|| names(dialect), |layout| layout.names())
+    }
+
+    /// The prefix of the names: the first with which its layers' or its other names begin.
+    pub fn prefix(&self, names: &Names) -> &'static str {
+        let found = |prefix: &str| names.under_prefix.iter().any(|(name, ..)| self.tensors.find(&format!("{prefix}{name}")).is_some());
+        names.prefixes.iter().copied().find(|prefix| found(prefix)).unwrap_or(names.prefixes[0])
+    }
+
+    /// The tensors that it must have for the model.
+    pub fn sources(&self, dialect: Dialect, architecture: &Architecture, shape: &ModelShape) -> Vec<SourceTensor> {
+        match self.layout() {
+            Some(layout) => layout.tensors(architecture, shape),
+            None => {
+                let names = names(dialect);
+                source_tensors(names, self.prefix(names), architecture, shape)
+            }
+        }
+    }
 }
 
 /// The tensors of a folder.
-fn open_folder(folder: &Path) -> Result<Box<dyn Tensors>> {
+fn tensors_in(folder: &Path) -> Result<Box<dyn Tensors>> {
     if Safetensors::is_in(folder) {
         return Ok(Box::new(Safetensors::open(folder)?));
     }

@@ -175,7 +175,7 @@ fn same_sizes(one: &Units, other: &Units) -> bool {
 }
 
 /// The number of layers that are there and the units that all of them have.
-fn uniform_units(manifest: &Manifest) -> Result<(usize, Units), String> {
+pub(super) fn uniform_units(manifest: &Manifest) -> Result<(usize, Units), String> {
     let shape = manifest.shape();
     let Some((_, first)) = shape.kept().next() else { return Err("no layer is left".to_string()) };
     for (index, units) in shape.kept() {
