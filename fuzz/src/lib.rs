@@ -142,6 +142,11 @@ fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     bytes
 }
 
+/// A GGUF file.
+pub fn gguf(bytes: &[u8]) {
+    checkpoint(&[("model.gguf", bytes)], "model.gguf");
+}
+
 /// A recording in a file of that extension.
 fn recording(extension: &str, bytes: &[u8]) {
     let path = folder().join(format!("recording.{extension}"));

@@ -12,6 +12,7 @@ const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("config", crate::config),
     ("pytorch", crate::pytorch),
     ("pickle", crate::pickle),
+    ("gguf", crate::gguf),
     ("mat", crate::mat),
     ("wav", crate::wav),
     ("npy", crate::npy),
