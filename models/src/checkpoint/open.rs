@@ -33,7 +33,7 @@ impl Checkpoint {
     /// As [`import`](super::import).
     pub fn open(src: &Path) -> Result<Self> {
         if std::fs::metadata(src).map_err(Error::io("open", src))?.is_dir() {
-            return Self::of_folder(src, tensors_in(src)?);
+            return Self::described_in(src, || tensors_in(src));
         }
         if Gguf::is_at(src) {
             let gguf = Gguf::open(src)?;
@@ -42,15 +42,17 @@ impl Checkpoint {
         }
         if Pytorch::recognises(src) {
             let folder = src.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            return Self::of_folder(folder, Box::new(Pytorch::open_file(src)?));
+            return Self::described_in(folder, || Ok(Box::new(Pytorch::open_file(src)?)));
         }
         let problem = "a checkpoint is a folder with config.json and model.safetensors or pytorch_model.bin, a .bin, .pt or .pth file with \
                        config.json beside it, or a GGUF file; give one of these";
         Err(Error::checkpoint(src, problem))
     }
 
-    fn of_folder(folder: &Path, tensors: Box<dyn Tensors>) -> Result<Self> {
-        Ok(Self { tensors, config: Config::read(folder)?, gguf: None, folder: Some(folder.to_path_buf()) })
+    /// A checkpoint whose `config.json` and tokenizer are in `folder`.
+    fn described_in(folder: &Path, open: impl FnOnce() -> Result<Box<dyn Tensors>>) -> Result<Self> {
+        let config = Config::read(folder)?;
+        Ok(Self { tensors: open()?, config, gguf: None, folder: Some(folder.to_path_buf()) })
     }
 
     /// The `config.json` with what a conversation needs (chat template, names of special tokens).
@@ -63,9 +65,11 @@ impl Checkpoint {
 
     /// The `tokenizer.json` of a model that reads `input`, where there is one.
     pub fn tokenizer(&self, input: &Input) -> Result<Option<Vec<u8>>> {
-        let Input::Tokens { vocabulary } = *input else { return Ok(None) };
+        if !matches!(input, Input::Tokens { .. }) {
+            return Ok(None);
+        }
         match &self.folder {
-            Some(folder) => vocabulary::tokenizer(folder, vocabulary),
+            Some(folder) => vocabulary::tokenizer(folder, &self.config),
             None => Ok(self.gguf.as_ref().and_then(|(_, tokenizer)| tokenizer.clone())),
         }
     }

@@ -24,15 +24,18 @@ const MAX_TOKENIZER_CONFIG_BYTES: u64 = 16 << 20;
 /// The most bytes of one token.
 const MAX_TOKEN_BYTES: usize = 1024;
 
-/// The tokenizer of the checkpoint `folder`, whose model has `vocabulary` tokens, as a `tokenizer.json`: the file of that name, else what
-/// `vocab.txt` says, in the folder itself or, for models that share one, in the folder above where it has a line for each of the model's
-/// tokens. None where there is neither.
-pub(super) fn tokenizer(folder: &Path, vocabulary: usize) -> Result<Option<Vec<u8>>> {
+/// The tokenizer of the checkpoint `folder`, whose `config.json` is `config`, as a `tokenizer.json`: the file of that name, else, for a
+/// model with a `vocab_size`, what `vocab.txt` says, in the folder itself or, for models that share one, in the folder above where it has a
+/// line for each of the model's tokens. None where there is neither.
+pub(super) fn tokenizer(folder: &Path, config: &Config) -> Result<Option<Vec<u8>>> {
     let ready = folder.join("tokenizer.json");
     if ready.exists() {
         return Ok(Some(read_limited(&ready, MAX_TOKENIZER_BYTES)?));
     }
-    let own = folder.join("vocab.txt");
+    if config.lacks("vocab_size") {
+        return Ok(None);
+    }
+    let (own, vocabulary) = (folder.join("vocab.txt"), config.size("vocab_size")?);
     if own.exists() {
         let text = read_text(&own)?;
         let tokens = Tokens::parse(&text).map_err(|problem| Error::checkpoint(&own, problem))?;
