@@ -162,6 +162,8 @@ fn other_files_are_named_for_what_they_are() {
     file.write_all_at(&(FORMAT_VERSION + 1).to_le_bytes(), 8).unwrap();
     let error = Artifact::open(&path).unwrap_err().to_string();
     assert!(error.contains(&format!("version {}", FORMAT_VERSION + 1)) && error.contains("update the program"), "{error}");
+    file.write_all_at(&1u32.to_le_bytes(), 8).unwrap();
+    assert!(matches!(Artifact::open(&path), Err(Error::OlderVersion { .. })));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod checkpoints;
+
 use std::path::Path;
 
 use espalier_models::architecture::*;

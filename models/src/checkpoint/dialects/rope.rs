@@ -15,7 +15,8 @@ impl Rope {
     pub fn read(config: &Config, base: f64, partial: f64) -> Result<Self> {
         let mut rope = Self { rotary: Rotary::of_base(config.number_or("rope_theta", base)?), partial };
         rope.partial = config.number_or("partial_rotary_factor", partial)?;
-        for name in ["rope_scaling", "rope_parameters"] {
+        // The older field wins where both are there, as in transformers.
+        for name in ["rope_parameters", "rope_scaling"] {
             if let Some(object) = config.object(name)? {
                 rope.update(config, name, &object)?;
             }
