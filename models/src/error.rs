@@ -121,7 +121,7 @@ pub enum Error {
         expected: String,
     },
     /// A checkpoint lacks a tensor that its configuration promises.
-    #[error("{} has no tensor `{tensor}`, which its config.json promises; the checkpoint is incomplete", path.display())]
+    #[error("{} has no tensor `{tensor}`, which its configuration promises; the checkpoint is incomplete", path.display())]
     MissingTensor {
         /// The checkpoint.
         path: PathBuf,
@@ -130,7 +130,7 @@ pub enum Error {
     },
     /// A checkpoint has tensors that its configuration does not explain.
     #[error(
-        "{} has tensors that its config.json does not explain: {}; leaving them out would change what the model computes",
+        "{} has tensors that its configuration does not explain: {}; leaving them out would change what the model computes",
         path.display(), listed(tensors)
     )]
     UnknownTensors {
@@ -146,6 +146,12 @@ pub enum Error {
         dialect: &'static str,
         /// What it cannot express.
         reason: String,
+    },
+    /// Someone asked for the work to stop.
+    #[error("the work on {} was stopped before it was done; nothing was written", path.display())]
+    Stopped {
+        /// The file that would have been written.
+        path: PathBuf,
     },
     /// The file cannot be written as asked.
     #[error("cannot write {}: {problem}", path.display())]

@@ -1,24 +1,26 @@
 //! `espalier import`
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use espalier_models::checkpoint::{ImportReport, import_until};
 use espalier_models::{Artifact, DType};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::inspect::describe_model;
-use super::print;
-use crate::error::Result;
+use super::{Context, print};
+use crate::error::{AgentError, Result};
 use crate::files::check_output;
 
 /// Options of `import`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The checkpoint: a folder with config.json and safetensors files.
+    /// The checkpoint: a folder with config.json and safetensors files, or a GGUF file.
     source: PathBuf,
     /// Where the artifact is written.
     #[arg(short, long, value_name = "FILE.esp")]
     output: PathBuf,
-    /// Number format of the matrices [default: the checkpoint's].
+    /// Number format of the matrices [default: the checkpoint's; bf16 where it is quantised].
     #[arg(long, value_enum)]
     dtype: Option<Format>,
 }
@@ -30,7 +32,7 @@ enum Format {
     Bf16,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(context: &Context, args: &Args) -> Result<()> {
     check_output(&args.output)?;
     let dtype = args.dtype.map(|format| match format {
         Format::F32 => DType::F32,
@@ -41,10 +43,37 @@ pub fn run(args: &Args) -> Result<()> {
     if let Ok(style) = ProgressStyle::with_template("import {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left") {
         bar.set_style(style);
     }
-    espalier_models::checkpoint::import(&args.source, &args.output, dtype, &mut |done, total| {
+    let imported = import_until(&args.source, &args.output, dtype, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
-    })?;
+        if context.stop.is_asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
     bar.finish_and_clear();
-    print(&describe_model(&Artifact::open(&args.output)?))
+    let report = imported.map_err(|error| match error {
+        espalier_models::Error::Stopped { .. } => AgentError::Cancelled,
+        error => error.into(),
+    })?;
+    print(&(describe_model(&Artifact::open(&args.output)?) + &describe_report(&report)))
+}
+
+/// What the import changed, in lines for a person.
+fn describe_report(report: &ImportReport) -> String {
+    let mut text = String::new();
+    if report.quantised > 0 {
+        text += &format!("{} quantised matrices were dequantised exactly.\n", report.quantised);
+    }
+    match report.rounding {
+        Some(error) if error.changed > 0 => {
+            text += &format!(
+                "Rounding to the stored format changed {:.1} % of the numbers: relative error largest {:.2e}, mean {:.2e}\n\
+                 (|stored - exact| / |exact| over all {} numbers of matrices that are not zero; --dtype f32 stores them exactly).\n",
+                error.changed as f64 / error.numbers as f64 * 100.0,
+                error.largest,
+                error.mean(),
+                error.numbers,
+            );
+        }
+        _ => {}
+    }
+    text
 }

@@ -50,7 +50,7 @@ enum Command {
     Demo(demo::Args),
     /// Train a signal transformer on recordings, or a language model with LoRA to judge them by text, and write it as an artifact.
     Train(train::Args),
-    /// Make an artifact of a checkpoint folder (safetensors, gpt2 and llama families).
+    /// Make an artifact of a checkpoint: a folder with safetensors files, or a GGUF file.
     Import(import::Args),
     /// Show what an artifact is, and what serving it will hold.
     Inspect(inspect::Args),
@@ -95,7 +95,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Demo(args) => demo::run(&context, &args),
         Command::Train(args) => train::run(&context, &args),
-        Command::Import(args) => import::run(&args),
+        Command::Import(args) => import::run(&context, &args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Eval(args) => eval::run(&context, &args),
         Command::Check(args) => check::run(&args),

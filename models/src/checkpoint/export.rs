@@ -11,7 +11,7 @@ use serde_json::{Map, json};
 
 use super::Dialect;
 use super::dialects::describe;
-use super::names::{Form, SourceTensor, prefix, source_tensors};
+use super::names::{Form, SourceTensor, names, prefix, source_tensors};
 use super::streams::gather;
 use crate::artifact::folder;
 use crate::error::{Error, Result};
@@ -78,7 +78,6 @@ fn common_dtype(manifest: &Manifest) -> DType {
 
 /// Writes `model.safetensors`: length, header, then the tensors, f32 first so that every number is aligned.
 fn write_tensors(source: &dyn TensorSource, manifest: &Manifest, dialect: Dialect, common: DType, path: &Path) -> Result<()> {
-    let head_dim = manifest.architecture.attention.head_dim;
     let mut planned = plan(source, manifest, dialect, common)?;
     planned.sort_by_key(|planned| planned.dtype != DType::F32);
     let header = header(&planned).ok_or_else(|| Error::Write { path: path.to_path_buf(), problem: "it would be too large".to_string() })?;
@@ -89,7 +88,7 @@ fn write_tensors(source: &dyn TensorSource, manifest: &Manifest, dialect: Dialec
     write(&header)?;
     let mut bytes = Vec::new();
     for planned in &planned {
-        for numbers in gather(&planned.tensor, head_dim, source)?.chunks(1 << 16) {
+        for numbers in gather(&planned.tensor, source)?.chunks(1 << 16) {
             encode_values(planned.dtype, numbers, &mut bytes);
             write(&bytes)?;
             bytes.clear();
@@ -100,13 +99,12 @@ fn write_tensors(source: &dyn TensorSource, manifest: &Manifest, dialect: Dialec
 
 /// Every tensor with the format in which it is exact.
 fn plan(source: &dyn TensorSource, manifest: &Manifest, dialect: Dialect, common: DType) -> Result<Vec<Planned>> {
-    let head_dim = manifest.architecture.attention.head_dim;
     let stored: HashMap<TensorKey, DType> = manifest.tensors.iter().map(|tensor| (tensor.key, tensor.dtype)).collect();
     let mut planned = Vec::new();
-    for tensor in source_tensors(dialect, prefix(dialect), &manifest.architecture, &manifest.shape()) {
+    for tensor in source_tensors(names(dialect), prefix(dialect), &manifest.architecture, &manifest.shape()) {
         let mut pieces = tensor.pieces.iter().map(|piece| stored.get(&piece.spec.key).copied());
         let dtype = match (tensor.form, pieces.next().flatten()) {
-            (Form::Vector, _) if gather(&tensor, head_dim, source)?.iter().all(|&value| is_exact(common, value)) => common,
+            (Form::Vector, _) if gather(&tensor, source)?.iter().all(|&value| is_exact(common, value)) => common,
             (Form::Rows | Form::Transposed, Some(first @ (DType::F16 | DType::Bf16))) if pieces.all(|piece| piece == Some(first)) => first,
             _ => DType::F32,
         };

@@ -1,153 +1,201 @@
 //! Makes an artifact of a checkpoint, block of rows by block of rows.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::Dialect;
-use super::config::{Config, read_limited};
+use super::config::Config;
 use super::dialects::Described;
-use super::names::{Form, SourceTensor, is_harmless, places, prefix, source_tensors};
-use super::safetensors::Safetensors;
+use super::names::{Form, Names, SourceTensor, is_harmless, places};
+use super::open::Checkpoint;
+use super::report::{ImportReport, RoundingError, may_lose};
 use super::streams::BLOCK_NUMBERS;
 use super::tensors::{Numbers, Tensors, require};
 use crate::architecture::{Architecture, Input, Output};
 use crate::artifact::{ArtifactWriter, validate};
 use crate::error::{Error, Result};
 use crate::manifest::{Manifest, Origin, StoredTensor};
-use crate::shape::ModelShape;
 use crate::tensor::DType;
 
-/// The longest `tokenizer.json`.
-const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
-
-/// Makes the artifact `out` of the checkpoint folder `src`, in `dtype` or, where that is none, in the number format of the checkpoint's
-/// matrices (f32 where they differ). Calls `progress(done_bytes, total_bytes)` after every block. Memory: about 2 MiB beside the
-/// tokenizer; the checkpoint is mapped.
+/// Makes the artifact `out` of the checkpoint `src`, a folder or a GGUF file, in `dtype` or, where that is none, in the number format of
+/// the checkpoint's matrices: bf16 where any is quantised, f32 where they differ. Calls `progress(done_bytes, total_bytes)` after every
+/// block. Memory: a few MiB beside the tokenizer; the checkpoint is mapped.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] where a file of the checkpoint cannot be understood, [`Error::Unsupported`] where it asks for what cannot be done
 /// exactly, [`Error::MissingTensor`], [`Error::UnknownTensors`], [`Error::NotFinite`], and those of [`ArtifactWriter`].
-pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-    if !std::fs::metadata(src).map_err(Error::io("open", src))?.is_dir() {
-        return Err(Error::checkpoint(src, "a checkpoint is a folder with config.json and model.safetensors; give the folder"));
-    }
-    let config = Config::read(src)?;
-    let tensors: Box<dyn Tensors> = Box::new(Safetensors::open(src)?);
-    let tensors = &*tensors;
-    let described = Described::new(&config, tensors.names().count())?;
-    let mut manifest = draft(&described, &config, src)?;
-    validate::model(&manifest).map_err(|problem| Error::checkpoint(&src.join("config.json"), problem))?;
-    let sources = expected_tensors(tensors, described.dialect, &manifest.architecture, &manifest.shape());
-    let stored = check_tensors(tensors, &sources, described.dialect, &manifest.architecture)?;
+pub fn import(src: &Path, out: &Path, dtype: Option<DType>, progress: &mut dyn FnMut(u64, u64)) -> Result<ImportReport> {
+    import_until(src, out, dtype, &mut |done, total| {
+        progress(done, total);
+        ControlFlow::Continue(())
+    })
+}
+
+/// As [`import`], until `progress` breaks: then nothing is left behind.
+///
+/// # Errors
+/// Those of [`import`], and [`Error::Stopped`].
+pub fn import_until(
+    src: &Path,
+    out: &Path,
+    dtype: Option<DType>,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<ImportReport> {
+    let checkpoint = Checkpoint::open(src)?;
+    let tensors = &*checkpoint.tensors;
+    let described = Described::new(&checkpoint.config, tensors.names().count())?;
+    let mut manifest = draft(&described, &checkpoint.config, &checkpoint, src)?;
+    validate::model(&manifest).map_err(|problem| checkpoint.config.invalid(problem))?;
+    let names = checkpoint.names(described.dialect);
+    let sources = checkpoint.sources(described.dialect, &manifest.architecture, &manifest.shape());
+    let stored = check_tensors(tensors, &sources, names, checkpoint.prefix(names), &manifest.architecture)?;
     if manifest.origin.dense_parameters == 0 {
         // Every tensor is in the checkpoint, so the sum is bounded by its size.
         manifest.origin.dense_parameters = manifest.parameters() as u64;
     }
     let mut writer = ArtifactWriter::create(out, manifest, dtype.unwrap_or(stored))?;
     let (places, total) = (places(&sources), writer.file_bytes());
+    let mut report = ImportReport::default();
     for tensor in writer.manifest().tensors.clone() {
-        let &(source, before) = places.get(&tensor.key).ok_or_else(|| Error::request(tensor.key, "no tensor of the checkpoint has it"))?;
-        copy(tensors, &sources[source], before, &tensor, &mut writer, progress)?;
+        let &(source, piece) = places.get(&tensor.key).ok_or_else(|| Error::request(tensor.key, "no tensor of the checkpoint has it"))?;
+        let mut copying = Copying { tensors, source: &sources[source], piece, report: &mut report };
+        copying.copy(&tensor, &mut writer, &mut |writer| match progress(writer.written_bytes(), total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Stopped { path: out.to_path_buf() }),
+        })?;
     }
     writer.finish()?;
-    progress(total, total);
-    Ok(())
+    // The file is there: it is too late to stop.
+    let _ = progress(total, total);
+    Ok(report)
 }
 
 /// The manifest without tensors and parameter count.
-fn draft(described: &Described, config: &Config, src: &Path) -> Result<Manifest> {
-    let named = || src.canonicalize().ok().and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()));
-    let folder = named().unwrap_or_else(|| "model".to_string());
+fn draft(described: &Described, config: &Config, checkpoint: &Checkpoint, src: &Path) -> Result<Manifest> {
+    let named = || src.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    let name = named().unwrap_or_else(|| "model".to_string());
     let dialect = described.dialect.name();
     let config_text = super::conversation::with_conversation(config, src)?;
     let origin = described.origin.clone().unwrap_or_else(|| Origin {
         dialect: dialect.to_string(),
         config: config_text,
         dense_parameters: 0,
-        history: vec![format!("Imported from the {dialect} checkpoint `{folder}`.")],
+        history: vec![format!("Imported from the {dialect} checkpoint `{name}`.")],
     });
-    let tokenizer = src.join("tokenizer.json");
-    let has_tokenizer = matches!(described.architecture.input, Input::Tokens { .. }) && tokenizer.exists();
+    let name = name.strip_suffix(".gguf").unwrap_or(&name).to_string();
+    let reads_tokens = matches!(described.architecture.input, Input::Tokens { .. });
     Ok(Manifest {
-        name: described.name.clone().unwrap_or(folder),
+        name: described.name.clone().unwrap_or(name),
         architecture: described.architecture.clone(),
         layers: described.layers.clone(),
         tensors: Vec::new(),
         levels: Vec::new(),
         origin,
-        tokenizer: has_tokenizer.then(|| read_limited(&tokenizer, MAX_TOKENIZER_BYTES)).transpose()?,
+        tokenizer: checkpoint.tokenizer.clone().filter(|_| reads_tokens),
         measured: described.measured,
         diagnosis: None,
     })
 }
 
-/// The tensors that the checkpoint must have. GPT-2 checkpoints come with and without their prefix.
-fn expected_tensors(tensors: &dyn Tensors, dialect: Dialect, architecture: &Architecture, shape: &ModelShape) -> Vec<SourceTensor> {
-    source_tensors(dialect, prefix_in(tensors, dialect), architecture, shape)
-}
-
-/// The prefix of the names in this checkpoint.
-fn prefix_in(tensors: &dyn Tensors, dialect: Dialect) -> &'static str {
-    let bare = dialect == Dialect::Gpt2 && tensors.find("transformer.wte.weight").is_none() && tensors.find("wte.weight").is_some();
-    if bare { "" } else { prefix(dialect) }
-}
-
 /// Checks that every tensor is there with the right shape and a known format, and that no other changes what the model computes. Returns
-/// the number format of the matrices, f32 where they differ.
-fn check_tensors(tensors: &dyn Tensors, sources: &[SourceTensor], dialect: Dialect, architecture: &Architecture) -> Result<DType> {
-    let mut common = None;
+/// the number format of the matrices: bf16 where any is quantised, f32 where they differ.
+fn check_tensors(
+    tensors: &dyn Tensors,
+    sources: &[SourceTensor],
+    names: &Names,
+    prefix: &str,
+    architecture: &Architecture,
+) -> Result<DType> {
+    let (mut common, mut quantised) = (None, false);
     for source in sources {
         let found = require(tensors, &source.name, &source.shape)?;
         if source.form != Form::Vector {
-            let dtype = match found.numbers {
-                Numbers::Float(dtype) => dtype,
-                Numbers::Quantised(_) | Numbers::Other(_) => DType::Bf16,
-            };
-            common = match common {
-                Some(common) if common != dtype => Some(DType::F32),
-                _ => Some(dtype),
-            };
+            match found.numbers {
+                Numbers::Quantised(_) => quantised = true,
+                Numbers::Float(dtype) if common.is_none_or(|common| common == dtype) => common = Some(dtype),
+                Numbers::Float(_) | Numbers::Other(_) => common = Some(DType::F32),
+            }
         }
     }
     let known: std::collections::HashSet<&str> = sources.iter().map(|source| source.name.as_str()).collect();
-    let (prefix, tied) = (prefix_in(tensors, dialect), architecture.output == Output::NextToken { tied: true });
-    let unknown = tensors.names().filter(|name| !known.contains(name) && !is_harmless(dialect, prefix, tied, name));
+    let tied = architecture.output == Output::NextToken { tied: true };
+    let unknown = tensors.names().filter(|name| !known.contains(name) && !is_harmless(names, prefix, tied, name));
     let unknown: Vec<String> = unknown.map(str::to_string).collect();
     if !unknown.is_empty() {
         return Err(Error::UnknownTensors { path: tensors.path().to_path_buf(), tensors: unknown });
     }
-    Ok(common.unwrap_or(DType::F32))
+    Ok(if quantised { DType::Bf16 } else { common.unwrap_or(DType::F32) })
 }
 
-/// Copies one tensor, the piece of `source` that starts after `before` units, into the artifact.
-fn copy(
-    tensors: &dyn Tensors,
-    source: &SourceTensor,
-    before: usize,
-    tensor: &StoredTensor,
-    writer: &mut ArtifactWriter,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<()> {
-    let (rows, columns) = (tensor.rows as usize, tensor.columns as usize);
-    if columns == 0 {
-        return Ok(());
+/// A piece of a source tensor on its way into an artifact.
+struct Copying<'a> {
+    tensors: &'a dyn Tensors,
+    source: &'a SourceTensor,
+    piece: usize,
+    report: &'a mut ImportReport,
+}
+
+impl Copying<'_> {
+    /// Copies the piece to `tensor` of the artifact, calling `each` after every block.
+    fn copy(
+        &mut self,
+        tensor: &StoredTensor,
+        writer: &mut ArtifactWriter,
+        each: &mut dyn FnMut(&ArtifactWriter) -> Result<()>,
+    ) -> Result<()> {
+        let (rows, columns) = (tensor.rows as usize, tensor.columns as usize);
+        let numbers = self.tensors.find(&self.source.name).map(|found| found.numbers);
+        let is_matrix = self.source.form != Form::Vector;
+        let loses = is_matrix && numbers.is_some_and(|numbers| may_lose(numbers, tensor.dtype));
+        self.report.tensors += 1;
+        self.report.numbers += tensor.rows * tensor.columns;
+        self.report.quantised += usize::from(is_matrix && matches!(numbers, Some(Numbers::Quantised(_))));
+        if columns == 0 {
+            return Ok(());
+        }
+        let step = rows_at_once(self.source.form, columns);
+        let (mut block, mut strip) = (Vec::new(), Vec::new());
+        for start in (0..rows).step_by(step) {
+            let count = step.min(rows - start);
+            block.resize(count * columns, 0.0);
+            self.read(start, count, columns, &mut block, &mut strip)?;
+            if loses {
+                self.report.rounding.get_or_insert_with(RoundingError::default).count(tensor.dtype, &block);
+            }
+            writer.write_rows(tensor.key, &block)?;
+            each(writer)?;
+        }
+        Ok(())
     }
-    let step = (BLOCK_NUMBERS / columns).max(1);
-    let (mut block, mut strip) = (Vec::new(), Vec::new());
-    for start in (0..rows).step_by(step) {
-        let count = step.min(rows - start);
-        block.resize(count * columns, 0.0);
-        match source.form {
-            Form::Vector => tensors.read(&source.name, before, &mut block)?,
-            Form::Rows => tensors.read(&source.name, (before + start) * columns, &mut block)?,
-            Form::Transposed => {
-                strip.resize(count, 0.0);
-                read_transposed(tensors, source, before + start, &mut strip, &mut block)?;
+
+    /// Reads `count` rows from `start` on to `block [count, columns]`.
+    fn read(&self, start: usize, count: usize, columns: usize, block: &mut [f32], strip: &mut Vec<f32>) -> Result<()> {
+        let (source, order) = (self.source, &self.source.pieces[self.piece].order);
+        if source.form == Form::Vector {
+            return order.runs(0..columns).try_for_each(|run| {
+                self.tensors.read(&source.name, run.source, &mut block[run.stored..][..run.count])
+            });
+        }
+        for run in order.runs(start..start + count) {
+            let block = &mut block[(run.stored - start) * columns..][..run.count * columns];
+            if source.form == Form::Rows {
+                self.tensors.read(&source.name, run.source * columns, block)?;
+            } else {
+                strip.resize(run.count, 0.0);
+                read_transposed(self.tensors, source, run.source, strip, block)?;
             }
         }
-        writer.write_rows(tensor.key, &block)?;
-        progress(writer.written_bytes(), writer.file_bytes());
+        Ok(())
     }
-    Ok(())
+}
+
+/// Rows that are copied at once. The rows of a transposed tensor are columns of the source: as many as make whole blocks there, so that no
+/// block is decoded twice.
+fn rows_at_once(form: Form, columns: usize) -> usize {
+    const LARGEST_BLOCK: usize = 256;
+    const SMALLEST_BLOCK: usize = 32;
+    let step = (BLOCK_NUMBERS / columns).max(1);
+    let whole = if step >= LARGEST_BLOCK { LARGEST_BLOCK } else { SMALLEST_BLOCK };
+    if form == Form::Transposed && step >= whole { step - step % whole } else { step }
 }
 
 /// Reads the columns from `first` on of `source [columns, units]` as the rows of `block [strip, columns]`.

@@ -1,4 +1,4 @@
-//! Checkpoints: folders with a `config.json` and safetensors files, as transformers writes them.
+//! Checkpoints: folders with a `config.json` and safetensors files, as transformers writes them, and GGUF files.
 //!
 //! A dialect names tensors and lays them out in its own way ([`Dialect`]). [`import`] makes an artifact of a checkpoint and
 //! [`export_safetensors`] writes one back, without loss where the number format stays. [`for_each_source_tensor`] gives any tensors that
@@ -11,14 +11,18 @@ mod config;
 mod conversation;
 mod dialects;
 mod export;
+mod gguf;
 mod import;
 mod names;
+mod open;
+mod report;
 mod safetensors;
 mod streams;
 mod tensors;
 
 pub use export::export_safetensors;
-pub use import::import;
+pub use import::{import, import_until};
+pub use report::{ImportReport, RoundingError};
 pub use streams::{Absent, EachTensor, for_each_source_tensor};
 
 /// A way to name and lay out the tensors of a checkpoint.

@@ -1,9 +1,7 @@
 //! Yields tensors in the source's names and layouts, one at a time.
 
-use std::ops::Range;
-
 use super::Dialect;
-use super::names::{Form, Piece, SourceTensor, prefix, source_tensors};
+use super::names::{Form, Piece, SourceTensor, names, prefix, source_tensors};
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
 use crate::source::TensorSource;
@@ -37,84 +35,61 @@ pub fn for_each_source_tensor(
     absent: Absent,
     each: &mut EachTensor<'_>,
 ) -> Result<()> {
-    let head_dim = manifest.architecture.attention.head_dim;
-    for tensor in source_tensors(dialect, prefix(dialect), &manifest.architecture, &manifest.shape()) {
+    for tensor in source_tensors(names(dialect), prefix(dialect), &manifest.architecture, &manifest.shape()) {
         let missing = tensor.pieces.iter().any(|piece| !source.contains(piece.spec.key));
         if absent == Absent::Skip && missing {
             continue;
         }
-        each(&tensor.name, &tensor.shape, &gather(&tensor, head_dim, source)?)?;
+        each(&tensor.name, &tensor.shape, &gather(&tensor, source)?)?;
     }
     Ok(())
 }
 
 /// One source tensor's numbers, in the source's layout.
-pub(super) fn gather(tensor: &SourceTensor, head_dim: usize, source: &dyn TensorSource) -> Result<Vec<f32>> {
+pub(super) fn gather(tensor: &SourceTensor, source: &dyn TensorSource) -> Result<Vec<f32>> {
     let key = tensor.pieces[0].spec.key;
     let too_large = || Error::request(key, format!("`{}` {:?} does not fit in memory", tensor.name, tensor.shape));
     let numbers = tensor.shape.iter().try_fold(1usize, |numbers, &size| numbers.checked_mul(size)).ok_or_else(too_large)?;
     let mut out = Vec::new();
     out.try_reserve_exact(numbers).map_err(|_| too_large())?;
     out.resize(numbers, 0.0);
-    let (units, mut before) = (tensor.units(), 0);
     for piece in &tensor.pieces {
         match tensor.form {
-            Form::Vector => gather_vector(piece, head_dim, source, &mut out[before..before + piece.spec.columns])?,
-            Form::Rows => {
-                let columns = piece.spec.columns;
-                for (rows, at) in blocks(piece, head_dim) {
-                    let count = rows.len() * columns;
-                    source.rows(piece.spec.key, rows, &mut out[(before + at) * columns..][..count])?;
-                }
-            }
-            Form::Transposed => gather_transposed(piece, head_dim, source, units, before, &mut out)?,
+            Form::Vector => gather_vector(piece, source, &mut out)?,
+            Form::Rows | Form::Transposed => gather_matrix(tensor, piece, source, &mut out)?,
         }
-        before += tensor.piece_units(piece);
     }
     Ok(out)
 }
 
-/// The rows of a piece to read at once, each with its place in the source's order.
-fn blocks(piece: &Piece, head_dim: usize) -> Vec<(Range<usize>, usize)> {
-    match &piece.heads {
-        Some(order) => order.iter().enumerate().map(|(at, &head)| (head * head_dim..(head + 1) * head_dim, at * head_dim)).collect(),
-        None => {
-            let (rows, step) = (piece.spec.rows, (BLOCK_NUMBERS / piece.spec.columns.max(1)).max(1));
-            (0..rows).step_by(step).map(|start| (start..(start + step).min(rows), start)).collect()
-        }
-    }
-}
-
-/// Reads a piece of a vector and puts its heads into the source's order.
-fn gather_vector(piece: &Piece, head_dim: usize, source: &dyn TensorSource, out: &mut [f32]) -> Result<()> {
-    let Some(order) = &piece.heads else { return source.rows(piece.spec.key, 0..1, out) };
-    let mut stored = vec![0.0; out.len()];
+/// Reads a piece of a vector and puts its numbers where the source has them.
+fn gather_vector(piece: &Piece, source: &dyn TensorSource, out: &mut [f32]) -> Result<()> {
+    let mut stored = vec![0.0; piece.spec.columns];
     source.rows(piece.spec.key, 0..1, &mut stored)?;
-    for (out, &head) in out.chunks_exact_mut(head_dim).zip(order) {
-        out.copy_from_slice(&stored[head * head_dim..][..head_dim]);
+    for run in piece.order.runs(0..stored.len()) {
+        out[run.source..][..run.count].copy_from_slice(&stored[run.stored..][..run.count]);
     }
     Ok(())
 }
 
-/// Reads a piece and writes it as the columns from `before` on of `out [columns, units]`.
-fn gather_transposed(
-    piece: &Piece,
-    head_dim: usize,
-    source: &dyn TensorSource,
-    units: usize,
-    before: usize,
-    out: &mut [f32],
-) -> Result<()> {
-    let columns = piece.spec.columns;
+/// Reads a piece block of rows by block of rows, and writes them as rows or columns of the source tensor `out`.
+fn gather_matrix(tensor: &SourceTensor, piece: &Piece, source: &dyn TensorSource, out: &mut [f32]) -> Result<()> {
+    let (rows, columns, units) = (piece.spec.rows, piece.spec.columns, tensor.units());
+    let step = (BLOCK_NUMBERS / columns.max(1)).max(1);
     let mut block = Vec::new();
-    for (rows, at) in blocks(piece, head_dim) {
-        let count = rows.len();
-        block.resize(count * columns, 0.0);
-        source.rows(piece.spec.key, rows, &mut block)?;
-        for column in 0..columns {
-            let out = &mut out[column * units + before + at..][..count];
-            for (row, out) in out.iter_mut().enumerate() {
-                *out = block[row * columns + column];
+    for start in (0..rows).step_by(step) {
+        let end = rows.min(start + step);
+        block.resize((end - start) * columns, 0.0);
+        source.rows(piece.spec.key, start..end, &mut block)?;
+        for run in piece.order.runs(start..end) {
+            let numbers = &block[(run.stored - start) * columns..][..run.count * columns];
+            if tensor.form == Form::Rows {
+                out[run.source * columns..][..numbers.len()].copy_from_slice(numbers);
+                continue;
+            }
+            for column in 0..columns {
+                let out = &mut out[column * units + run.source..][..run.count];
+                out.iter_mut().enumerate().for_each(|(row, out)| *out = numbers[row * columns + column]);
             }
         }
     }

@@ -61,7 +61,7 @@ pub(super) fn require<'a>(tensors: &'a dyn Tensors, name: &str, shape: &[usize])
         Numbers::Other(format) => Err(Error::Unsupported {
             path: found.file.to_path_buf(),
             feature: format!("tensor `{name}` with numbers of type {format}"),
-            expected: "F32, F16 and BF16 are".to_string(),
+            expected: "F32, F16 and BF16 are, and in GGUF files Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K".to_string(),
         }),
     }
 }
