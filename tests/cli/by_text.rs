@@ -85,6 +85,13 @@ fn a_language_model_is_trained_evaluated_and_served_as_a_signal_model_is() {
     let loss = |evaluated: &serde_json::Value| evaluated[0]["cross_entropy_nats"].as_f64().expect("a loss");
     assert!(loss(&evaluated) < loss(&untrained), "training lowers the loss: {} from {}", loss(&evaluated), loss(&untrained));
 
+    let small = place.out("small.esp");
+    let prune = args!["prune", trained, "-o", small, "--data", world.corpus, "--ratio", "1.3", "--steps", "2,2,2", "--batch", "2"];
+    place.succeed(prune);
+    let parameters = |model: &PathBuf| place.succeed(args!["inspect", model, "--json"]).json()["parameters"].as_u64().expect("a count");
+    assert!(13 * parameters(&small) <= 10 * parameters(&trained));
+    place.succeed(args!["eval", small, "--data", world.corpus]);
+
     let recording = fs::read_dir(&world.corpus)
         .expect("the corpus")
         .filter_map(|entry| Some(entry.ok()?.path()))

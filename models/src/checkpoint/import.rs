@@ -171,9 +171,9 @@ impl Copying<'_> {
     fn read(&self, start: usize, count: usize, columns: usize, block: &mut [f32], strip: &mut Vec<f32>) -> Result<()> {
         let (source, order) = (self.source, &self.source.pieces[self.piece].order);
         if source.form == Form::Vector {
-            return order.runs(0..columns).try_for_each(|run| {
-                self.tensors.read(&source.name, run.source, &mut block[run.stored..][..run.count])
-            });
+            return order
+                .runs(0..columns)
+                .try_for_each(|run| self.tensors.read(&source.name, run.source, &mut block[run.stored..][..run.count]));
         }
         for run in order.runs(start..start + count) {
             let block = &mut block[(run.stored - start) * columns..][..run.count * columns];

@@ -311,8 +311,7 @@ fn qwen2(keys: &Keys<'_>) -> Result<Fields> {
 
 /// Qwen3: QK norm, no biases.
 fn qwen3(keys: &Keys<'_>) -> Result<Fields> {
-    let more =
-        json!({ "rms_norm_eps": keys.epsilon()?, "hidden_act": "silu", "use_sliding_window": false, "attention_bias": false });
+    let more = json!({ "rms_norm_eps": keys.epsilon()?, "hidden_act": "silu", "use_sliding_window": false, "attention_bias": false });
     Ok(with(keys.decoder()?, more))
 }
 
