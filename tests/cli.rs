@@ -3,6 +3,7 @@
 //! | module | concern |
 //! |--|--|
 //! | `artifacts` | files that are no artifact, or no longer one |
+//! | `by_text` | language models that judge windows |
 //! | `data` | recordings and splits that cannot be used, models of another kind |
 //! | `language` | texts and questions for language models |
 //! | `limits` | budgets, ratios and disks that are too small |
@@ -13,6 +14,8 @@
 
 #[path = "cli/artifacts.rs"]
 mod artifacts;
+#[path = "cli/by_text.rs"]
+mod by_text;
 #[path = "cli/data.rs"]
 mod data;
 #[path = "cli/journeys.rs"]

@@ -96,6 +96,14 @@ fn a_continuation_scores_the_same_whatever_was_read_before() -> Fallible<()> {
     for (ids, first) in [(&ids[0][..1], 1), (&ids[0][..4], 0), (&ids[0][..4], 4), (&[1, 2, 97][..], 1), (&[0; 18][..], 1)] {
         assert!(scorer.loss(ids, first).is_err(), "{ids:?} from {first}");
     }
+    let mut losses = Vec::new();
+    for length in [1, 7, 16, 9] {
+        scorer.next_losses(&ids[0][..length], &[ids[0][length], ids[1][0]], &mut losses)?;
+        let expected = [ids[0][length], ids[1][0]].map(|id| loss_of(&logits[(length - 1) * width..][..width], id));
+        let close = losses.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-4 * expected);
+        assert!(close && losses.len() == 2, "after {length}: {losses:?}, expected {expected:?}");
+    }
+    assert!(scorer.next_losses(&[], &[1], &mut losses).is_err() && scorer.next_losses(&[1], &[97], &mut losses).is_err());
     let again = scorer.loss(&ids[1], 1)?;
     assert!((again - expected(1, 1, 17)).abs() < 1e-4 * again, "an error leaves nothing behind");
     Ok(())

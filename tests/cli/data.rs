@@ -152,9 +152,9 @@ fn a_language_model_is_no_signal_model_and_the_reverse() {
     };
     let language = ["gpt2.esp", "is a language model"];
     refuse(&args!["run", world.gpt2, "--source", world.corpus, "--store", place.out("store")], 2, &language);
-    refuse(&args!["eval", world.gpt2, "--data", world.corpus], 2, &language);
+    refuse(&args!["eval", world.gpt2, "--data", world.corpus], 2, &["gpt2.esp", "no tokenizer", "reads no prompt"]);
     refuse(&args!["prune", world.gpt2, "-o", out, "--data", world.corpus, "--ratio", "2"], 2, &language);
-    refuse(&args!["generate", world.model, "1 2 3"], 1, &["model.esp", "reads signals", "espalier run"]);
+    refuse(&args!["generate", world.model, "1 2 3"], 2, &["model.esp", "is a signal model", "espalier run"]);
     refuse(&args!["eval", world.model, "--data", world.corpus, "--reference", world.gpt2], 2, &language);
     assert_none(faults);
 }

@@ -17,8 +17,8 @@ use crate::text::Tokenizer;
 pub struct Args {
     /// The artifact of a language model.
     model: PathBuf,
-    /// Texts; for a model without a tokenizer, token ids separated by spaces.
-    #[arg(required_unless_present = "file", allow_hyphen_values = true)]
+    /// Texts (after `--`, where one begins with a hyphen); for a model without a tokenizer, token ids separated by spaces.
+    #[arg(required_unless_present = "file")]
     text: Vec<String>,
     /// A file of texts, one a line.
     #[arg(long, value_name = "FILE", conflicts_with = "text")]

@@ -21,8 +21,7 @@ const MAX_PROMPT_BYTES: u64 = 64 << 20;
 pub struct Args {
     /// The artifact of a language model.
     model: PathBuf,
-    /// The text to continue, or `-` for standard input; for a model without a tokenizer, token ids separated by spaces.
-    #[arg(allow_hyphen_values = true)]
+    /// The text to continue, or `-` for standard input (after `--`, where it begins with a hyphen); for a model without a tokenizer, token ids separated by spaces.
     prompt: String,
     /// Tokens to generate at most.
     #[arg(long, default_value_t = 64)]
@@ -94,6 +93,7 @@ struct Generated<'a> {
     text: &'a str,
     ids: &'a [u32],
     finish: Finish,
+    prompt_ids: &'a [u32],
     prompt_tokens: usize,
     prompt_tokens_per_second: f64,
     prompt_weights_gb_per_second: f64,
@@ -124,6 +124,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
             text: &text,
             ids: &ids,
             finish,
+            prompt_ids: &prompt,
             prompt_tokens: speed.prompt_tokens,
             prompt_tokens_per_second: rate(speed.prompt_tokens, speed.prompt_time),
             prompt_weights_gb_per_second: prompt_gb_per_second(&speed, generator.pass_bytes()),
@@ -147,7 +148,7 @@ fn prompt_ids(args: &Args, artifact: &Artifact, tokenizer: &Tokenizer) -> Result
     }
     let mut messages: Vec<Message> = args.system.iter().map(|system| Message::new("system", system)).collect();
     messages.push(Message::new("user", &text));
-    tokenizer.encode(&ChatTemplate::of(artifact.manifest())?.render(&messages)?, false)
+    tokenizer.encode(&ChatTemplate::of(artifact.manifest(), tokenizer)?.render(&messages)?, false)
 }
 
 fn read_stdin() -> Result<String> {

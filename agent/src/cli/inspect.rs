@@ -111,6 +111,10 @@ pub fn describe_model(artifact: &Artifact) -> String {
         particulars(architecture),
         spans(artifact),
     );
+    if let Some(diagnosis) = &manifest.diagnosis {
+        let (classes, window, rate) = (diagnosis.classes.join(", "), diagnosis.window, diagnosis.sample_rate_hz);
+        text += &format!("by text: {classes}, of windows of {window} samples at {rate} Hz\n");
+    }
     if let Some(measured) = manifest.measured {
         let accuracy = measured.accuracy.map_or(String::new(), |accuracy| format!("accuracy {:.1} %, ", accuracy * 100.0));
         text += &format!("holdout  {accuracy}cross entropy {:.3} nats\n", measured.loss);

@@ -10,13 +10,15 @@ use espalier_runtime::{AdapterOptions, gauges};
 use super::bar::Bar;
 use super::data::DataArgs;
 use super::{Context, print, print_json};
+use crate::diagnosis_text::{Prompts, TextExamples};
 use crate::error::{AgentError, Result, file_error};
 use crate::evaluate::check_classes;
 use crate::files::{check_output, folder_of, publish};
 use crate::prune::{Cascade, CascadeOptions, CascadeResult, Split, Target};
 use crate::sampler::Sampler;
+use crate::signals::WindowSet;
 use crate::table::{self, Table};
-use crate::train::{Length, RecoveryOptions};
+use crate::train::{Examples, Length, RecoveryOptions};
 
 /// Options of `prune`.
 #[derive(Debug, clap::Args)]
@@ -184,6 +186,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let data = args.data.open()?;
     check_classes(&source, &data.split.classes)?;
     data.check()?;
+    let by_text = [prompts(&source, &data.sets.train)?, prompts(&source, &data.sets.holdout)?];
     let (device, budget) = context.device(args.limit)?;
     let needed = budget.used() + source.file_bytes() + Cascade::<espalier_kernels::CpuDevice>::needed_bytes(source.manifest(), &options);
     if needed > budget.limit() {
@@ -199,8 +202,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let mut cascade = Cascade {
         device,
         budget: &budget,
-        calibration: &data.sets.train,
-        holdout: &data.sets.holdout,
+        calibration: by_text[0].as_ref().map_or(&data.sets.train as &dyn Examples, |prompts| prompts),
+        holdout: by_text[1].as_ref().map_or(&data.sets.holdout as &dyn Examples, |prompts| prompts),
         options,
         folder,
         progress: &mut Bar::new(),
@@ -256,4 +259,11 @@ fn render(pruned: &Pruned) -> String {
         table::bytes(pruned.artifact_bytes),
         table::bytes(pruned.peak_held_bytes)
     )
+}
+
+/// The windows as prompts, for a model that judges them by text.
+fn prompts<'a>(source: &Artifact, windows: &'a WindowSet) -> Result<Option<TextExamples<'a>>> {
+    let Some(diagnosis) = source.manifest().diagnosis.clone() else { return Ok(None) };
+    let context = source.manifest().architecture.context();
+    Ok(Some(TextExamples::new(windows, Prompts::new(source, diagnosis)?, context)?))
 }

@@ -10,8 +10,7 @@ use espalier_runtime::{AdapterOptions, Budget, Network, Residency};
 
 use super::data::Data;
 use super::train::Trained;
-use crate::diagnosis_text::engine::Prompts;
-use crate::diagnosis_text::{for_classes, recovery};
+use crate::diagnosis_text::{Prompts, TextExamples, for_classes};
 use crate::error::{Result, file_error};
 use crate::evaluate::predict;
 use crate::files::{check_output, folder_of};
@@ -19,7 +18,7 @@ use crate::language::check_language_model;
 use crate::prune::pack::{HostAdapter, PackNote, pack_for};
 use crate::prune::selection::Selection;
 use crate::signals::Augment;
-use crate::train::{Length, Progress, RecoveryOptions, Stop};
+use crate::train::{Length, Progress, RecoveryOptions, Stop, recover};
 
 /// LoRA on a language model.
 #[derive(Debug, clap::Args)]
@@ -115,8 +114,8 @@ fn adapters(
 ) -> Result<(Vec<HostAdapter>, usize, f64)> {
     let _mapped = Reservation::new(budget.clone(), Purpose::Weights, base.file_bytes())?;
     let network = Network::load(device.for_purpose(Purpose::Weights), base, Residency::Resident)?;
-    let mut prompts = Prompts::new(base, diagnosis.clone())?;
-    let available = budget.available();
-    let (adapters, report) = recovery::recover(&network, &mut prompts, &data.sets.train, length, options, available, progress, stop)?;
+    let context = base.manifest().architecture.context();
+    let examples = TextExamples::new(&data.sets.train, Prompts::new(base, diagnosis.clone())?, context)?;
+    let (adapters, report) = recover(&network, &examples, length, options, budget.available(), progress, stop)?;
     Ok((HostAdapter::download(device, &adapters)?, report.steps, report.seconds))
 }

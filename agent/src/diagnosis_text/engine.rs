@@ -7,63 +7,9 @@ use espalier_models::Artifact;
 use espalier_models::manifest::TextDiagnosis;
 use espalier_runtime::{Budget, MAX_PROMPT_TOKENS, Scorer};
 
-use super::prompt::write_prompt;
-use super::statistics::StatisticsOf;
+use super::prompts::Prompts;
 use crate::diagnosis::engine::{Engine, Host};
 use crate::error::{AgentError, Result};
-use crate::text::Tokenizer;
-
-/// Turns windows into prompts and labels into tokens, for judging and for training.
-pub struct Prompts {
-    tokenizer: Tokenizer,
-    diagnosis: TextDiagnosis,
-    statistics: StatisticsOf,
-    /// What follows a prompt for each class.
-    labels: Vec<Vec<u32>>,
-    text: String,
-}
-
-impl Prompts {
-    /// For a model that makes this diagnosis.
-    pub fn new(artifact: &Artifact, diagnosis: TextDiagnosis) -> Result<Self> {
-        let path = artifact.path().display();
-        let tokenizer = Tokenizer::of(&artifact)?;
-        if !tokenizer.has_vocabulary() {
-            return Err(AgentError::Usage(format!(
-                "{path} has no tokenizer, so it reads no prompt; import the checkpoint with its tokenizer.json"
-            )));
-        }
-        let labels = diagnosis.labels.iter().map(|label| tokenizer.encode(&format!(" {label}"), false)).collect::<Result<Vec<_>>>()?;
-        for (index, label) in labels.iter().enumerate() {
-            // A label that begins another would always be the likelier of the two.
-            let other = labels.iter().enumerate().find(|(other, tokens)| *other != index && tokens.starts_with(label));
-            if label.is_empty() || other.is_some() {
-                let (label, other) = (&diagnosis.labels[index], other.map_or("nothing", |(other, _)| &diagnosis.labels[other]));
-                return Err(AgentError::Usage(format!("{path}: the label `{label}` cannot be told from {other}; rename the class")));
-            }
-        }
-        let statistics = StatisticsOf::new(diagnosis.window, diagnosis.sample_rate_hz);
-        Ok(Self { tokenizer, diagnosis, statistics, labels, text: String::new() })
-    }
-
-    /// The diagnosis that is made.
-    pub fn diagnosis(&self) -> &TextDiagnosis {
-        &self.diagnosis
-    }
-
-    /// Tokens of each class's label.
-    pub fn labels(&self) -> &[Vec<u32>] {
-        &self.labels
-    }
-
-    /// The prompt of a normalised window as tokens.
-    pub fn prompt(&mut self, window: &[f32]) -> Result<Vec<u32>> {
-        let none = || AgentError::Usage(format!("a window of {} samples without a varying signal has no statistics", window.len()));
-        let statistics = self.statistics.of(window).ok_or_else(none)?;
-        write_prompt(&mut self.text, &statistics, &self.diagnosis);
-        self.tokenizer.encode(&self.text, true)
-    }
-}
 
 /// A language model that judges windows: the class whose label is likeliest after the window's prompt.
 pub struct TextEngine<D: Device> {
@@ -135,15 +81,15 @@ impl<D: Device> Engine for TextEngine<D> {
     }
 
     fn classes(&self) -> &[String] {
-        &self.prompts.diagnosis.classes
+        &self.prompts.diagnosis().classes
     }
 
     fn window(&self) -> usize {
-        self.prompts.diagnosis.window
+        self.prompts.diagnosis().window
     }
 
     fn sample_rate_hz(&self) -> f64 {
-        self.prompts.diagnosis.sample_rate_hz
+        self.prompts.diagnosis().sample_rate_hz
     }
 
     /// On a thread of the device, as the signal way does.

@@ -4,6 +4,7 @@
 //! |--|--|
 //! | [`statistics`] | 12 statistics of a window's samples and 12 of its spectrum |
 //! | [`prompt`] | the statistics as text |
+//! | [`prompts`] | windows as tokens, with labels |
 //! | [`engine`] | probabilities of the classes by the likelihood of their labels |
 //! | [`recovery`] | LoRA adapters trained on prompts with their labels |
 
@@ -11,11 +12,13 @@ use espalier_models::manifest::TextDiagnosis;
 
 pub mod engine;
 pub mod prompt;
+pub mod prompts;
 pub mod recovery;
 pub mod statistics;
 
 pub use engine::TextEngine;
 pub use prompt::write_prompt;
+pub use prompts::{Prompts, TextExamples};
 pub use statistics::{Statistics, StatisticsOf};
 
 /// What a model says for a class: a word of its own for the classes of bearings, else the class's name.

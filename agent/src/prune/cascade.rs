@@ -13,7 +13,7 @@ use espalier_models::artifact::Artifact;
 use espalier_models::manifest::Measured;
 use espalier_models::tensor::layer_tensors;
 use espalier_models::{Manifest, ModelShape};
-use espalier_runtime::{Budget, Keep, LogitRows, Network, Residency, WorkspaceSize, workspace_bytes};
+use espalier_runtime::{Budget, Keep, LogitRows, MAX_PROMPT_TOKENS, Network, Residency, WorkspaceSize, workspace_bytes};
 
 use super::pack::{HostAdapter, PackNote, pack};
 use super::selection::Selection;
@@ -115,9 +115,11 @@ impl<D: Device> Cascade<'_, D> {
         let architecture = &manifest.architecture;
         let shape = manifest.shape();
         let rank = options.recovery.adapters.rank;
+        // A language model that judges by text reads a prompt where another reads patches.
+        let prompt = || architecture.context().min(MAX_PROMPT_TOKENS);
         let size = WorkspaceSize {
             batch: 1,
-            sequence: architecture.patches(),
+            sequence: manifest.diagnosis.as_ref().map_or(architecture.patches(), |_| prompt()),
             keep: Keep::LayerInputs,
             logits: LogitRows::All,
             rank,
@@ -157,9 +159,9 @@ impl<D: Device> Cascade<'_, D> {
     /// Refuses what cannot work before anything is read at length.
     fn check(&self, source: &Artifact) -> Result<()> {
         let manifest = source.manifest();
-        if manifest.architecture.patches() == 0 {
+        if manifest.architecture.patches() == 0 && self.calibration.by_text().is_none() {
             return Err(AgentError::Usage(format!(
-                "{} is a language model; the cascade recovers signal classifiers",
+                "{} is a language model that was not trained to make a diagnosis; the cascade recovers models that judge signals",
                 source.path().display()
             )));
         }

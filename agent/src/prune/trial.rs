@@ -53,10 +53,11 @@ fn batches(examples: &dyn Examples, limit: usize, batch: usize, work: &mut EachB
 }
 
 /// The largest batch up to [`BATCH`] whose workspace fits `available` bytes.
-fn workspace<D: Device>(network: &Network<D>, keep: Keep, available: u64) -> Result<(Workspace<D>, usize)> {
-    let mut batch = BATCH;
+fn workspace<D: Device>(network: &Network<D>, examples: &dyn Examples, keep: Keep, available: u64) -> Result<(Workspace<D>, usize)> {
+    // Prompts differ in length, so each is a batch of its own.
+    let (sequence, mut batch) = examples.by_text().map_or((network.architecture.patches(), BATCH), |prompts| (prompts.longest(), 1));
     loop {
-        let size = WorkspaceSize { batch, sequence: network.architecture.patches(), keep, logits: LogitRows::All, rank: 0, gates: true };
+        let size = WorkspaceSize { batch, sequence, keep, logits: LogitRows::All, rank: 0, gates: true };
         let needed = with_margin(workspace_bytes(&network.architecture, &network.shape, &size));
         if needed <= available {
             return Ok((Workspace::new(&network.device, &network.architecture, &network.shape, size)?, batch));
@@ -81,7 +82,7 @@ impl<'a, D: Device> Trial<'a, D> {
     /// Tries on at most `limit` evenly spread windows of `holdout`, within `available` bytes.
     pub fn new(network: &'a Network<D>, holdout: &'a dyn Examples, limit: usize, available: u64) -> Result<Self> {
         // Half: layers are scored, with a workspace of their own, while this one is there.
-        let (workspace, batch) = workspace(network, Keep::Nothing, available / 2)?;
+        let (workspace, batch) = workspace(network, holdout, Keep::Nothing, available / 2)?;
         Ok(Self { network, holdout, limit, workspace, batch })
     }
 
@@ -91,12 +92,19 @@ impl<'a, D: Device> Trial<'a, D> {
         let gates = gates(network, selection)?;
         let device = &network.device;
         let width = network.architecture.output_width();
-        let mut targets = device.indices(&vec![0; self.batch])?;
+        let mut targets = device.indices(&vec![0; self.batch * self.workspace.size().sequence])?;
         let (mut loss, mut right, mut count) = (0.0, 0.0, 0.0);
         let workspace = &mut self.workspace;
         batches(self.holdout, self.limit, self.batch, &mut |windows, classes| {
-            device.write_indices(&mut targets, classes)?;
             let pass = Pass { network, adapters: &[], gates: Some(&gates) };
+            if let Some(prompts) = self.holdout.by_text() {
+                let (own, is_right) = prompts.judge(&pass, workspace, &mut targets, windows, classes[0] as usize)?;
+                loss += own;
+                right += f64::from(u8::from(is_right));
+                count += 1.0;
+                return Ok(());
+            }
+            device.write_indices(&mut targets, classes)?;
             let weight = classes.len() as f64;
             loss += weight * device.enter(|| pass.loss(workspace, Input::Windows(windows), &targets))?;
             right += weight * right_share(device, workspace, classes, width)?;
@@ -119,11 +127,15 @@ pub fn layer_change<D: Device>(
     selection: &Selection,
 ) -> Result<Vec<(usize, f64)>> {
     let gates = gates(network, selection)?;
-    let (mut workspace, batch) = workspace(network, Keep::LayerInputs, available)?;
+    let (mut workspace, batch) = workspace(network, calibration, Keep::LayerInputs, available)?;
     let kept = network.kept_layers();
     let mut change = ResidualChange::new(kept.len());
     batches(calibration, limit, batch, &mut |windows, classes| {
         let pass = Pass { network, adapters: &[], gates: Some(&gates) };
+        if let Some(prompts) = calibration.by_text() {
+            let ids = prompts.sequence(windows, classes[0] as usize)?.ids;
+            return change.add(&pass, &mut workspace, Input::Tokens { ids: &ids, sequence: ids.len() }, ids.len());
+        }
         change.add(&pass, &mut workspace, Input::Windows(windows), classes.len() * network.architecture.patches())
     })?;
     let selected = |layer: &usize| selection.layers.get(*layer).is_some_and(Option::is_some);

@@ -3,7 +3,7 @@
 
 use espalier_models::Manifest;
 
-use super::{parse_config, special_token};
+use super::{Tokenizer, parse_config, special_token};
 use crate::error::{AgentError, Result};
 
 /// One message of a conversation.
@@ -33,7 +33,7 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// The template that came with a model: a text, or the one named `default` of a list.
-    pub fn of(manifest: &Manifest) -> Result<Self> {
+    pub fn of(manifest: &Manifest, tokenizer: &Tokenizer) -> Result<Self> {
         let config = parse_config(manifest);
         let source = match &config["chat_template"] {
             serde_json::Value::String(source) => Some(source.clone()),
@@ -46,7 +46,12 @@ impl ChatTemplate {
         let name = manifest.name.clone();
         let missing = || AgentError::Usage(format!("{name} has no chat template: it is no chat model; leave out --chat"));
         let source = source.ok_or_else(missing)?;
-        let [bos_token, eos_token] = ["bos_token", "eos_token"].map(|token| special_token(&config, token));
+        // Some checkpoints name these tokens, others number them.
+        let token = |name: &str| {
+            let id = || config[format!("{name}_id")].as_u64().and_then(|id| tokenizer.token(u32::try_from(id).ok()?));
+            special_token(&config, name).or_else(id)
+        };
+        let [bos_token, eos_token] = ["bos_token", "eos_token"].map(token);
         Ok(Self { name, source, bos_token, eos_token })
     }
 

@@ -74,6 +74,11 @@ impl Tokenizer {
         }
     }
 
+    /// The name of a token, as the vocabulary has it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.as_ref().and_then(|inner| token_name(inner, id))
+    }
+
     /// Whether a token ends the text.
     pub fn is_end(&self, id: u32) -> bool {
         self.inner.is_some() && self.ends.contains(&id)
@@ -121,6 +126,16 @@ fn token_id(tokenizer: &Inner, token: &str) -> Option<u32> {
 
 #[cfg(not(feature = "text"))]
 fn token_id(tokenizer: &Inner, _token: &str) -> Option<u32> {
+    match *tokenizer {}
+}
+
+#[cfg(feature = "text")]
+fn token_name(tokenizer: &Inner, id: u32) -> Option<String> {
+    tokenizer.id_to_token(id)
+}
+
+#[cfg(not(feature = "text"))]
+fn token_name(tokenizer: &Inner, _id: u32) -> Option<String> {
     match *tokenizer {}
 }
 

@@ -1,5 +1,6 @@
 //! Shuffled, augmented batches of a window set.
 
+use crate::diagnosis_text::TextExamples;
 use crate::error::{AgentError, Result};
 use crate::signals::{Augment, Rng, WindowSet};
 
@@ -11,6 +12,10 @@ pub trait Examples: Sync {
     fn window(&self) -> usize;
     /// Writes a window, normalised by itself, and returns its class; none for a window that has no verdict (constant, or not finite).
     fn load(&self, index: usize, out: &mut [f32]) -> Result<Option<u32>>;
+    /// The windows as prompts; none where the model reads windows themselves.
+    fn by_text(&self) -> Option<&TextExamples<'_>> {
+        None
+    }
 }
 
 /// Batches of a set, every window once an epoch, in a new order each.

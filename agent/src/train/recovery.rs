@@ -67,6 +67,9 @@ pub fn recover<D: Device>(
     progress: &mut dyn Progress,
     stop: &Stop,
 ) -> Result<(Vec<Adapter<D>>, RecoveryReport)> {
+    if let Some(prompts) = examples.by_text() {
+        return crate::diagnosis_text::recovery::recover(network, prompts, length, options, available, progress, stop);
+    }
     let started = std::time::Instant::now();
     let device = &network.device;
     let mut rng = Rng::for_stream(options.seed, 1);

@@ -1,0 +1,119 @@
+//! The text way of diagnosis: a language model that judges windows.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+use crate::args;
+use crate::support::{Place, assert_none, world};
+
+/// A checkpoint of random weights with the byte-level tokenizer of the tests: a language model that reads a prompt in milliseconds.
+fn checkpoint(folder: &Path) {
+    let (d, heads, groups, head, channels, layers, vocabulary) = (32, 4, 2, 8, 64, 2, 360);
+    fs::create_dir(folder).expect("a folder");
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_size": d, "intermediate_size": channels, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": groups, "vocab_size": vocabulary, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "tie_word_embeddings": true, "hidden_act": "silu"
+    });
+    fs::write(folder.join("config.json"), config.to_string()).expect("a config");
+    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/byte_level_bpe.json");
+    fs::copy(tokenizer, folder.join("tokenizer.json")).expect("a tokenizer");
+    let mut shapes = vec![("model.embed_tokens.weight".to_string(), vec![vocabulary, d]), ("model.norm.weight".to_string(), vec![d])];
+    for layer in 0..layers {
+        let parts = [
+            ("self_attn.q_proj", vec![heads * head, d]),
+            ("self_attn.k_proj", vec![groups * head, d]),
+            ("self_attn.v_proj", vec![groups * head, d]),
+            ("self_attn.o_proj", vec![d, heads * head]),
+            ("mlp.gate_proj", vec![channels, d]),
+            ("mlp.up_proj", vec![channels, d]),
+            ("mlp.down_proj", vec![d, channels]),
+            ("input_layernorm", vec![d]),
+            ("post_attention_layernorm", vec![d]),
+        ];
+        shapes.extend(parts.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape)));
+    }
+    let mut state = 7_u64;
+    let mut number = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.4
+    };
+    let data: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
+        .into_iter()
+        .map(|(name, shape)| {
+            let norm = shape.len() == 1;
+            let count = shape.iter().product::<usize>();
+            let bytes = (0..count).flat_map(|_| if norm { 1.0_f32 } else { number() }.to_le_bytes()).collect();
+            (name, shape, bytes)
+        })
+        .collect();
+    let views: BTreeMap<&str, TensorView<'_>> = data
+        .iter()
+        .map(|(name, shape, bytes)| (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("a tensor")))
+        .collect();
+    safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).expect("a checkpoint");
+}
+
+/// The language model as an artifact.
+fn base(place: &Place) -> PathBuf {
+    let (folder, model) = (place.path("language"), place.out("language.esp"));
+    checkpoint(&folder);
+    place.succeed(args!["import", folder, "-o", model]);
+    model
+}
+
+#[test]
+fn a_language_model_is_trained_evaluated_and_served_as_a_signal_model_is() {
+    let (world, place) = (world(), Place::new());
+    let (base, trained) = (base(&place), place.out("trained.esp"));
+    let untrained = place.succeed(args!["eval", base, "--data", world.corpus, "--json"]).json();
+    assert!(untrained[0]["accuracy"].is_f64(), "a language model is asked by the split's classes: {untrained}");
+
+    let train = args!["train", "--lora", base, "--data", world.corpus, "-o", trained, "--steps", "12", "--batch", "4", "--ffn", "--json"];
+    let report = place.succeed(train).json();
+    assert_eq!(report["steps"].as_u64(), Some(12));
+    let inspected = place.succeed(args!["inspect", trained, "--verify"]).stdout;
+    for words in ["trained on simulated by text with LoRA rank 8", "by text: N, B, IR, OR", "12000 Hz"] {
+        assert!(inspected.contains(words), "no `{words}` in\n{inspected}");
+    }
+    let evaluated = place.succeed(args!["eval", trained, "--data", world.corpus, "--json"]).json();
+    let loss = |evaluated: &serde_json::Value| evaluated[0]["cross_entropy_nats"].as_f64().expect("a loss");
+    assert!(loss(&evaluated) < loss(&untrained), "training lowers the loss: {} from {}", loss(&evaluated), loss(&untrained));
+
+    let small = place.out("small.esp");
+    let prune = args!["prune", trained, "-o", small, "--data", world.corpus, "--ratio", "1.3", "--steps", "2,2,2", "--batch", "2"];
+    place.succeed(prune);
+    let parameters = |model: &PathBuf| place.succeed(args!["inspect", model, "--json"]).json()["parameters"].as_u64().expect("a count");
+    assert!(13 * parameters(&small) <= 10 * parameters(&trained));
+    place.succeed(args!["eval", small, "--data", world.corpus]);
+
+    let recording = fs::read_dir(&world.corpus)
+        .expect("the corpus")
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "npy" || extension == "wav" || extension == "mat"))
+        .expect("a recording");
+    let run = args!["run", trained, "--source", recording, "--store", place.out("store")];
+    let said = place.succeed(run);
+    let verdicts: Vec<serde_json::Value> = said.stdout.lines().map(|line| serde_json::from_str(line).expect("a verdict")).collect();
+    assert!(!verdicts.is_empty() && said.stderr.contains("every sequence number accounted for"), "{}", said.stderr);
+}
+
+#[test]
+fn what_a_language_model_cannot_judge_is_refused() {
+    let (world, place) = (world(), Place::new());
+    let base = base(&place);
+    let out = place.out("x.esp");
+    let cases: Vec<(Vec<OsString>, i32, &[&str])> = vec![
+        (args!["run", base, "--source", world.corpus].to_vec(), 2, &["train --lora"]),
+        (args!["train", "--lora", world.model, "--data", world.corpus, "-o", out].to_vec(), 2, &["is a signal model"]),
+        (args!["train", "--lora", world.gpt2, "--data", world.corpus, "-o", out].to_vec(), 2, &["has no tokenizer"]),
+        (args!["train", "--rank", "4", "--data", world.corpus, "-o", out].to_vec(), 2, &["--lora"]),
+        (args!["prune", base, "--data", world.corpus, "-o", out, "--ratio", "2"].to_vec(), 2, &["language model"]),
+    ];
+    assert_none(cases.into_iter().flat_map(|(args, code, words)| place.refuse(args, code, words)).collect());
+}
