@@ -163,7 +163,7 @@ fn other_files_are_named_for_what_they_are() {
     let error = Artifact::open(&path).unwrap_err().to_string();
     assert!(error.contains(&format!("version {}", FORMAT_VERSION + 1)) && error.contains("update the program"), "{error}");
     file.write_all_at(&1u32.to_le_bytes(), 8).unwrap();
-    assert!(matches!(Artifact::open(&path), Err(Error::OlderVersion { .. })));
+    assert!(matches!(Artifact::open(&path), Err(Error::OlderVersion { version: 1, supported: FORMAT_VERSION, .. })));
 }
 
 #[test]

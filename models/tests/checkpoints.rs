@@ -42,7 +42,8 @@ fn sixteen_bit_checkpoints_come_back_bit_for_bit() {
             let (artifact, tensors, described) = round_trip(checkpoint.0.path(), None, None);
             assert_eq!(artifact.find(TensorKey::of_layer(0, Part::Down)).unwrap().dtype, stored);
             assert_eq!(different(&source, &tensors), Vec::<String>::new(), "{name} {dtype:?}");
-            assert_eq!(described["dtype"], if stored == DType::F16 { "float16" } else { "bfloat16" });
+            let found = described.get("dtype").unwrap_or(&described["torch_dtype"]);
+            assert_eq!(*found, if stored == DType::F16 { "float16" } else { "bfloat16" });
         }
     }
 }
@@ -155,6 +156,12 @@ fn what_cannot_be_imported_is_named() {
         ("gemma3", "use_bidirectional_attention", |c| c["use_bidirectional_attention"] = json!(true)),
         ("gemma3", "sliding_attention", |c| drop(c["rope_parameters"].as_object_mut().unwrap().remove("sliding_attention"))),
         ("gemma3", "sliding_window", |c| c["sliding_window"] = Value::Null),
+        ("chatglm", "rope_ratio", |c| c["rope_ratio"] = json!(50)),
+        ("chatglm", "post_layer_norm", |c| c["post_layer_norm"] = json!(false)),
+        ("chatglm", "apply_residual_connection_post_layernorm", |c| c["apply_residual_connection_post_layernorm"] = json!(true)),
+        ("chatglm", "kv_channels", |c| c["kv_channels"] = json!(18)),
+        ("chatglm", "multi_query_group_num", |c| c["multi_query_group_num"] = json!(3)),
+        ("chatglm", "query_key_value.weight", |c| c["multi_query_attention"] = json!(false)),
         ("gemma3", "score", |c| c["query_pre_attn_scalar"] = json!(0)),
     ];
     let mut wrong = Vec::new();

@@ -133,7 +133,8 @@ fn windows_follow_the_rules_of_each_family() {
         spans.iter().map(|span| architecture.spans[*span].window).collect::<Vec<_>>()
     };
     let none = vec![None; 3];
-    let cases: [(&str, fn(&mut Value), Vec<Option<usize>>); 8] = [
+    type Case = (&'static str, fn(&mut Value), Vec<Option<usize>>);
+    let cases: [Case; 8] = [
         ("mistral", |_| {}, vec![Some(8); 3]),
         ("mistral", |c| c["sliding_window"] = Value::Null, none.clone()),
         ("mistral", |c| drop(c.as_object_mut().unwrap().remove("sliding_window")), vec![Some(4096); 3]),

@@ -69,6 +69,8 @@ fn uniformly_pruned_models_keep_their_dialect() {
         ("mistral", vec![kept(&[0, 0], 1, 5); 2]),
         ("qwen2", vec![kept(&[0, 0, 0], 1, 5); 2]),
         ("qwen3", vec![kept(&[0, 1], 2, 5); 2]),
+        ("chatglm", vec![kept(&[0, 0, 1, 1], 2, 5); 2]),
+        ("chatglm", vec![kept(&[0, 1], 2, 5)]),
         ("gemma3", vec![LayerShape::Removed, spanned(1), spanned(0), spanned(1)]),
     ];
     for (name, layers) in cases {
@@ -102,6 +104,7 @@ fn shapes_that_a_dialect_cannot_say_are_refused() {
         ("llama-gqa2", "no heads", vec![kept(&[], 0, 10)], "0 heads"),
         ("gpt_neox", "fewer heads", vec![kept(&[0, 1], 2, 9)], "2 heads of 16"),
         ("opt", "fewer heads", vec![kept(&[0], 1, 9)], "1 heads of 12"),
+        ("chatglm", "odd heads", vec![kept(&[0, 0, 0], 1, 9)], "3 heads"),
         ("phi", "fewer heads", vec![kept(&[0], 1, 9)], "1 heads of 16"),
         ("llama-gqa2", "other heads", vec![kept(&[0, 0], 1, 10), kept(&[0], 1, 10)], "layer 1 has"),
     ];
@@ -128,6 +131,7 @@ fn adapters_find_their_matrices() {
     let gpt2 = pruned("gpt2", &[LayerShape::Removed, kept(&[0, 1], 2, 4), kept(&[0, 1], 2, 4)]);
     let llama = pruned("llama-gqa2", &[kept(&[0, 1], 2, 4)]);
     let neox = pruned("gpt_neox", &[kept(&[0, 1, 2, 3], 4, 4)]);
+    let glm = pruned("chatglm", &[kept(&[0, 0], 1, 4)]);
     let gemma = pruned("gemma3", &[kept(&[0, 0], 1, 4)]);
     let ours = common::classifier(4, 2, vec![LayerShape::Removed, kept(&[0, 1], 2, 4)]);
     let cases = [
@@ -147,6 +151,8 @@ fn adapters_find_their_matrices() {
         (&neox, "gpt_neox.layers.0.mlp.dense_4h_to_h", Some((0, vec![Down]))),
         (&neox, "gpt_neox.layers.0.input_layernorm", None),
         (&gemma, "model.layers.0.self_attn.q_norm", None),
+        (&glm, "transformer.encoder.layers.0.self_attention.query_key_value", Some((0, vec![Query, Key, Value]))),
+        (&glm, "transformer.encoder.layers.0.mlp.dense_h_to_4h", Some((0, vec![Gate, Up]))),
         (&ours, "layers.1.down", Some((1, vec![Down]))),
         (&ours, "layers.0.down", None),
     ];

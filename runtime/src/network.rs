@@ -96,7 +96,7 @@ impl<D: Device> Network<D> {
             });
         }
         let final_norm = builder.norm(None, Part::FinalNorm, Part::FinalNormBias)?;
-        let (head, head_bias) = builder.head()?;
+        let (head, head_bias) = (builder.head()?, builder.head_bias()?);
         Ok(Self { input, positions, frequencies, layers, final_norm, head, head_bias, pages, device, architecture, shape })
     }
 
@@ -336,21 +336,20 @@ impl<D: Device> Builder<'_, D> {
         })
     }
 
-    /// The output matrix and bias, each where the model has one.
-    fn head(&mut self) -> Result<(Option<D::Weight>, Option<D::Buffer>)> {
-        let (own, bias) = match &self.architecture.output {
-            architecture::Output::NextToken { tied, bias } => (!tied, *bias),
-            architecture::Output::Classes { .. } => (true, true),
-        };
+    /// The output matrix; none where the token table is it.
+    fn head(&mut self) -> Result<Option<D::Weight>> {
+        if matches!(self.architecture.output, architecture::Output::NextToken { tied: true, .. }) {
+            return Ok(None);
+        }
         let (width, d) = (self.architecture.output_width(), self.architecture.d_model);
-        let matrix = match own {
-            true => Some(self.source.matrix(self.device, TensorKey::global(Part::Head), width, d)?),
-            false => None,
-        };
-        let bias = match bias {
-            true => Some(self.source.vector(self.device, TensorKey::global(Part::HeadBias), width)?),
-            false => None,
-        };
-        Ok((matrix, bias))
+        Ok(Some(self.source.matrix(self.device, TensorKey::global(Part::Head), width, d)?))
+    }
+
+    /// The bias of the output, where the model has one.
+    fn head_bias(&mut self) -> Result<Option<D::Buffer>> {
+        if matches!(self.architecture.output, architecture::Output::NextToken { bias: false, .. }) {
+            return Ok(None);
+        }
+        Ok(Some(self.source.vector(self.device, TensorKey::global(Part::HeadBias), self.architecture.output_width())?))
     }
 }
