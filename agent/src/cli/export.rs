@@ -35,9 +35,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if let Some(folder) = &args.safetensors {
         let known = || Dialect::ALL.map(Dialect::name).join(", ");
-        let parse = |name: &String| {
-            Dialect::parse(name).ok_or_else(|| AgentError::Usage(format!("{name} is no dialect; give one of {}", known())))
-        };
+        let parse =
+            |name: &String| Dialect::parse(name).ok_or_else(|| AgentError::Usage(format!("{name} is no dialect; give one of {}", known())));
         let dialect = args.dialect.as_ref().map(parse).transpose()?;
         export_safetensors(&artifact, artifact.manifest(), folder, dialect)?;
         print(&format!("{}\n", folder.display()))?;

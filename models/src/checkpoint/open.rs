@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
+use super::Dialect;
 use super::config::{Config, read_limited};
 use super::gguf::{self, FileLayout, Gguf};
 use super::names::{Names, SourceTensor, names, source_tensors};
 use super::safetensors::Safetensors;
 use super::tensors::Tensors;
-use super::Dialect;
 use crate::architecture::Architecture;
 use crate::error::{Error, Result};
 use crate::shape::ModelShape;

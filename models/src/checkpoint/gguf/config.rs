@@ -107,6 +107,11 @@ impl Family {
         FAMILIES.iter().find(|family| family.model_type == model_type)
     }
 
+    /// Whether layers may see a window only.
+    pub fn has_window(&self) -> bool {
+        self.keys.contains(&"attention.sliding_window")
+    }
+
     /// The whole `config.json`.
     ///
     /// # Errors
@@ -314,8 +319,7 @@ fn qwen2(keys: &Keys<'_>) -> Result<Fields> {
 
 /// Qwen3: QK norm, no biases.
 fn qwen3(keys: &Keys<'_>) -> Result<Fields> {
-    let more =
-        json!({ "rms_norm_eps": keys.epsilon()?, "hidden_act": "silu", "use_sliding_window": false, "attention_bias": false });
+    let more = json!({ "rms_norm_eps": keys.epsilon()?, "hidden_act": "silu", "use_sliding_window": false, "attention_bias": false });
     Ok(with(keys.decoder()?, more))
 }
 

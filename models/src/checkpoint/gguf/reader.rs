@@ -77,7 +77,9 @@ impl Gguf {
         let entries = entries(&mut cursor, tensors, alignment(&values).map_err(damaged)?).map_err(damaged)?;
         let gguf = Self { path: path.to_path_buf(), map, values, entries };
         match gguf.count("split.count")? {
-            Some(parts) if parts > 1 => Err(gguf.unsupported(format!("a file that is one of {parts} parts"), "one file is; merge the parts")),
+            Some(parts) if parts > 1 => {
+                Err(gguf.unsupported(format!("a file that is one of {parts} parts"), "one file is; merge the parts"))
+            }
             _ => Ok(gguf),
         }
     }

@@ -141,6 +141,9 @@ fn describe(header: &mut Header, family: &Family, architecture: &Architecture, l
     }
     // The first span is that of layers that see everything; another has a window.
     for span in &architecture.spans {
+        if let Some(window) = span.window.filter(|_| !family.has_window()) {
+            return Err(refuse(format!("its attention sees a window of {window} tokens, which llama.cpp does not have in this family")));
+        }
         describe_span(header, &key, span);
     }
     Ok(())
@@ -171,14 +174,7 @@ fn rotary_factors(architecture: &Architecture) -> Vec<f32> {
 }
 
 /// Writes the file beside `out`, checks what its head says, and puts it in its place.
-fn write(
-    source: &dyn TensorSource,
-    manifest: &Manifest,
-    header: Header,
-    factors: &[f32],
-    planned: &[Planned],
-    out: &Path,
-) -> Result<()> {
+fn write(source: &dyn TensorSource, manifest: &Manifest, header: Header, factors: &[f32], planned: &[Planned], out: &Path) -> Result<()> {
     let rights = std::fs::Permissions::from_mode(0o666);
     let temporary = tempfile::Builder::new().prefix(".export").suffix(".part").permissions(rights).tempfile_in(folder(out));
     let mut temporary = temporary.map_err(Error::io("create a file beside", out))?;
@@ -218,7 +214,10 @@ fn write_tensor(file: &mut impl Write, dtype: DType, numbers: &[f32]) -> std::io
 /// Reads the head of the file at `path` and refuses where it says another model than the manifest.
 fn check_head(manifest: &Manifest, path: &Path) -> Result<()> {
     let gguf = Gguf::open(path)?;
-    let (config, ..) = understand(&gguf)?;
+    let (config, ..) = understand(&gguf).map_err(|error| match error {
+        Error::Unsupported { feature, expected, .. } => refuse(format!("{feature} is not supported there; {expected}")),
+        error => error,
+    })?;
     let read = Described::new(&config, gguf.names().count())?;
     let units = |layer: &crate::manifest::StoredLayer| {
         layer.shape.units().map(|units| (units.heads.len(), units.groups, units.channels, units.span))

@@ -36,9 +36,7 @@ const WORDS: &[Words] = &[
     },
     Words {
         names: &["qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan"],
-        expressions: &[
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ],
+        expressions: &[r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"],
         whole_words: false,
         add_bos: false,
     },
@@ -82,7 +80,10 @@ pub(super) fn tokenizer_json(vocabulary: &Vocabulary<'_>) -> Result<Vec<u8>> {
     let name = gguf.text("tokenizer.ggml.pre")?.unwrap_or("default");
     let words = WORDS.iter().find(|words| words.names.contains(&name)).ok_or_else(|| {
         let known: Vec<&str> = WORDS.iter().flat_map(|words| words.names).copied().collect();
-        gguf.unsupported(format!("a tokenizer that cuts words as `{name}` does (`tokenizer.ggml.pre`)"), format!("{} are", known.join(", ")))
+        gguf.unsupported(
+            format!("a tokenizer that cuts words as `{name}` does (`tokenizer.ggml.pre`)"),
+            format!("{} are", known.join(", ")),
+        )
     })?;
     let (_, merges) = gguf.texts("tokenizer.ggml.merges")?.ok_or_else(|| gguf.wrong("tokenizer.ggml.merges", "an array of texts"))?;
     check_merges(vocabulary, merges.clone())?;
