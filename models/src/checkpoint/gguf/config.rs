@@ -107,6 +107,11 @@ impl Family {
         FAMILIES.iter().find(|family| family.model_type == model_type)
     }
 
+    /// Whether layers may see a window only.
+    pub fn has_window(&self) -> bool {
+        self.keys.contains(&"attention.sliding_window")
+    }
+
     /// The whole `config.json`.
     ///
     /// # Errors

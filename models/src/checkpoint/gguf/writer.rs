@@ -141,6 +141,9 @@ fn describe(header: &mut Header, family: &Family, architecture: &Architecture, l
     }
     // The first span is that of layers that see everything; another has a window.
     for span in &architecture.spans {
+        if let Some(window) = span.window.filter(|_| !family.has_window()) {
+            return Err(refuse(format!("its attention sees a window of {window} tokens, which llama.cpp does not have in this family")));
+        }
         describe_span(header, &key, span);
     }
     Ok(())
@@ -211,7 +214,10 @@ fn write_tensor(file: &mut impl Write, dtype: DType, numbers: &[f32]) -> std::io
 /// Reads the head of the file at `path` and refuses where it says another model than the manifest.
 fn check_head(manifest: &Manifest, path: &Path) -> Result<()> {
     let gguf = Gguf::open(path)?;
-    let (config, ..) = understand(&gguf)?;
+    let (config, ..) = understand(&gguf).map_err(|error| match error {
+        Error::Unsupported { feature, expected, .. } => refuse(format!("{feature} is not supported there; {expected}")),
+        error => error,
+    })?;
     let read = Described::new(&config, gguf.names().count())?;
     let units = |layer: &crate::manifest::StoredLayer| {
         layer.shape.units().map(|units| (units.heads.len(), units.groups, units.channels, units.span))
