@@ -108,3 +108,39 @@ fn antibodies_are_as_likely_as_published() -> Fallible<()> {
     assert!(wrong.is_empty(), "{wrong:#?}");
     Ok(())
 }
+
+/// Ids of `BertTokenizerFast(vocab, do_lower_case=False, additional_special_tokens=[all in brackets])` of transformers 5, without special
+/// tokens added around the text.
+#[test]
+fn a_plain_vocabulary_gives_the_ids_of_transformers() -> Fallible<()> {
+    let Some(iglm) = model("iglm") else { return Ok(()) };
+    let model = Antibodies::open(&iglm.join("IgLM-S"))?;
+    let cases: &[(&str, &[u32])] = &[
+        ("[HEAVY] [HUMAN] E V Q L [SEP]", &[31, 26, 8, 22, 18, 14, 3]),
+        ("EVQLX", &[1]),
+        ("e V", &[1, 22]),
+        ("[heavy]", &[1, 1, 1]),
+        ("A[SEP]C", &[5, 3, 6]),
+        (">8659_seq1", &[1, 1, 1, 1]),
+    ];
+    let mut wrong = Vec::new();
+    for (text, expected) in cases {
+        let ids = model.tokenizer.encode(text)?;
+        if ids != *expected {
+            wrong.push(format!("{text}: {ids:?}, expected {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let Some(sequences) = data("text/imgt_mab_db.fa") else { return Ok(()) };
+    // Every line as it is, and with a space after each letter: how many ids, and the sum of each id times its place.
+    let (mut whole, mut spaced) = (Vec::new(), Vec::new());
+    for line in std::fs::read_to_string(sequences)?.lines() {
+        whole.extend(model.tokenizer.encode(line)?);
+        let letters: Vec<String> = line.chars().map(String::from).collect();
+        spaced.extend(model.tokenizer.encode(&letters.join(" "))?);
+    }
+    let sum = |ids: &[u32]| ids.iter().zip(1..).map(|(&id, place)| u64::from(id) * place).sum::<u64>();
+    assert_eq!((whole.len(), sum(&whole)), (5740, 16_476_670));
+    assert_eq!((spaced.len(), sum(&spaced)), (143_198, 146_287_994_277));
+    Ok(())
+}
