@@ -29,6 +29,46 @@ for name in ("state_dict.bin", "ordered_with_metadata.pt", "parameters.pt", "pro
     with zipfile.ZipFile(pytorch / name) as archive:
         seed("pickle", name, archive.read(next(file for file in archive.namelist() if file.endswith("data.pkl"))))
 
+# GGUF v3: key-value pairs, tensor infos, aligned data; a llama of width 4.
+def text(value):
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def gguf(pairs, tensors):
+    kinds = {int: (4, "<I"), float: (6, "<f")}
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs))
+    for key, value in pairs.items():
+        out += text(key)
+        if isinstance(value, str):
+            out += struct.pack("<I", 8) + text(value)
+        elif isinstance(value, list):
+            kind = 8 if isinstance(value[0], str) else 5 if isinstance(value[0], int) else 6
+            pack = {8: text, 5: lambda item: struct.pack("<i", item), 6: lambda item: struct.pack("<f", item)}[kind]
+            out += struct.pack("<IIQ", 9, kind, len(value)) + b"".join(map(pack, value))
+        else:
+            kind, form = kinds[type(value)]
+            out += struct.pack("<I", kind) + struct.pack(form, value)
+    at, data = 0, b""
+    for name, shape in tensors.items():
+        out += text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *reversed(shape)) + struct.pack("<IQ", 0, at)
+        count = 1
+        for size in shape:
+            count *= size
+        data += struct.pack(f"<{count}f", *[0.25] * count) + bytes(-4 * count % 32)
+        at = len(data)
+    return out + bytes(-len(out) % 32) + data
+
+
+pairs = {"general.architecture": "llama", "llama.block_count": 1, "llama.context_length": 8, "llama.embedding_length": 4,
+         "llama.feed_forward_length": 3, "llama.attention.head_count": 2, "llama.attention.head_count_kv": 1, "llama.vocab_size": 3,
+         "llama.rope.dimension_count": 2, "llama.rope.freq_base": 1e4, "llama.attention.layer_norm_rms_epsilon": 1e-5,
+         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "default", "tokenizer.ggml.tokens": ["a", "b", "ab"],
+         "tokenizer.ggml.token_type": [1, 1, 1], "tokenizer.ggml.merges": ["a b"]}
+shapes = {"token_embd.weight": [3, 4], "blk.0.attn_norm.weight": [4], "blk.0.attn_q.weight": [4, 4], "blk.0.attn_k.weight": [2, 4],
+          "blk.0.attn_v.weight": [2, 4], "blk.0.attn_output.weight": [4, 4], "blk.0.ffn_norm.weight": [4], "blk.0.ffn_up.weight": [3, 4],
+          "blk.0.ffn_gate.weight": [3, 4], "blk.0.ffn_down.weight": [4, 3], "output_norm.weight": [4], "output.weight": [3, 4]}
+seed("gguf", "llama", gguf(pairs, shapes))
+
 # MATLAB v5: text header, then elements of type, length, data padded to 8 bytes.
 def element(kind, data):
     return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)

@@ -87,7 +87,10 @@ impl Tokenizer {
 
 #[cfg(feature = "text")]
 fn read(name: &str, bytes: &[u8]) -> Result<Inner> {
-    Inner::from_bytes(bytes)
+    // The library panics on some files that are no tokenizers (a decoder without a type); that is a broken file, not a broken program.
+    let parsed = std::panic::catch_unwind(|| Inner::from_bytes(bytes).map_err(|error| error.to_string()));
+    parsed
+        .unwrap_or_else(|_| Err("it is not what the tokenizers library expects".to_string()))
         .map_err(|error| AgentError::Usage(format!("{name}: its tokenizer.json cannot be used: {error}; import the checkpoint again")))
 }
 

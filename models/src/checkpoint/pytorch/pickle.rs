@@ -427,7 +427,7 @@ impl<'a> Machine<'a> {
         self.above_marks(dict)?;
         self.charge(self.stack.len() - start)?;
         let target = *self.stack.get(dict).ok_or(EMPTY)? as usize;
-        if (self.stack.len() - start) % 2 != 0 {
+        if !(self.stack.len() - start).is_multiple_of(2) {
             return Err("a key without a value".to_string());
         }
         match &mut self.built.values[target] {
