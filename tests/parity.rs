@@ -1,8 +1,8 @@
 //! What PyTorch computes on small checkpoints of real architectures, against what Espalier computes: the whole way from the safetensors
 //! file through import, map, forward, backward, criteria, adapters and generation.
 //!
-//! `ESPALIER_PARITY` names the folder of fixtures (default `tests/parity`; its README says what each tensor is). Every checkpoint of a
-//! family that this program imports is run.
+//! `ESPALIER_PARITY` names the folder of fixtures (default `tests/parity`; its README says what each tensor is). Every checkpoint
+//! is run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,8 +24,8 @@ use safetensors::SafeTensors;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Families whose fixtures are not run yet, each by the `model_type` of its `config.json`.
-const NOT_YET: [&str; 7] = ["opt", "gpt_neox", "phi", "mistral", "qwen2", "qwen3", "gemma3_text"];
+/// Gradients this much smaller than a checkpoint's largest are 0 but for rounding.
+const ROUNDING: f32 = 1e-6;
 
 #[test]
 fn parity_with_pytorch() {
@@ -38,11 +38,6 @@ fn parity_with_pytorch() {
     folders.sort();
     let (mut checkpoints, mut tensors, mut failures) = (0, 0, Vec::new());
     for folder in folders {
-        let family = model_type(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        if NOT_YET.contains(&family.as_str()) {
-            println!("{}: the family {family} is not imported yet", folder.display());
-            continue;
-        }
         let mut report =
             Report { name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(), compared: 0, failures: Vec::new() };
         if let Err(error) = check(&folder, &mut report) {
@@ -55,11 +50,6 @@ fn parity_with_pytorch() {
     println!("{checkpoints} checkpoints, {tensors} tensors compared");
     assert!(failures.is_empty(), "{} differ:\n{}", failures.len(), failures.join("\n"));
     assert!(checkpoints > 0 && tensors > 0, "no checkpoint in {}", root.display());
-}
-
-fn model_type(folder: &Path) -> Fallible<String> {
-    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("config.json"))?)?;
-    Ok(config["model_type"].as_str().unwrap_or("none").to_string())
 }
 
 /// What was compared and what differed.
@@ -209,9 +199,16 @@ impl Case {
             found.insert(format!("grad.{name}"), numbers.to_vec());
             Ok(())
         })?;
-        for name in expected.names("grad.") {
+        let largest = |numbers: &[f32]| numbers.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        let wanted: Vec<_> = expected.names("grad.").into_iter().map(|name| Ok((expected.f32s(&name)?, name))).collect::<Fallible<_>>()?;
+        // What stays of a gradient of 0, such as that of a key bias without rotary positions, is the rounding of what cancels.
+        let rounding = wanted.iter().map(|(numbers, _)| largest(numbers)).fold(0.0, f32::max) * ROUNDING;
+        for (wanted, name) in wanted {
             let found = found.get(&name).ok_or_else(|| format!("{name} was not computed; found {:?}", found.keys()))?;
-            report.close(&name, found, &expected.f32s(&name)?, 1e-4);
+            match largest(&wanted) < rounding && largest(found) < rounding {
+                true => report.close(&name, &vec![0.0; found.len()], &vec![0.0; wanted.len()], 1e-4),
+                false => report.close(&name, found, &wanted, 1e-4),
+            }
         }
         Ok(())
     }

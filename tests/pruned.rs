@@ -12,7 +12,7 @@ use espalier_agent::signal_model::dense_manifest;
 use espalier_agent::signals::Rng;
 use espalier_kernels::{CpuDevice, Device, Unlimited};
 use espalier_models::architecture::{
-    Activation, Architecture, Attention, Ffn, Input as InputKind, Norm, NormKind, Output, Positions, Residual,
+    Activation, Architecture, Attention, AttentionSpan, Ffn, Input as InputKind, Norm, NormKind, Output, Positions, Residual, Rotary,
 };
 use espalier_models::tensor::model_tensors;
 use espalier_models::{Artifact, DType, LayerShape, ModelShape, Part, TensorKey, TensorSource, Units};
@@ -45,6 +45,24 @@ struct Sizes {
     groups: usize,
     heads_per_group: usize,
     channels: usize,
+    options: Options,
+}
+
+/// What some families have and others not.
+#[derive(Debug, Clone, Copy, Default)]
+struct Options {
+    /// Attention and FFN side by side, with one norm or two.
+    parallel: bool,
+    shared_norm: bool,
+    qk_norm: bool,
+    /// Norms of what blocks add; for networks with RMSNorm.
+    post_norms: bool,
+    /// A second attention span with a sliding window, for every other layer.
+    window: bool,
+    /// A bias of the logits and a scale of the embeddings, for a network of tokens.
+    head_bias: bool,
+    /// Biases in a network of tokens too.
+    biases: bool,
 }
 
 /// Which kinds of units are cut at all.
@@ -73,8 +91,8 @@ const MAX_CHANNELS: usize = 20;
 
 fn sizes() -> impl Strategy<Value = Sizes> {
     let counts = (4..=24usize, 1..=4usize, 1..=MAX_LAYERS, 1..=MAX_GROUPS, 1..=MAX_HEADS_PER_GROUP, 1..=MAX_CHANNELS);
-    (any::<bool>(), any::<bool>(), counts).prop_map(
-        |(signal, tied, (d_model, half_head_dim, layers, groups, heads_per_group, channels))| Sizes {
+    (any::<bool>(), any::<bool>(), counts, options()).prop_map(
+        |(signal, tied, (d_model, half_head_dim, layers, groups, heads_per_group, channels), options)| Sizes {
             signal,
             tied,
             d_model,
@@ -83,8 +101,21 @@ fn sizes() -> impl Strategy<Value = Sizes> {
             groups,
             heads_per_group: if signal { 1 } else { heads_per_group },
             channels,
+            options,
         },
     )
+}
+
+fn options() -> impl Strategy<Value = Options> {
+    proptest::array::uniform7(any::<bool>()).prop_map(|[parallel, shared_norm, qk_norm, post_norms, window, head_bias, biases]| Options {
+        parallel,
+        shared_norm,
+        qk_norm,
+        post_norms,
+        window,
+        head_bias,
+        biases,
+    })
 }
 
 fn kinds() -> impl Strategy<Value = Kinds> {
@@ -108,27 +139,44 @@ fn ranks() -> impl Strategy<Value = Vec<Ranks>> {
 impl Sizes {
     fn architecture(&self) -> Architecture {
         let (head_dim, signal) = (2 * self.half_head_dim, self.signal);
+        let Options { parallel, shared_norm, qk_norm, post_norms, window, head_bias, biases } = self.options;
+        let biases = biases || signal;
+        let rotary = |base: f64| if signal { None } else { Some(Rotary::of_base(base)) };
+        let full = AttentionSpan { window: None, rotary: rotary(10_000.0) };
+        let sliding = AttentionSpan { window: Some(2), rotary: rotary(100.0) };
         let names = ["N", "B", "IR"].map(str::to_string).to_vec();
         Architecture {
             input: match signal {
                 true => InputKind::Patches { window: WINDOW, patch: PATCH, stride: PATCH, sample_rate_hz: 12_000.0 },
                 false => InputKind::Tokens { vocabulary: VOCABULARY },
             },
-            output: if signal { Output::Classes { names } } else { Output::NextToken { tied: self.tied } },
+            embedding_scale: (head_bias && !signal).then_some(1.7),
+            output: if signal { Output::Classes { names } } else { Output::NextToken { tied: self.tied, bias: head_bias } },
             d_model: self.d_model,
             norm: Norm { kind: if signal { NormKind::LayerNorm } else { NormKind::RmsNorm }, epsilon: 1e-5 },
+            post_norms: post_norms && !signal,
             positions: match signal {
                 true => Positions::Learned { count: WINDOW / PATCH, offset: 0 },
-                false => Positions::Rotary { base: 10_000.0, dims: head_dim, context: 16 },
+                false => Positions::Rotary { dims: head_dim, context: 16 },
             },
-            attention: Attention { head_dim, qkv_bias: signal, output_bias: signal, fused_qkv: false },
-            ffn: Ffn { gated: !signal, activation: if signal { Activation::GeluTanh } else { Activation::Silu }, bias: signal },
-            residual: Residual::Sequential,
+            spans: if window { vec![full, sliding] } else { vec![full] },
+            attention: Attention {
+                head_dim,
+                scale: window.then_some(0.4),
+                qk_norm,
+                qkv_bias: biases,
+                output_bias: biases,
+                fused_qkv: false,
+            },
+            ffn: Ffn { gated: !signal, activation: if signal { Activation::GeluTanh } else { Activation::Silu }, bias: biases },
+            residual: if parallel { Residual::Parallel { shared_norm } } else { Residual::Sequential },
         }
     }
 
     fn shape(&self) -> ModelShape {
-        ModelShape::uniform(self.layers, Units::dense(self.groups * self.heads_per_group, self.groups, self.channels))
+        let units = Units::dense(self.groups * self.heads_per_group, self.groups, self.channels);
+        let span = |layer: usize| if self.options.window { layer % 2 } else { 0 };
+        ModelShape { layers: (0..self.layers).map(|layer| LayerShape::Kept(Units { span: span(layer), ..units.clone() })).collect() }
     }
 }
 
@@ -166,7 +214,7 @@ struct Tensors(BTreeMap<TensorKey, (usize, Vec<f32>)>);
 impl Tensors {
     fn random(architecture: &Architecture, shape: &ModelShape, rng: &mut Rng) -> Self {
         let number = |part: Part, rng: &mut Rng| match part {
-            Part::AttentionNorm | Part::FfnNorm | Part::FinalNorm => 1.0 + 0.1 * rng.normal() as f32,
+            part if part.is_norm() => 1.0 + 0.1 * rng.normal() as f32,
             _ => 0.3 * rng.normal() as f32,
         };
         let tensor = |spec: espalier_models::TensorSpec| {
@@ -269,7 +317,17 @@ proptest! {
 
 #[test]
 fn a_query_head_may_go_while_its_group_stays() -> Fallible<()> {
-    let sizes = Sizes { signal: false, tied: true, d_model: 12, half_head_dim: 2, layers: 2, groups: 2, heads_per_group: 3, channels: 9 };
+    let sizes = Sizes {
+        signal: false,
+        tied: true,
+        d_model: 12,
+        half_head_dim: 2,
+        layers: 2,
+        groups: 2,
+        heads_per_group: 3,
+        channels: 9,
+        options: Options::default(),
+    };
     let kinds = Kinds { layers: false, groups: false, heads: true, channels: false };
     // Of layer 0 the second head of each group goes and the rest is stored in another order; of layer 1 every head of group 0.
     let heads = [[9, 255, 3, 2, 255, 1], [255, 255, 255, 4, 5, 6]];

@@ -246,18 +246,21 @@ fn ranges(numbers: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use espalier_models::LayerShape;
-    use espalier_models::architecture::{Activation, Attention, Ffn, Input, Norm, NormKind, Output, Positions, Residual};
+    use espalier_models::architecture::{Activation, Attention, AttentionSpan, Ffn, Input, Norm, NormKind, Output, Positions, Residual};
 
     use super::*;
 
     fn architecture(gated: bool) -> Architecture {
         Architecture {
             input: Input::Tokens { vocabulary: 100 },
-            output: Output::NextToken { tied: true },
+            embedding_scale: None,
+            output: Output::NextToken { tied: true, bias: false },
             d_model: 64,
             norm: Norm { kind: NormKind::LayerNorm, epsilon: 1e-5 },
+            post_norms: false,
             positions: Positions::Learned { count: 16, offset: 0 },
-            attention: Attention { head_dim: 8, qkv_bias: true, output_bias: true, fused_qkv: true },
+            spans: vec![AttentionSpan::FULL],
+            attention: Attention { head_dim: 8, scale: None, qk_norm: false, qkv_bias: true, output_bias: true, fused_qkv: true },
             ffn: Ffn { gated, activation: Activation::Silu, bias: !gated },
             residual: Residual::Sequential,
         }
@@ -301,7 +304,7 @@ mod tests {
         let mut shape = ModelShape::uniform(5, Units::dense(8, 4, 32));
         shape.layers[1] = LayerShape::Removed;
         // One head a group is left: nothing is shared here any more.
-        shape.layers[2] = LayerShape::Kept(Units { heads: vec![0, 1], groups: 2, channels: 0 });
+        shape.layers[2] = LayerShape::Kept(Units { heads: vec![0, 1], groups: 2, channels: 0, span: 0 });
         let check = StaticCheck::new(&architecture(true), &shape);
         let kinds: Vec<_> = check.layers.iter().map(|kind| (kind.layers.clone(), kind.sharing)).collect();
         assert_eq!(kinds, [(vec![0, 3, 4], 2), (vec![2], 1)]);

@@ -1,6 +1,8 @@
 //! The signal transformer: which shapes it comes in.
 
-use espalier_models::architecture::{Activation, Architecture, Attention, Ffn, Input, Norm, NormKind, Output, Positions, Residual};
+use espalier_models::architecture::{
+    Activation, Architecture, Attention, AttentionSpan, Ffn, Input, Norm, NormKind, Output, Positions, Residual,
+};
 use espalier_models::manifest::{Measured, Origin, StoredLayer};
 use espalier_models::{LayerShape, Manifest, ModelShape, Units};
 
@@ -53,11 +55,21 @@ impl SignalSize {
         }
         Ok(Architecture {
             input: Input::Patches { window, patch, stride, sample_rate_hz },
+            embedding_scale: None,
             output: Output::Classes { names: classes.to_vec() },
             d_model: width,
             norm: Norm { kind: NormKind::LayerNorm, epsilon: 1e-5 },
+            post_norms: false,
             positions: Positions::Learned { count: (window - patch) / stride + 1, offset: 0 },
-            attention: Attention { head_dim: width / heads, qkv_bias: true, output_bias: true, fused_qkv: false },
+            spans: vec![AttentionSpan::FULL],
+            attention: Attention {
+                head_dim: width / heads,
+                scale: None,
+                qk_norm: false,
+                qkv_bias: true,
+                output_bias: true,
+                fused_qkv: false,
+            },
             ffn: Ffn { gated: false, activation: Activation::GeluTanh, bias: true },
             residual: Residual::Sequential,
         })

@@ -70,8 +70,8 @@ pub enum Activation {
 
 /// The sizes of an attention. Queries are `[batch, queries, heads · head_dim]`; keys and values `[batch, key_capacity, groups · head_dim]`
 /// of which the first `keys` positions of every sequence are used. Query `i` of a sequence stands at position `keys − queries + i` and
-/// sees keys at its own position and before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// sees keys at its own position and before, the last `window` of them.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
     /// Sequences.
     pub batch: usize,
@@ -87,6 +87,10 @@ pub struct AttentionShape {
     pub groups: usize,
     /// Dimensions of a head.
     pub head_dim: usize,
+    /// What scores are multiplied by; `1 / √head_dim` in most models.
+    pub scale: f32,
+    /// The most keys that a query sees, at least 1; none where it sees all.
+    pub window: Option<usize>,
 }
 
 /// The sizes and signs of a matrix product `C = alpha · op(A) · op(B) (+ C)`, `C [m, n]`, `op(A) [m, k]`, `op(B) [k, n]`.
@@ -260,7 +264,7 @@ pub trait Device: Clone + Send + Sync + 'static {
         start: usize,
         inverse: bool,
     ) -> Result<()>;
-    /// Causal attention `softmax(q kᵀ / √head_dim) v` with grouped keys: `out [batch, queries, heads · head_dim]`; `groups [heads]`
+    /// Causal attention `softmax(scale · q kᵀ) v` with grouped keys: `out [batch, queries, heads · head_dim]`; `groups [heads]`
     /// names the KV group of every head.
     fn attention(
         &self,

@@ -73,7 +73,8 @@ impl<D: Device> Layer<D> {
         device.matmul(q, rank, adapter, product).unwrap();
         device.rotate(q, frequencies, 1, T, HEADS, D_MODEL / HEADS, 0, false).unwrap();
         let head_dim = D_MODEL / HEADS;
-        let shape = AttentionShape { batch: 1, queries: T, keys: T, key_capacity: T, heads: HEADS, groups: HEADS, head_dim };
+        let (scale, window) = (0.25, None);
+        let shape = AttentionShape { batch: 1, queries: T, keys: T, key_capacity: T, heads: HEADS, groups: HEADS, head_dim, scale, window };
         device.attention(shape, y, q, k, v, groups).unwrap();
         device.matmul_units(x, y, square, T, true).unwrap();
         device.scale(x, T * D_MODEL, 0.1).unwrap();

@@ -5,19 +5,27 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::rotary::{Rotary, RotaryScaling};
+
 /// What all layers of a model share, whatever the size of each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Architecture {
     /// What the model reads.
     pub input: Input,
+    /// What the rows of the token table are multiplied by where they enter the residual stream; none for 1.
+    pub embedding_scale: Option<f32>,
     /// What the model says.
     pub output: Output,
     /// Width of the residual stream.
     pub d_model: usize,
     /// The norm before attention, before the FFN and before the output.
     pub norm: Norm,
+    /// Whether the output of attention and of the FFN is normalised too, before it is added to the residual stream.
+    pub post_norms: bool,
     /// How a position is made known to the model.
     pub positions: Positions,
+    /// The kinds of attention that layers have; a layer names its own by index ([`Units::span`](crate::Units)). At least one.
+    pub spans: Vec<AttentionSpan>,
     /// What all attention blocks share.
     pub attention: Attention,
     /// What all feed-forward blocks share.
@@ -54,6 +62,8 @@ pub enum Output {
     NextToken {
         /// Whether the token table is also the output matrix.
         tied: bool,
+        /// Whether the logits have a bias.
+        bias: bool,
     },
     /// Logits over classes, from the mean of the final hidden states over all positions; a linear map with bias.
     Classes {
@@ -91,9 +101,8 @@ pub enum Positions {
         offset: usize,
     },
     /// Rotary embedding (Su et al., 2021) of the first `dims` dimensions of every query and key head, halves rotated against each other.
+    /// Wavelengths are the layer's [`AttentionSpan::rotary`].
     Rotary {
-        /// The base of the geometric sequence of wavelengths.
-        base: f64,
         /// Rotated dimensions of a head; even, at most the head size.
         dims: usize,
         /// The longest sequence that the model was made for.
@@ -101,11 +110,25 @@ pub enum Positions {
     },
 }
 
+/// How far a layer's attention reaches and how it tells positions apart.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AttentionSpan {
+    /// How many keys a query sees, its own position the last of them; none where it sees all before it (sliding window; Beltagy et al.,
+    /// 2020).
+    pub window: Option<usize>,
+    /// The wavelengths of rotary positions; none for other positions.
+    pub rotary: Option<Rotary>,
+}
+
 /// What all attention blocks share.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Attention {
     /// Dimensions of a head.
     pub head_dim: usize,
+    /// What scores are multiplied by; none for `1 / √head_dim`.
+    pub scale: Option<f32>,
+    /// Whether every query and key head is normalised (RMSNorm over `head_dim`, before rotary positions).
+    pub qk_norm: bool,
     /// Whether the query, key and value projections have biases.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
@@ -143,9 +166,31 @@ pub enum Activation {
 pub enum Residual {
     /// The FFN reads what attention has added.
     Sequential,
+    /// Attention and FFN read the same input, and both outputs are added to it.
+    Parallel {
+        /// Whether both read it through the attention norm; else the FFN has a norm of its own.
+        shared_norm: bool,
+    },
+}
+
+impl AttentionSpan {
+    /// Every key before a query is seen, and positions are not rotary.
+    pub const FULL: Self = Self { window: None, rotary: None };
+}
+
+impl Attention {
+    /// What scores are multiplied by.
+    pub fn score_scale(&self) -> f32 {
+        self.scale.unwrap_or((1.0 / (self.head_dim.max(1) as f64).sqrt()) as f32)
+    }
 }
 
 impl Architecture {
+    /// Whether the FFN has a norm of its own.
+    pub fn has_ffn_norm(&self) -> bool {
+        self.residual != Residual::Parallel { shared_norm: true }
+    }
+
     /// Width of the output: vocabulary or number of classes.
     pub fn output_width(&self) -> usize {
         match (&self.output, &self.input) {

@@ -41,6 +41,19 @@ pub enum Error {
         /// The newest version that this program reads.
         supported: u32,
     },
+    /// The file was written by an earlier program, in a format that is no longer read.
+    #[error(
+        "{} has artifact format version {version}, but this program reads version {supported}; import or train the model again",
+        path.display()
+    )]
+    OlderVersion {
+        /// The file.
+        path: PathBuf,
+        /// The file's format version.
+        version: u32,
+        /// The version that this program reads.
+        supported: u32,
+    },
     /// The file's bytes are not what was written: a checksum or a length does not fit.
     #[error("{} is damaged: {problem}; copy it again or use another artifact", path.display())]
     Damaged {

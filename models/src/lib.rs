@@ -17,6 +17,7 @@ pub mod checkpoint;
 pub mod error;
 pub mod formats;
 pub mod manifest;
+mod rotary;
 pub mod shape;
 pub mod source;
 pub mod tensor;

@@ -22,6 +22,8 @@ pub struct Units {
     pub groups: usize,
     /// FFN channels.
     pub channels: usize,
+    /// Which of the architecture's [`spans`](Architecture::spans) the attention has, by index.
+    pub span: usize,
 }
 
 /// What every layer of a model still has, in the order of the layers.
@@ -32,10 +34,10 @@ pub struct ModelShape {
 }
 
 impl Units {
-    /// `heads` query heads that share `groups` KV groups evenly and in order, and `channels` FFN channels.
+    /// `heads` query heads that share `groups` KV groups evenly and in order, and `channels` FFN channels, with the first attention span.
     pub fn dense(heads: usize, groups: usize, channels: usize) -> Self {
         let share = heads.checked_div(groups).unwrap_or(1).max(1);
-        Self { heads: (0..heads).map(|head| (head / share) as u32).collect(), groups, channels }
+        Self { heads: (0..heads).map(|head| (head / share) as u32).collect(), groups, channels, span: 0 }
     }
 
     /// Parameters of a layer with these units, biases and norms included.
@@ -48,7 +50,9 @@ impl Units {
         let inner = if architecture.ffn.gated { 2 } else { 1 };
         let ffn_bias = if architecture.ffn.bias { inner * self.channels + d } else { 0 };
         let ffn = (inner + 1) * self.channels * d + ffn_bias;
-        qkv + output + ffn + 2 * norm_parameters(architecture)
+        let norms = 1 + usize::from(architecture.has_ffn_norm()) + if architecture.post_norms { 2 } else { 0 };
+        let qk_norms = if attention.qk_norm { 2 * attention.head_dim } else { 0 };
+        qkv + output + ffn + norms * norm_parameters(architecture) + qk_norms
     }
 }
 
@@ -100,8 +104,10 @@ pub fn fixed_parameters(architecture: &Architecture) -> usize {
         Positions::Rotary { .. } => 0,
     };
     let output = match &architecture.output {
-        Output::NextToken { tied: true } => 0,
-        Output::NextToken { tied: false } => architecture.output_width() * d,
+        Output::NextToken { tied, bias } => {
+            let width = architecture.output_width();
+            (if *tied { 0 } else { width * d }) + (if *bias { width } else { 0 })
+        }
         Output::Classes { names } => names.len() * (d + 1),
     };
     input + positions + norm_parameters(architecture) + output

@@ -47,6 +47,10 @@ pub enum Part {
     AttentionNorm,
     /// Its bias `[d_model]`.
     AttentionNormBias,
+    /// Norm of every query head `[head_dim]`.
+    QueryNorm,
+    /// Norm of every key head `[head_dim]`.
+    KeyNorm,
     /// Query projection `[heads · head_dim, d_model]`.
     Query,
     /// Its bias.
@@ -63,6 +67,8 @@ pub enum Part {
     AttentionOutput,
     /// Its bias `[d_model]`.
     AttentionOutputBias,
+    /// Norm of what attention adds to the residual stream `[d_model]`.
+    AttentionPostNorm,
     /// Norm before the FFN `[d_model]`.
     FfnNorm,
     /// Its bias `[d_model]`.
@@ -79,6 +85,8 @@ pub enum Part {
     Down,
     /// Its bias `[d_model]`.
     DownBias,
+    /// Norm of what the FFN adds to the residual stream `[d_model]`.
+    FfnPostNorm,
     /// Norm before the output `[d_model]`.
     FinalNorm,
     /// Its bias `[d_model]`.
@@ -144,6 +152,12 @@ impl Part {
         !matches!(self, TokenTable | Patch | PositionTable | Query | Key | Value | AttentionOutput | Gate | Up | Down | Head)
     }
 
+    /// Whether the part scales a norm.
+    pub fn is_norm(self) -> bool {
+        use Part::*;
+        matches!(self, AttentionNorm | QueryNorm | KeyNorm | AttentionPostNorm | FfnNorm | FfnPostNorm | FinalNorm)
+    }
+
     /// Whether rows are interleaved in formats below 32 bits: the projections that reduce over units.
     pub fn is_unit_reduction(self) -> bool {
         matches!(self, Part::AttentionOutput | Part::Down)
@@ -171,16 +185,20 @@ pub fn layer_tensors(architecture: &Architecture, layer: usize, units: &Units) -
     add(attention.qkv_bias, KeyBias, 1, kv);
     add(true, Value, kv, d);
     add(attention.qkv_bias, ValueBias, 1, kv);
+    add(attention.qk_norm, QueryNorm, 1, attention.head_dim);
+    add(attention.qk_norm, KeyNorm, 1, attention.head_dim);
     add(true, AttentionOutput, query, d);
     add(attention.output_bias, AttentionOutputBias, 1, d);
-    add(true, FfnNorm, 1, d);
-    add(norm_bias, FfnNormBias, 1, d);
+    add(architecture.post_norms, AttentionPostNorm, 1, d);
+    add(architecture.has_ffn_norm(), FfnNorm, 1, d);
+    add(architecture.has_ffn_norm() && norm_bias, FfnNormBias, 1, d);
     add(ffn.gated, Gate, units.channels, d);
     add(ffn.gated && ffn.bias, GateBias, 1, units.channels);
     add(true, Up, units.channels, d);
     add(ffn.bias, UpBias, 1, units.channels);
     add(true, Down, units.channels, d);
     add(ffn.bias, DownBias, 1, d);
+    add(architecture.post_norms, FfnPostNorm, 1, d);
     specs
 }
 
@@ -207,8 +225,11 @@ pub fn model_tensors(architecture: &Architecture, shape: &ModelShape) -> Vec<Ten
         specs.push(global(Part::FinalNormBias, 1, d));
     }
     match &architecture.output {
-        Output::NextToken { tied: true } => {}
-        Output::NextToken { tied: false } => specs.push(global(Part::Head, architecture.output_width(), d)),
+        Output::NextToken { tied, bias } => {
+            let width = architecture.output_width();
+            specs.extend((!tied).then(|| global(Part::Head, width, d)));
+            specs.extend(bias.then(|| global(Part::HeadBias, 1, width)));
+        }
         Output::Classes { names } => {
             specs.push(global(Part::Head, names.len(), d));
             specs.push(global(Part::HeadBias, 1, names.len()));

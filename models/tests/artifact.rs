@@ -246,34 +246,37 @@ fn the_id_follows_the_contents() {
 fn any_layer() -> impl Strategy<Value = LayerShape> {
     let units = (0usize..4).prop_flat_map(|groups| {
         let heads = prop::collection::vec(0..groups.max(1) as u32, if groups == 0 { 0..1 } else { 0..6 });
-        (heads, Just(groups), 0usize..9).prop_map(|(heads, groups, channels)| LayerShape::Kept(Units { heads, groups, channels }))
+        (heads, Just(groups), 0usize..9).prop_map(|(heads, groups, channels)| LayerShape::Kept(Units { heads, groups, channels, span: 0 }))
     });
     prop_oneof![1 => Just(LayerShape::Removed), 6 => units]
 }
 
 fn any_architecture() -> impl Strategy<Value = Architecture> {
-    let flags = prop::array::uniform6(any::<bool>());
+    let flags = prop::array::uniform12(any::<bool>());
     (1usize..20, 1usize..5, 1usize..9, 1usize..30, flags).prop_map(|(d_model, half_head, table, vocabulary, flags)| {
-        let [tokens, tied, rms, rotary, gated, bias] = flags;
+        let [tokens, tied, rms, rotary, gated, bias, qk_norm, post_norms, parallel, shared_norm, windowed, scaled] = flags;
         let head_dim = half_head * 2;
         Architecture {
             input: match tokens {
                 true => Input::Tokens { vocabulary },
                 false => Input::Patches { window: 6, patch: 3, stride: 3, sample_rate_hz: 1.0 },
             },
+            embedding_scale: (tokens && scaled).then_some(4.0),
             output: match tokens {
-                true => Output::NextToken { tied },
+                true => Output::NextToken { tied, bias },
                 false => Output::Classes { names: vec!["a".to_string(); table] },
             },
             d_model,
             norm: Norm { kind: if rms { NormKind::RmsNorm } else { NormKind::LayerNorm }, epsilon: 1e-6 },
+            post_norms: rms && post_norms,
             positions: match rotary {
-                true => Positions::Rotary { base: 10_000.0, dims: half_head / 2 * 2, context: 64 },
+                true => Positions::Rotary { dims: half_head / 2 * 2, context: 64 },
                 false => Positions::Learned { count: table + 3, offset: 1 },
             },
-            attention: Attention { head_dim, qkv_bias: bias, output_bias: tied, fused_qkv: bias },
+            spans: vec![AttentionSpan { window: windowed.then_some(table), rotary: rotary.then_some(Rotary::of_base(10_000.0)) }],
+            attention: Attention { head_dim, scale: scaled.then_some(0.5), qk_norm, qkv_bias: bias, output_bias: tied, fused_qkv: bias },
             ffn: Ffn { gated, activation: Activation::Silu, bias },
-            residual: Residual::Sequential,
+            residual: if parallel { Residual::Parallel { shared_norm } } else { Residual::Sequential },
         }
     })
 }

@@ -157,11 +157,14 @@ fn the_architecture_is_understood() {
     let gpt2 = Artifact::open(&out).unwrap().manifest().clone();
     let expected = Architecture {
         input: Input::Tokens { vocabulary: 97 },
-        output: Output::NextToken { tied: true },
+        embedding_scale: None,
+        output: Output::NextToken { tied: true, bias: false },
         d_model: 48,
         norm: Norm { kind: NormKind::LayerNorm, epsilon: 1e-5 },
+        post_norms: false,
         positions: Positions::Learned { count: 64, offset: 0 },
-        attention: Attention { head_dim: 12, qkv_bias: true, output_bias: true, fused_qkv: true },
+        spans: vec![AttentionSpan::FULL],
+        attention: Attention { head_dim: 12, scale: None, qk_norm: false, qkv_bias: true, output_bias: true, fused_qkv: true },
         ffn: Ffn { gated: false, activation: Activation::GeluTanh, bias: true },
         residual: Residual::Sequential,
     };
@@ -169,7 +172,8 @@ fn the_architecture_is_understood() {
     assert_eq!(gpt2.shape(), ModelShape::uniform(3, Units::dense(4, 4, 192)));
     import(&parity().join("llama-gqa2"), &out, None, &mut |_, _| {}).unwrap();
     let llama = Artifact::open(&out).unwrap().manifest().clone();
-    assert_eq!(llama.architecture.positions, Positions::Rotary { base: 10_000.0, dims: 8, context: 64 });
+    assert_eq!(llama.architecture.positions, Positions::Rotary { dims: 8, context: 64 });
+    assert_eq!(llama.architecture.spans, [AttentionSpan { window: None, rotary: Some(Rotary::of_base(10_000.0)) }]);
     assert_eq!(llama.architecture.norm, Norm { kind: NormKind::RmsNorm, epsilon: 1e-6 });
     assert_eq!(llama.shape(), ModelShape::uniform(4, Units::dense(8, 4, 160)));
     assert_eq!((llama.name.as_str(), llama.origin.dialect.as_str()), ("llama-gqa2", "llama"));
@@ -368,7 +372,7 @@ fn gradients_get_the_sources_names() {
 }
 
 fn kept(heads: &[u32], groups: usize, channels: usize) -> LayerShape {
-    LayerShape::Kept(Units { heads: heads.to_vec(), groups, channels })
+    LayerShape::Kept(Units { heads: heads.to_vec(), groups, channels, span: 0 })
 }
 
 /// Writes an artifact of the manifest, exports it in the dialect and imports that again.

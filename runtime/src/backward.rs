@@ -6,10 +6,11 @@ use espalier_models::{Part, TensorKey};
 
 use crate::error::{Result, RuntimeError};
 use crate::forward::{Extent, Input, Pass};
-use crate::gates::LayerGates;
 use crate::gradients::Gradients;
-use crate::network::{InputTable, Layer, Norm};
-use crate::workspace::{BackwardBuffers, Keep, LayerBuffers, LogitRows, Workspace};
+use crate::layer_backward::{LayerStep, NormStep};
+use crate::layer_forward::LayerPass;
+use crate::network::InputTable;
+use crate::workspace::{BackwardBuffers, Keep, LogitRows, Workspace};
 
 impl<D: Device> Pass<'_, D> {
     /// Forward, loss and backward: the mean cross entropy in nats over all targets that are not
@@ -32,7 +33,7 @@ impl<D: Device> Pass<'_, D> {
         let loss = network.device.cross_entropy(Some(&mut backward.d_logits), &workspace.logits, targets, rows, width);
         let done = loss.map_err(RuntimeError::from).and_then(|loss| {
             self.backward(workspace, &mut backward, extent, gradients)?;
-            self.embedding_backward(workspace, &backward, extent, gradients)?;
+            self.embedding_backward(workspace, &mut backward, extent, gradients)?;
             Ok(loss)
         });
         workspace.backward = Some(backward);
@@ -71,7 +72,7 @@ impl<D: Device> Pass<'_, D> {
         self.output_backward(workspace, backward, extent, gradients)?;
         let network = self.network;
         let kept = network.kept_layers();
-        let Workspace { hidden, layers, low, size, .. } = workspace;
+        let Workspace { hidden, layers, scratch, size, .. } = workspace;
         for (position, index) in kept.into_iter().enumerate().rev() {
             let gates = self.gates.and_then(|gates| gates.layers.get(index));
             if gates.is_some_and(|gates| gates.skip) {
@@ -81,12 +82,10 @@ impl<D: Device> Pass<'_, D> {
             let buffers = &mut layers[position.min(last)];
             if size.keep == Keep::LayerInputs {
                 network.device.copy(&mut backward.again, 0, &hidden[position], 0, extent.tokens() * network.architecture.d_model)?;
-                self.layer_forward(index, &mut backward.again, buffers, low, extent, None)?;
+                self.layer_forward(index, &mut backward.again, buffers, scratch, extent, None)?;
             }
-            let layer = network.layer(index)?;
-            let mut step = LayerStep { pass: self, index, layer, gates, m: extent.tokens(), gradients };
-            step.ffn(buffers, backward, low)?;
-            step.attention(&hidden[position], buffers, backward, low, extent)?;
+            let layer = LayerPass { pass: self, index, layer: network.layer(index)?, gates, extent };
+            LayerStep { layer, gradients }.run(&hidden[position], buffers, backward, scratch)?;
             network.layer_done(index)?;
         }
         Ok(())
@@ -124,50 +123,29 @@ impl<D: Device> Pass<'_, D> {
         }
         device.fill(d_hidden, m * d, 0.0)?;
         let last = &workspace.hidden[network.shape.kept().count()];
-        self.norm_backward(None, [Part::FinalNorm, Part::FinalNormBias], &network.final_norm, d_hidden, d_normed, last, m, gradients)
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn norm_backward(
-        &self,
-        layer: Option<u32>,
-        parts: [Part; 2],
-        norm: &Norm<D>,
-        dx: &mut D::Buffer,
-        dy: &D::Buffer,
-        x: &D::Buffer,
-        m: usize,
-        gradients: &mut Gradients<D>,
-    ) -> Result<()> {
-        let network = self.network;
-        let epsilon = network.architecture.norm.epsilon;
-        let [weight_key, bias_key] = parts.map(|part| TensorKey { layer, part });
-        // Two entries of one map at a time: the bias is taken out and put back.
-        let mut bias = gradients.parameters.remove(&bias_key);
-        let weight = gradients.parameters.get_mut(&weight_key);
-        let done = network.device.norm_backward(network.norm_kind(), dx, weight, bias.as_mut(), dy, x, &norm.weight, epsilon, m);
-        if let Some(bias) = bias {
-            gradients.parameters.insert(bias_key, bias);
-        }
-        Ok(done?)
+        let norm = NormStep::of(self, &network.final_norm, None, Part::FinalNorm, Some(Part::FinalNormBias));
+        norm.run(d_hidden, d_normed, last, m, gradients)
     }
 
     fn embedding_backward(
         &self,
         workspace: &Workspace<D>,
-        backward: &BackwardBuffers<D>,
+        backward: &mut BackwardBuffers<D>,
         extent: Extent,
         gradients: &mut Gradients<D>,
     ) -> Result<()> {
         let network = self.network;
         let (device, d, m) = (&network.device, network.architecture.d_model, extent.tokens());
-        let d_hidden = &backward.d_hidden;
+        let d_hidden = &mut backward.d_hidden;
         if let Some(gradient) = gradients.parameter(TensorKey::global(Part::PositionTable)) {
             device.positions_backward(gradient, d_hidden, extent.batch, extent.sequence, d, self.position_row(extent.start))?;
         }
         match &network.input {
             InputTable::Tokens(_) => {
                 if let Some(gradient) = gradients.parameter(TensorKey::global(Part::TokenTable)) {
+                    if let Some(scale) = network.architecture.embedding_scale {
+                        device.scale(d_hidden, m * d, scale)?;
+                    }
                     device.embed_backward(gradient, d_hidden, &workspace.ids, m, d)?;
                 }
             }
@@ -181,192 +159,6 @@ impl<D: Device> Pass<'_, D> {
                     device.bias_backward(gradient, d_hidden, m, d)?;
                 }
             }
-        }
-        Ok(())
-    }
-}
-
-/// The backward pass of one layer.
-struct LayerStep<'a, 'p, D: Device> {
-    pass: &'a Pass<'p, D>,
-    index: usize,
-    layer: &'a Layer<D>,
-    gates: Option<&'a LayerGates<D>>,
-    m: usize,
-    gradients: &'a mut Gradients<D>,
-}
-
-impl<D: Device> LayerStep<'_, '_, D> {
-    fn device(&self) -> &D {
-        &self.pass.network.device
-    }
-
-    /// `d_hidden` comes in as the gradient of the layer's output and leaves as that of the stream between attention and FFN.
-    fn ffn(&mut self, buffers: &mut LayerBuffers<D>, backward: &mut BackwardBuffers<D>, low: &mut D::Buffer) -> Result<()> {
-        let device = self.device().clone();
-        let (layer, m) = (self.layer, self.m);
-        let channels = layer.units.channels;
-        let BackwardBuffers { d_hidden, d_normed, d_block, d_up, d_gate, d_low, .. } = backward;
-        self.bias_gradient(Part::DownBias, d_hidden, self.pass.network.architecture.d_model)?;
-        if channels == 0 {
-            return Ok(());
-        }
-        let gated = self.gates.and_then(|gates| gates.channels.as_ref());
-        let active = if gated.is_some() { &buffers.active_gated } else { &buffers.active };
-        self.units_backward(Part::Down, &layer.down.weight, d_block, d_hidden, active, low, d_low)?;
-        if let Some(gates) = self.gates_gradient() {
-            device.gate_backward(&mut gates.channels, d_block, &buffers.active, m, 1)?;
-        }
-        if let Some(factors) = gated {
-            device.gate_columns(d_block, factors, m, 1)?;
-        }
-        let kind = self.pass.network.activation();
-        let gate = layer.gate.as_ref().map(|_| &buffers.gate);
-        device.activate_backward(kind, d_up, layer.gate.as_ref().map(|_| &mut *d_gate), d_block, &buffers.up, gate, m * channels)?;
-        self.rows_backward(Part::Up, Part::UpBias, &layer.up.weight, d_normed, d_up, &buffers.normed_ffn, low, d_low, false)?;
-        if let Some(linear) = &layer.gate {
-            self.rows_backward(Part::Gate, Part::GateBias, &linear.weight, d_normed, d_gate, &buffers.normed_ffn, low, d_low, true)?;
-        }
-        let at = Some(self.index as u32);
-        self.pass.norm_backward(
-            at,
-            [Part::FfnNorm, Part::FfnNormBias],
-            &layer.ffn_norm,
-            d_hidden,
-            d_normed,
-            &buffers.middle,
-            m,
-            self.gradients,
-        )
-    }
-
-    /// `d_hidden` leaves as the gradient of the layer's input `x`.
-    fn attention(
-        &mut self,
-        x: &D::Buffer,
-        buffers: &mut LayerBuffers<D>,
-        backward: &mut BackwardBuffers<D>,
-        low: &mut D::Buffer,
-        extent: Extent,
-    ) -> Result<()> {
-        let device = self.device().clone();
-        let (layer, m) = (self.layer, self.m);
-        let width = self.pass.network.architecture.attention.head_dim;
-        let BackwardBuffers { d_hidden, d_normed, d_block, dq, dk, dv, d_low, .. } = backward;
-        self.bias_gradient(Part::AttentionOutputBias, d_hidden, self.pass.network.architecture.d_model)?;
-        if layer.units.heads.is_empty() {
-            return Ok(());
-        }
-        let gated = self.gates.and_then(|gates| gates.heads.as_ref());
-        let attended = if gated.is_some() { &buffers.attended_gated } else { &buffers.attended };
-        self.units_backward(Part::AttentionOutput, &layer.output.weight, d_block, d_hidden, attended, low, d_low)?;
-        if let Some(gates) = self.gates_gradient() {
-            device.gate_backward(&mut gates.heads, d_block, &buffers.attended, m, width)?;
-        }
-        if let Some(factors) = gated {
-            device.gate_columns(d_block, factors, m, width)?;
-        }
-        let shape = self.pass.attention_shape(layer, extent, extent.sequence);
-        device.attention_backward(shape, dq, dk, dv, d_block, &buffers.q, &buffers.k, &buffers.v, &layer.groups)?;
-        self.pass.rotate(layer, dq, dk, extent, true)?;
-        let normed = &buffers.normed_attention;
-        self.rows_backward(Part::Query, Part::QueryBias, &layer.query.weight, d_normed, dq, normed, low, d_low, false)?;
-        self.rows_backward(Part::Key, Part::KeyBias, &layer.key.weight, d_normed, dk, normed, low, d_low, true)?;
-        self.rows_backward(Part::Value, Part::ValueBias, &layer.value.weight, d_normed, dv, normed, low, d_low, true)?;
-        let at = Some(self.index as u32);
-        self.pass.norm_backward(
-            at,
-            [Part::AttentionNorm, Part::AttentionNormBias],
-            &layer.attention_norm,
-            d_hidden,
-            d_normed,
-            x,
-            m,
-            self.gradients,
-        )
-    }
-
-    fn gates_gradient(&mut self) -> Option<&mut crate::gates::LayerGateGradients<D>> {
-        self.gradients.gates.as_mut()?.layers.get_mut(self.index)?.as_mut()
-    }
-
-    fn bias_gradient(&mut self, part: Part, dy: &D::Buffer, n: usize) -> Result<()> {
-        let device = self.device().clone();
-        if let Some(gradient) = self.gradients.parameter(TensorKey::of_layer(self.index, part)) {
-            device.bias_backward(gradient, dy, self.m, n)?;
-        }
-        Ok(())
-    }
-
-    /// Backward of `y = a W`: `da [m, units] = dy Wᵀ`, and the gradients of `W` and of its adapters.
-    #[allow(clippy::too_many_arguments)]
-    fn units_backward(
-        &mut self,
-        part: Part,
-        w: &D::Weight,
-        da: &mut D::Buffer,
-        dy: &D::Buffer,
-        a: &D::Buffer,
-        low: &mut D::Buffer,
-        d_low: &mut D::Buffer,
-    ) -> Result<()> {
-        let device = self.device().clone();
-        let (units, d) = device.weight_shape(w);
-        let m = self.m;
-        device.matmul_rows(da, dy, w, m, false)?;
-        if let Some(gradient) = self.gradients.parameter(TensorKey::of_layer(self.index, part)) {
-            let product = Product { m: units, n: d, k: m, transpose_a: true, transpose_b: false, alpha: 1.0, accumulate: true };
-            device.matmul(gradient, a, dy, product)?;
-        }
-        for (position, adapter) in self.pass.adapters.iter().enumerate() {
-            let Some(side) = adapter.unit_side_of(self.index, part) else { continue };
-            let sizes = self.pass.low_rank(adapter, m, units);
-            let u = &adapter.unit_sides[side];
-            sizes.by_model_side(&device, d_low, dy, &adapter.model_side, adapter.scale)?;
-            if let Some(gradient) = self.gradients.adapters.get_mut(position) {
-                sizes.by_unit_side(&device, low, a, u, adapter.scale)?;
-                sizes.model_gradient(&device, &mut gradient.model_side, low, dy)?;
-                sizes.unit_gradient(&device, &mut gradient.unit_sides[side], a, d_low)?;
-            }
-            sizes.to_units(&device, da, d_low, u, 1.0)?;
-        }
-        Ok(())
-    }
-
-    /// Backward of `y = x Wᵀ + b`: `dx [m, d] (+)= dy W`, and the gradients of `W`, `b` and of the adapters.
-    #[allow(clippy::too_many_arguments)]
-    fn rows_backward(
-        &mut self,
-        part: Part,
-        bias: Part,
-        w: &D::Weight,
-        dx: &mut D::Buffer,
-        dy: &D::Buffer,
-        x: &D::Buffer,
-        low: &mut D::Buffer,
-        d_low: &mut D::Buffer,
-        accumulate: bool,
-    ) -> Result<()> {
-        let device = self.device().clone();
-        let (units, d) = device.weight_shape(w);
-        let m = self.m;
-        device.matmul_units(dx, dy, w, m, accumulate)?;
-        self.bias_gradient(bias, dy, units)?;
-        if let Some(gradient) = self.gradients.parameter(TensorKey::of_layer(self.index, part)) {
-            let product = Product { m: units, n: d, k: m, transpose_a: true, transpose_b: false, alpha: 1.0, accumulate: true };
-            device.matmul(gradient, dy, x, product)?;
-        }
-        for (position, adapter) in self.pass.adapters.iter().enumerate() {
-            let Some(side) = adapter.unit_side_of(self.index, part) else { continue };
-            let sizes = self.pass.low_rank(adapter, m, units);
-            let u = &adapter.unit_sides[side];
-            sizes.by_unit_side(&device, d_low, dy, u, adapter.scale)?;
-            if let Some(gradient) = self.gradients.adapters.get_mut(position) {
-                sizes.by_model_side(&device, low, x, &adapter.model_side, adapter.scale)?;
-                sizes.unit_gradient(&device, &mut gradient.unit_sides[side], dy, low)?;
-                sizes.model_gradient(&device, &mut gradient.model_side, d_low, x)?;
-            }
-            sizes.to_model(&device, dx, d_low, &adapter.model_side, 1.0)?;
         }
         Ok(())
     }

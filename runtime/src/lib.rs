@@ -13,6 +13,8 @@ pub mod gauges;
 mod generate;
 mod gradients;
 mod kv_cache;
+mod layer_backward;
+mod layer_forward;
 mod load;
 mod network;
 mod page_allocator;

@@ -104,7 +104,7 @@ impl<D: Device> ParameterSource<D> for FreshSource<'_> {
 
     fn vector(&mut self, device: &D, key: TensorKey, len: usize) -> Result<D::Buffer> {
         let mut buffer = device.zeros(len)?;
-        if matches!(key.part, Part::AttentionNorm | Part::FfnNorm | Part::FinalNorm) {
+        if key.part.is_norm() {
             device.fill(&mut buffer, len, 1.0)?;
         }
         Ok(buffer)

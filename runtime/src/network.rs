@@ -5,6 +5,7 @@ use espalier_models::architecture::{self, Architecture};
 use espalier_models::{ModelShape, Part, TensorKey, Units};
 
 use crate::error::{Result, RuntimeError};
+use crate::load::upload;
 use crate::pages::Pages;
 
 /// A model's parameters on a device: mapped from an artifact, or its own and trainable.
@@ -17,10 +18,13 @@ pub struct Network<D: Device> {
     pub shape: ModelShape,
     pub(crate) input: InputTable<D>,
     pub(crate) positions: Option<D::Weight>,
-    pub(crate) frequencies: Option<D::Buffer>,
+    /// The angle per position of each rotated pair, one buffer an attention span; empty where positions are not rotary.
+    pub(crate) frequencies: Vec<D::Buffer>,
     pub(crate) layers: Vec<Option<Layer<D>>>,
     pub(crate) final_norm: Norm<D>,
-    pub(crate) head: Option<Linear<D>>,
+    /// None where the token table is the output matrix too.
+    pub(crate) head: Option<D::Weight>,
+    pub(crate) head_bias: Option<D::Buffer>,
     pub(crate) pages: Pages,
 }
 
@@ -38,7 +42,7 @@ pub(crate) struct Linear<D: Device> {
     pub bias: Option<D::Buffer>,
 }
 
-/// A norm's scale and shift, `[d_model]` each.
+/// A norm's scale and shift, `[d_model]` each but for those of heads.
 pub(crate) struct Norm<D: Device> {
     pub weight: D::Buffer,
     pub bias: Option<D::Buffer>,
@@ -52,11 +56,16 @@ pub(crate) struct Layer<D: Device> {
     pub query: Linear<D>,
     pub key: Linear<D>,
     pub value: Linear<D>,
+    /// Norms of query and key heads, `[head_dim]` each.
+    pub qk_norms: Option<[Norm<D>; 2]>,
     pub output: Linear<D>,
-    pub ffn_norm: Norm<D>,
+    pub attention_post_norm: Option<Norm<D>>,
+    /// None where the FFN reads through the attention norm.
+    pub ffn_norm: Option<Norm<D>>,
     pub gate: Option<Linear<D>>,
     pub up: Linear<D>,
     pub down: Linear<D>,
+    pub ffn_post_norm: Option<Norm<D>>,
 }
 
 /// Where a network's parameters come from, one tensor at a time.
@@ -87,8 +96,8 @@ impl<D: Device> Network<D> {
             });
         }
         let final_norm = builder.norm(None, Part::FinalNorm, Part::FinalNormBias)?;
-        let head = builder.head()?;
-        Ok(Self { input, positions, frequencies, layers, final_norm, head, pages, device, architecture, shape })
+        let (head, head_bias) = builder.head()?;
+        Ok(Self { input, positions, frequencies, layers, final_norm, head, head_bias, pages, device, architecture, shape })
     }
 
     /// The layers that are there, in running order.
@@ -121,7 +130,7 @@ impl<D: Device> Network<D> {
                 (Part::TokenTable, InputTable::Tokens(table)) => Ok(table),
                 (Part::Patch, InputTable::Patches(linear)) => Ok(&linear.weight),
                 (Part::PositionTable, _) => self.positions.as_ref().ok_or_else(missing),
-                (Part::Head, _) => self.head.as_ref().map(|head| &head.weight).ok_or_else(missing),
+                (Part::Head, _) => self.head.as_ref().ok_or_else(missing),
                 _ => Err(missing()),
             };
         };
@@ -156,18 +165,32 @@ impl<D: Device> Network<D> {
             push_linear(&mut out, device, &mut layer.query, at, Part::Query, Part::QueryBias);
             push_linear(&mut out, device, &mut layer.key, at, Part::Key, Part::KeyBias);
             push_linear(&mut out, device, &mut layer.value, at, Part::Value, Part::ValueBias);
+            if let Some([query, key]) = &mut layer.qk_norms {
+                out.extend(
+                    [(Part::QueryNorm, query), (Part::KeyNorm, key)].map(|(part, norm)| (TensorKey { layer: at, part }, &mut norm.weight)),
+                );
+            }
             push_linear(&mut out, device, &mut layer.output, at, Part::AttentionOutput, Part::AttentionOutputBias);
-            push_norm(&mut out, &mut layer.ffn_norm, at, Part::FfnNorm, Part::FfnNormBias);
+            if let Some(norm) = &mut layer.attention_post_norm {
+                out.push((TensorKey { layer: at, part: Part::AttentionPostNorm }, &mut norm.weight));
+            }
+            if let Some(norm) = &mut layer.ffn_norm {
+                push_norm(&mut out, norm, at, Part::FfnNorm, Part::FfnNormBias);
+            }
             if let Some(gate) = &mut layer.gate {
                 push_linear(&mut out, device, gate, at, Part::Gate, Part::GateBias);
             }
             push_linear(&mut out, device, &mut layer.up, at, Part::Up, Part::UpBias);
             push_linear(&mut out, device, &mut layer.down, at, Part::Down, Part::DownBias);
+            if let Some(norm) = &mut layer.ffn_post_norm {
+                out.push((TensorKey { layer: at, part: Part::FfnPostNorm }, &mut norm.weight));
+            }
         }
         push_norm(&mut out, &mut self.final_norm, None, Part::FinalNorm, Part::FinalNormBias);
         if let Some(head) = &mut self.head {
-            push_linear(&mut out, device, head, None, Part::Head, Part::HeadBias);
+            out.extend(device.owned_mut(head).map(|buffer| (TensorKey::global(Part::Head), buffer)));
         }
+        out.extend(self.head_bias.as_mut().map(|bias| (TensorKey::global(Part::HeadBias), bias)));
         out
     }
 
@@ -213,13 +236,15 @@ fn push_norm<'a, D: Device>(out: &mut Trainable<'a, D>, norm: &'a mut Norm<D>, l
     }
 }
 
-/// The angle per position of each rotated pair: `base^(−2i/dims)`.
-fn rotary_frequencies<D: Device>(device: &D, architecture: &Architecture) -> Result<Option<D::Buffer>> {
-    let architecture::Positions::Rotary { base, dims, .. } = architecture.positions else { return Ok(None) };
-    let frequencies: Vec<f32> = (0..dims / 2).map(|i| base.powf(-2.0 * i as f64 / dims as f64) as f32).collect();
-    let mut buffer = device.zeros(frequencies.len())?;
-    device.write(&mut buffer, 0, &frequencies)?;
-    Ok(Some(buffer))
+/// The angles of every attention span.
+fn rotary_frequencies<D: Device>(device: &D, architecture: &Architecture) -> Result<Vec<D::Buffer>> {
+    let architecture::Positions::Rotary { dims, .. } = architecture.positions else { return Ok(Vec::new()) };
+    let missing = || RuntimeError::Input("an attention span has no rotary wavelengths".into());
+    let of_span = |span: &architecture::AttentionSpan| {
+        let frequencies = span.rotary.ok_or_else(missing)?.frequencies(dims);
+        upload(device, &frequencies.into_iter().map(|frequency| frequency as f32).collect::<Vec<_>>())
+    };
+    architecture.spans.iter().map(of_span).collect()
 }
 
 /// Asks a source for every tensor of a model.
@@ -251,6 +276,14 @@ impl<D: Device> Builder<'_, D> {
         Ok(Norm { weight, bias })
     }
 
+    /// An RMSNorm without bias over `len` numbers, where the model has it.
+    fn scale(&mut self, present: bool, layer: Option<u32>, part: Part, len: usize) -> Result<Option<Norm<D>>> {
+        if !present {
+            return Ok(None);
+        }
+        Ok(Some(Norm { weight: self.source.vector(self.device, TensorKey { layer, part }, len)?, bias: None }))
+    }
+
     fn input(&mut self) -> Result<InputTable<D>> {
         let d = self.architecture.d_model;
         match self.architecture.input {
@@ -279,29 +312,45 @@ impl<D: Device> Builder<'_, D> {
         let (query, kv) = (units.heads.len() * attention.head_dim, units.groups * attention.head_dim);
         let qkv_bias = |part| attention.qkv_bias.then_some(part);
         let ffn_bias = |part| ffn.bias.then_some(part);
+        let post_norms = self.architecture.post_norms;
+        let query_norm = self.scale(attention.qk_norm, at, Part::QueryNorm, attention.head_dim)?;
+        let key_norm = self.scale(attention.qk_norm, at, Part::KeyNorm, attention.head_dim)?;
         Ok(Layer {
             groups: self.device.indices(&units.heads)?,
             attention_norm: self.norm(at, Part::AttentionNorm, Part::AttentionNormBias)?,
             query: self.linear(at, Part::Query, qkv_bias(Part::QueryBias), query, d)?,
             key: self.linear(at, Part::Key, qkv_bias(Part::KeyBias), kv, d)?,
             value: self.linear(at, Part::Value, qkv_bias(Part::ValueBias), kv, d)?,
+            qk_norms: query_norm.zip(key_norm).map(<[Norm<D>; 2]>::from),
             output: self.linear(at, Part::AttentionOutput, attention.output_bias.then_some(Part::AttentionOutputBias), query, d)?,
-            ffn_norm: self.norm(at, Part::FfnNorm, Part::FfnNormBias)?,
+            attention_post_norm: self.scale(post_norms, at, Part::AttentionPostNorm, d)?,
+            ffn_norm: match self.architecture.has_ffn_norm() {
+                true => Some(self.norm(at, Part::FfnNorm, Part::FfnNormBias)?),
+                false => None,
+            },
             gate: if ffn.gated { Some(self.linear(at, Part::Gate, ffn_bias(Part::GateBias), units.channels, d)?) } else { None },
             up: self.linear(at, Part::Up, ffn_bias(Part::UpBias), units.channels, d)?,
             down: self.linear(at, Part::Down, ffn_bias(Part::DownBias), units.channels, d)?,
+            ffn_post_norm: self.scale(post_norms, at, Part::FfnPostNorm, d)?,
             units: units.clone(),
         })
     }
 
-    fn head(&mut self) -> Result<Option<Linear<D>>> {
-        let d = self.architecture.d_model;
-        match &self.architecture.output {
-            architecture::Output::NextToken { tied: true } => Ok(None),
-            architecture::Output::NextToken { tied: false } => {
-                Ok(Some(self.linear(None, Part::Head, None, self.architecture.output_width(), d)?))
-            }
-            architecture::Output::Classes { names } => Ok(Some(self.linear(None, Part::Head, Some(Part::HeadBias), names.len(), d)?)),
-        }
+    /// The output matrix and bias, each where the model has one.
+    fn head(&mut self) -> Result<(Option<D::Weight>, Option<D::Buffer>)> {
+        let (own, bias) = match &self.architecture.output {
+            architecture::Output::NextToken { tied, bias } => (!tied, *bias),
+            architecture::Output::Classes { .. } => (true, true),
+        };
+        let (width, d) = (self.architecture.output_width(), self.architecture.d_model);
+        let matrix = match own {
+            true => Some(self.source.matrix(self.device, TensorKey::global(Part::Head), width, d)?),
+            false => None,
+        };
+        let bias = match bias {
+            true => Some(self.source.vector(self.device, TensorKey::global(Part::HeadBias), width)?),
+            false => None,
+        };
+        Ok((matrix, bias))
     }
 }

@@ -1,7 +1,7 @@
 //! The buffers of a forward or backward pass, allocated once for the largest batch and used for every smaller one.
 
 use espalier_kernels::{Device, Purpose};
-use espalier_models::architecture::{Input, Output};
+use espalier_models::architecture::{Input, Output, Residual};
 use espalier_models::{Architecture, ModelShape};
 
 use crate::error::Result;
@@ -58,8 +58,7 @@ pub struct Workspace<D: Device> {
     pub(crate) hidden: Vec<D::Buffer>,
     /// One, or one a kept layer.
     pub(crate) layers: Vec<LayerBuffers<D>>,
-    /// `[m, rank]`.
-    pub(crate) low: D::Buffer,
+    pub(crate) scratch: Scratch<D>,
     /// `[m, d]`, after the final norm.
     pub(crate) normed: D::Buffer,
     /// `[batch, d]`: mean or last position, or the rows of a block; empty where the head reads every position.
@@ -69,10 +68,22 @@ pub struct Workspace<D: Device> {
     pub(crate) backward: Option<BackwardBuffers<D>>,
 }
 
+/// What any layer uses for a moment.
+pub(crate) struct Scratch<D: Device> {
+    /// `[m, rank]`.
+    pub low: D::Buffer,
+    /// `[m, d]`, a block's output after its post norm; empty without post norms.
+    pub post: D::Buffer,
+}
+
 /// Activations inside one layer.
 pub(crate) struct LayerBuffers<D: Device> {
     /// `[m, d]`, after the attention norm.
     pub normed_attention: D::Buffer,
+    /// `[m, heads · head_dim]`, before the norm of query heads; empty without one.
+    pub q_raw: D::Buffer,
+    /// `[m, groups · head_dim]`, before the norm of key heads; empty without one.
+    pub k_raw: D::Buffer,
     /// `[m, heads · head_dim]`.
     pub q: D::Buffer,
     /// `[m, groups · head_dim]`.
@@ -83,9 +94,12 @@ pub(crate) struct LayerBuffers<D: Device> {
     pub attended: D::Buffer,
     /// `[m, heads · head_dim]`, after the gates; empty without gates.
     pub attended_gated: D::Buffer,
-    /// `[m, d]`, between attention and FFN; empty where nothing is kept.
+    /// `[m, d]`, what attention adds, before its post norm; empty without post norms.
+    pub attention_out: D::Buffer,
+    /// `[m, d]`, between attention and FFN; empty where nothing is kept, and where the FFN does not read it.
     pub middle: D::Buffer,
-    /// `[m, d]`, after the FFN norm; empty where nothing is kept (the attention norm's buffer is free by then).
+    /// `[m, d]`, after the FFN norm; empty where the attention norm's buffer serves: it is shared, or nothing is kept and it is free by
+    /// then.
     pub normed_ffn: D::Buffer,
     /// `[m, channels]`, gate projection; empty without one.
     pub gate: D::Buffer,
@@ -95,6 +109,9 @@ pub(crate) struct LayerBuffers<D: Device> {
     pub active: D::Buffer,
     /// `[m, channels]`, after the gates; empty without gates.
     pub active_gated: D::Buffer,
+    /// `[m, d]`, what the FFN adds, before its post norm; empty without post norms, and where nothing is kept (attention's is free by
+    /// then).
+    pub ffn_out: D::Buffer,
 }
 
 /// Buffers that only the backward pass needs.
@@ -103,6 +120,10 @@ pub(crate) struct BackwardBuffers<D: Device> {
     pub d_hidden: D::Buffer,
     /// `[m, d]`.
     pub d_normed: D::Buffer,
+    /// `[m, d]`, that of the FFN's own norm where attention reads the same input; else empty.
+    pub d_normed_ffn: D::Buffer,
+    /// `[m, d]`, gradient of a block's output before its post norm; empty without post norms.
+    pub d_out: D::Buffer,
     /// `[m, widest block]`.
     pub d_block: D::Buffer,
     /// `[m, heads · head_dim]`.
@@ -138,7 +159,14 @@ struct Lengths {
     window: usize,
     patch: usize,
     gated: bool,
+    qk_norm: bool,
+    post_norms: bool,
+    residual: Residual,
 }
+
+/// Buffers of [`LayerBuffers`] and of [`BackwardBuffers`].
+const LAYER_BUFFERS: usize = 16;
+const BACKWARD_BUFFERS: usize = 14;
 
 impl Lengths {
     fn new(architecture: &Architecture, shape: &ModelShape, size: &WorkspaceSize) -> Self {
@@ -168,54 +196,65 @@ impl Lengths {
             window,
             patch,
             gated: architecture.ffn.gated,
+            qk_norm: architecture.attention.qk_norm,
+            post_norms: architecture.post_norms,
+            residual: architecture.residual,
         }
     }
 
     /// Lengths of the buffers of one layer, in the order of [`LayerBuffers`].
-    fn layer(&self, size: &WorkspaceSize) -> [usize; 12] {
-        let Self { m, d, q, kv, channels, gated, .. } = *self;
-        let kept = if size.keep == Keep::Nothing { 0 } else { m * d };
-        let gates = usize::from(size.gates);
+    fn layer(&self, size: &WorkspaceSize) -> [usize; LAYER_BUFFERS] {
+        let Self { m, d, q, kv, channels, gated, qk_norm, post_norms, residual, .. } = *self;
+        let kept = size.keep != Keep::Nothing;
+        let when = |condition: bool, len: usize| if condition { len } else { 0 };
+        let sequential = residual == Residual::Sequential;
+        let own_norm = residual == Residual::Parallel { shared_norm: false };
         [
             m * d,
+            when(qk_norm, m * q),
+            when(qk_norm, m * kv),
             m * q,
             m * kv,
             m * kv,
             m * q,
-            gates * m * q,
-            kept,
-            kept,
-            usize::from(gated) * m * channels,
+            when(size.gates, m * q),
+            when(post_norms, m * d),
+            when(kept && sequential, m * d),
+            when(own_norm || kept && sequential, m * d),
+            when(gated, m * channels),
             m * channels,
             m * channels,
-            gates * m * channels,
+            when(size.gates, m * channels),
+            when(post_norms && kept, m * d),
         ]
     }
 
     /// Lengths of the buffers of the backward pass, in the order of [`BackwardBuffers`].
-    fn backward(&self, size: &WorkspaceSize) -> [usize; 12] {
-        let Self { m, d, q, kv, channels, gated, .. } = *self;
-        let again = if size.keep == Keep::LayerInputs { m * d } else { 0 };
-        let logits = self.rows * self.width;
+    fn backward(&self, size: &WorkspaceSize) -> [usize; BACKWARD_BUFFERS] {
+        let Self { m, d, q, kv, channels, gated, qk_norm, post_norms, residual, .. } = *self;
+        let when = |condition: bool, len: usize| if condition { len } else { 0 };
         [
             m * d,
             m * d,
-            m * q.max(channels),
+            when(residual == Residual::Parallel { shared_norm: false }, m * d),
+            when(post_norms, m * d),
+            m * q.max(channels).max(when(qk_norm, kv)),
             m * q,
             m * kv,
             m * kv,
             m * channels,
-            usize::from(gated) * m * channels,
+            when(gated, m * channels),
             m * size.rank,
-            again,
-            logits,
+            when(size.keep == Keep::LayerInputs, m * d),
+            self.rows * self.width,
             self.pooled,
         ]
     }
 
-    /// Lengths of the buffers that a workspace has once: windows, patches, low, normed, pooled, logits.
-    fn single(&self, size: &WorkspaceSize) -> [usize; 6] {
-        [size.batch * self.window, self.m * self.patch, self.m * size.rank, self.m * self.d, self.pooled, self.rows * self.width]
+    /// Lengths of the buffers that a workspace has once: windows, patches, low, post, normed, pooled, logits.
+    fn single(&self, size: &WorkspaceSize) -> [usize; 7] {
+        let Self { m, d, window, patch, rows, width, pooled, post_norms, .. } = *self;
+        [size.batch * window, m * patch, m * size.rank, if post_norms { m * d } else { 0 }, m * d, pooled, rows * width]
     }
 }
 
@@ -249,7 +288,7 @@ impl<D: Device> Workspace<D> {
         let lengths = Lengths::new(architecture, shape, &size);
         let (hidden, layers) = copies(shape, size.keep);
         let zeros = |len| device.zeros(len);
-        let [windows, patches, low, normed, pooled, logits] = lengths.single(&size);
+        let [windows, patches, low, post, normed, pooled, logits] = lengths.single(&size);
         let ids = vec![0; if lengths.window == 0 { lengths.m } else { 0 }];
         Ok(Self {
             windows: zeros(windows)?,
@@ -257,7 +296,7 @@ impl<D: Device> Workspace<D> {
             ids: device.indices(&ids)?,
             hidden: (0..hidden).map(|_| zeros(lengths.m * lengths.d)).collect::<espalier_kernels::Result<_>>()?,
             layers: (0..layers).map(|_| LayerBuffers::new(&device, lengths.layer(&size))).collect::<Result<_>>()?,
-            low: zeros(low)?,
+            scratch: Scratch { low: zeros(low)?, post: zeros(post)? },
             normed: zeros(normed)?,
             pooled: zeros(pooled)?,
             logits: zeros(logits)?,
@@ -284,31 +323,54 @@ impl<D: Device> Workspace<D> {
 }
 
 impl<D: Device> LayerBuffers<D> {
-    fn new(device: &D, lengths: [usize; 12]) -> Result<Self> {
-        let [normed_attention, q, k, v, attended, attended_gated, middle, normed_ffn, gate, up, active, active_gated] = lengths;
+    fn new(device: &D, lengths: [usize; LAYER_BUFFERS]) -> Result<Self> {
+        let [
+            normed_attention,
+            q_raw,
+            k_raw,
+            q,
+            k,
+            v,
+            attended,
+            attended_gated,
+            attention_out,
+            middle,
+            normed_ffn,
+            gate,
+            up,
+            active,
+            active_gated,
+            ffn_out,
+        ] = lengths;
         Ok(Self {
             normed_attention: device.zeros(normed_attention)?,
+            q_raw: device.zeros(q_raw)?,
+            k_raw: device.zeros(k_raw)?,
             q: device.zeros(q)?,
             k: device.zeros(k)?,
             v: device.zeros(v)?,
             attended: device.zeros(attended)?,
             attended_gated: device.zeros(attended_gated)?,
+            attention_out: device.zeros(attention_out)?,
             middle: device.zeros(middle)?,
             normed_ffn: device.zeros(normed_ffn)?,
             gate: device.zeros(gate)?,
             up: device.zeros(up)?,
             active: device.zeros(active)?,
             active_gated: device.zeros(active_gated)?,
+            ffn_out: device.zeros(ffn_out)?,
         })
     }
 }
 
 impl<D: Device> BackwardBuffers<D> {
-    fn new(device: &D, lengths: [usize; 12]) -> Result<Self> {
-        let [d_hidden, d_normed, d_block, dq, dk, dv, d_up, d_gate, d_low, again, d_logits, d_pooled] = lengths;
+    fn new(device: &D, lengths: [usize; BACKWARD_BUFFERS]) -> Result<Self> {
+        let [d_hidden, d_normed, d_normed_ffn, d_out, d_block, dq, dk, dv, d_up, d_gate, d_low, again, d_logits, d_pooled] = lengths;
         Ok(Self {
             d_hidden: device.zeros(d_hidden)?,
             d_normed: device.zeros(d_normed)?,
+            d_normed_ffn: device.zeros(d_normed_ffn)?,
+            d_out: device.zeros(d_out)?,
             d_block: device.zeros(d_block)?,
             dq: device.zeros(dq)?,
             dk: device.zeros(dk)?,

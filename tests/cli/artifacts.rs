@@ -21,12 +21,12 @@ const BAD_FILES: [BadFile; 7] = [
     ("header.esp", |good| good[..40].to_vec(), &["is damaged", "ends after 40 bytes", "copy it again"]),
     ("half.esp", |good| good[..good.len() / 2].to_vec(), &["is damaged", "bytes where", "were written"]),
     ("longer.esp", |good| [good, &[0]].concat(), &["is damaged", "bytes where", "were written"]),
-    ("newer.esp", newer, &["format version 2", "versions up to 1", "update the program"]),
+    ("newer.esp", newer, &["format version 3", "versions up to 2", "update the program"]),
 ];
 
 fn newer(good: &[u8]) -> Vec<u8> {
     let mut bytes = good.to_vec();
-    bytes[8..12].copy_from_slice(&2u32.to_le_bytes());
+    bytes[8..12].copy_from_slice(&3u32.to_le_bytes());
     bytes
 }
 

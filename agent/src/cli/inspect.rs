@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use espalier_models::architecture::{Input, Output, Positions};
+use espalier_models::architecture::{Architecture, Input, Output, Positions, Residual, RotaryScaling};
 use espalier_models::{Artifact, LayerShape};
 use espalier_runtime::Plan;
 
@@ -86,16 +86,18 @@ pub fn describe_model(artifact: &Artifact) -> String {
         }
     };
     let output = match &architecture.output {
-        Output::NextToken { tied } => format!("next token{}", if *tied { ", tied to the token table" } else { "" }),
+        Output::NextToken { tied, bias } => {
+            format!("next token{}{}", if *tied { ", tied to the token table" } else { "" }, if *bias { ", with a bias" } else { "" })
+        }
         Output::Classes { names } => format!("classes {}", names.join(", ")),
     };
     let positions = match architecture.positions {
         Positions::Learned { count, .. } => format!("{count} learned positions"),
-        Positions::Rotary { base, dims, .. } => format!("rotary, {dims} dimensions, base {base}"),
+        Positions::Rotary { dims, context } => format!("rotary, {dims} dimensions, context {context}"),
     };
     let mut text = format!(
         "{}: {} parameters ({:.2}× smaller than the first network), {}, id {:016x}\n\
-         input    {input}\noutput   {output}\nblocks   width {}, head size {}, {positions}, {:?}, FFN {:?}{}\n",
+         input    {input}\noutput   {output}\nblocks   width {}, head size {}, {positions}, {:?}, FFN {:?}{}{}\n{}",
         artifact.path().display(),
         table::count(manifest.parameters() as u64),
         manifest.compression_ratio(),
@@ -106,6 +108,8 @@ pub fn describe_model(artifact: &Artifact) -> String {
         architecture.norm.kind,
         architecture.ffn.activation,
         if architecture.ffn.gated { ", gated" } else { "" },
+        particulars(architecture),
+        spans(artifact),
     );
     if let Some(diagnosis) = &manifest.diagnosis {
         let (classes, window, rate) = (diagnosis.classes.join(", "), diagnosis.window, diagnosis.sample_rate_hz);
@@ -119,6 +123,47 @@ pub fn describe_model(artifact: &Artifact) -> String {
         text += &format!("history  {event}\n");
     }
     text
+}
+
+/// What not every family has, as a list.
+fn particulars(architecture: &Architecture) -> String {
+    let mut all = Vec::new();
+    match architecture.residual {
+        Residual::Sequential => {}
+        Residual::Parallel { shared_norm: true } => all.push("attention and FFN parallel behind one norm".to_string()),
+        Residual::Parallel { shared_norm: false } => all.push("attention and FFN parallel, each behind its norm".to_string()),
+    }
+    all.extend(architecture.attention.qk_norm.then(|| "QK norm".to_string()));
+    all.extend(architecture.post_norms.then(|| "post norms".to_string()));
+    all.extend(architecture.attention.scale.map(|scale| format!("scores × {scale}")));
+    all.extend(architecture.embedding_scale.map(|scale| format!("embeddings × {scale}")));
+    all.iter().map(|particular| format!(", {particular}")).collect()
+}
+
+/// How far attention reaches and how it tells positions apart, a line a kind; nothing where all layers see everything and positions are
+/// learned.
+fn spans(artifact: &Artifact) -> String {
+    let manifest = artifact.manifest();
+    let mut text = String::new();
+    for (index, span) in manifest.architecture.spans.iter().enumerate() {
+        let layers = manifest.shape().kept().filter(|(_, units)| units.span == index).count();
+        let reach = span.window.map_or("full attention".to_string(), |window| format!("sliding window of {window}"));
+        let rotary = match span.rotary {
+            None if span.window.is_none() => continue,
+            None => String::new(),
+            Some(rotary) => format!(", rotary base {}{}", rotary.base, scaling(rotary.scaling)),
+        };
+        text += &format!("layers   {layers} with {reach}{rotary}\n");
+    }
+    text
+}
+
+fn scaling(scaling: RotaryScaling) -> String {
+    match scaling {
+        RotaryScaling::None => String::new(),
+        RotaryScaling::Linear { factor } => format!(", stretched {factor} times"),
+        RotaryScaling::Llama3 { factor, .. } => format!(", long waves stretched {factor} times"),
+    }
 }
 
 fn layer_lines(artifact: &Artifact) -> Vec<LayerLine> {

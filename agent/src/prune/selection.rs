@@ -46,6 +46,7 @@ impl LayerSelection {
             heads: self.heads.iter().map(|head| group_of(head).unwrap_or(0) as u32).collect(),
             groups: self.groups.len(),
             channels: self.channels.len(),
+            span: before.span,
         }
     }
 }
@@ -110,10 +111,10 @@ mod tests {
 
     #[test]
     fn heads_follow_their_group_and_name_its_new_place() {
-        let units = Units::dense(8, 4, 16);
+        let units = Units { span: 1, ..Units::dense(8, 4, 16) };
         let mut selection = LayerSelection::all(&units);
         selection.keep_groups(&units, vec![3, 1]);
         assert_eq!(selection.heads, [6, 7, 2, 3]);
-        assert_eq!(selection.units(&units), Units { heads: vec![0, 0, 1, 1], groups: 2, channels: 16 });
+        assert_eq!(selection.units(&units), Units { heads: vec![0, 0, 1, 1], groups: 2, channels: 16, span: 1 });
     }
 }

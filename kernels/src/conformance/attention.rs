@@ -25,14 +25,19 @@ const CASES: [Case; 13] = [
 
 pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
     for case in CASES {
-        attention(suite, case)?;
+        attention(suite, case, None)?;
+        let keys = case.2;
+        for window in [1, 2, 8, 31, keys.saturating_sub(1).max(1), keys, keys + 1] {
+            attention(suite, case, Some(window))?;
+        }
     }
     for (batch, sequence, heads, head_dim, half, start) in
         [(1, 1, 1, 2, 1, 0), (2, 9, 3, 8, 4, 0), (1, 5, 2, 10, 3, 7), (2, 130, 2, 16, 8, 5), (1, 1, 4, 64, 32, 4000), (2, 3, 0, 8, 4, 0)]
     {
         rotary(suite, batch, sequence, heads, head_dim, half, start)?;
     }
-    let shape = AttentionShape { batch: 1, queries: 2, keys: 2, key_capacity: 2, heads: 1, groups: 1, head_dim: 4 };
+    let shape =
+        AttentionShape { batch: 1, queries: 2, keys: 2, key_capacity: 2, heads: 1, groups: 1, head_dim: 4, scale: 0.5, window: None };
     let x = suite.exact(&[0.0; 8])?;
     let mut out = suite.exact(&[0.0; 8])?;
     let groups = suite.device.indices(&[0])?;
@@ -43,15 +48,18 @@ pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
     refused("attention, buffers too short", AttentionShape { batch: 2, ..shape }, &groups);
     refused("attention, a group that is not there", shape, &suite.device.indices(&[1])?);
     refused("attention, more heads than groups of heads", AttentionShape { heads: 2, head_dim: 2, ..shape }, &groups);
+    refused("attention, a window of no keys", AttentionShape { window: Some(0), ..shape }, &groups);
     let mut x = suite.exact(&[0.0; 8])?;
     suite.refused("rotate, more frequencies than dimensions", suite.device.rotate(&mut x, &suite.exact(&[1.0; 3])?, 1, 2, 1, 4, 0, false));
     Ok(())
 }
 
-fn attention<D: Device>(suite: &Suite<D>, case: Case) -> Result<()> {
+fn attention<D: Device>(suite: &Suite<D>, case: Case, window: Option<usize>) -> Result<()> {
     let (batch, queries, keys, key_capacity, groups, head_dim, group_of) = case;
     let heads = group_of.len();
-    let shape = AttentionShape { batch, queries, keys, key_capacity, heads, groups, head_dim };
+    // A scale that is not the root of the head size, where there is a window.
+    let scale = if window.is_some() { 0.6 } else { (1.0 / (head_dim as f64).sqrt()) as f32 };
+    let shape = AttentionShape { batch, queries, keys, key_capacity, heads, groups, head_dim, scale, window };
     let spread = |x: Vec<f32>| x.into_iter().map(|x| 3.0 * x).collect::<Vec<_>>();
     let q = spread(suite.random(batch * queries * heads * head_dim));
     let (k, v) = (suite.random(batch * key_capacity * groups * head_dim), suite.random(batch * key_capacity * groups * head_dim));
@@ -103,12 +111,17 @@ impl<'a> Reference<'a> {
         (0..self.shape.head_dim).map(|p| a[a_at + p] * b[b_at + p]).sum()
     }
     fn scale(&self) -> f64 {
-        1.0 / (self.shape.head_dim as f64).sqrt()
+        f64::from(self.shape.scale)
     }
+    fn score(&self, b: usize, i: usize, h: usize, j: usize) -> f64 {
+        self.scale() * self.dot(&self.q, self.query_at(b, i, h), &self.k, self.key_at(b, j, h))
+    }
+    /// Of every key at the query's position and before; 0 for those behind the window.
     fn probabilities(&self, b: usize, i: usize, h: usize) -> Vec<f64> {
         let seen = self.shape.keys - self.shape.queries + i + 1;
-        let scores: Vec<f64> =
-            (0..seen).map(|j| self.scale() * self.dot(&self.q, self.query_at(b, i, h), &self.k, self.key_at(b, j, h))).collect();
+        let hidden = |j: usize| self.shape.window.is_some_and(|window| j + window < seen);
+        let score = |j: usize| if hidden(j) { f64::NEG_INFINITY } else { self.score(b, i, h, j) };
+        let scores: Vec<f64> = (0..seen).map(score).collect();
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
         scores.iter().map(|s| (s - largest).exp() / sum).collect()

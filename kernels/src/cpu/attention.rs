@@ -1,7 +1,10 @@
 //! Causal attention of one head of one sequence, forward and backward.
 //!
 //! Queries are taken in blocks. A block's scores are kept transposed, `[keys, queries of the block]`, so that the softmax runs over whole
-//! registers of queries, and both products read keys and values where they lie. Scratch is one block's scores, not `[queries, keys]`.
+//! registers of queries, and both products read keys and values where they lie. Scratch is one block's scores, not `[queries, keys]`. Of a
+//! sliding window only the keys that some query of the block sees are touched.
+
+use std::ops::Range;
 
 use super::parallel::Shared;
 use super::real::Real;
@@ -30,15 +33,20 @@ pub struct Head<'a, T> {
     pub queries: usize,
     pub keys: usize,
     pub head_dim: usize,
+    /// What scores are multiplied by.
+    pub scale: T,
+    /// The most keys that a query sees: 1 to `keys`.
+    pub window: usize,
 }
 
 impl<T: Real> Head<'_, T> {
-    fn scale(&self) -> T {
-        T::ONE / T::from_f64(self.head_dim as f64).sqrt()
-    }
-    /// Keys that query `i` sees.
+    /// Keys at the position of query `i` and before.
     fn visible(&self, i: usize) -> usize {
         self.keys - self.queries + i + 1
+    }
+    /// The keys that some of the queries `block` sees.
+    fn seen(&self, block: &Range<usize>) -> Range<usize> {
+        self.visible(block.start).saturating_sub(self.window)..self.visible(block.end - 1)
     }
 }
 
@@ -46,7 +54,7 @@ impl<T: Real> Head<'_, T> {
 ///
 /// # Safety
 /// No one else uses those parts of `out` meanwhile.
-pub unsafe fn forward<T: Real>(out: &Shared<T>, offset: usize, head: Head<T>, block: std::ops::Range<usize>) {
+pub unsafe fn forward<T: Real>(out: &Shared<T>, offset: usize, head: Head<T>, block: Range<usize>) {
     let small = block.len() <= FEW;
     // SAFETY: the caller's promise.
     unsafe {
@@ -61,31 +69,33 @@ pub unsafe fn forward<T: Real>(out: &Shared<T>, offset: usize, head: Head<T>, bl
 /// # Safety
 /// As [`forward`].
 unsafe fn forward_one<T: Real>(out: &Shared<T>, offset: usize, head: Head<T>, i: usize) {
-    let visible = head.visible(i);
+    let seen = head.seen(&(i..i + 1));
+    let first = seen.start * head.key_stride;
     let start = offset + i * head.query_stride;
     // SAFETY: query `i`'s part, the caller's promise.
     let out = unsafe { out.part(start..start + head.head_dim) };
-    T::with_scratch(visible, |scores| {
+    T::with_scratch(seen.len(), |scores| {
         let q = &head.q[i * head.query_stride..][..head.head_dim];
-        gemv::dots(scores, head.k, head.key_stride, q, head.scale(), false);
-        super::loss::softmax(scores, visible);
+        gemv::dots(scores, &head.k[first..], head.key_stride, q, head.scale, false);
+        super::loss::softmax(scores, seen.len());
         out.fill(T::ZERO);
-        gemv::axpys(out, head.v, head.key_stride, scores);
+        gemv::axpys(out, &head.v[first..], head.key_stride, scores);
     });
 }
 
 /// # Safety
 /// As [`forward`]; the block has at most W queries.
-unsafe fn forward_block<T: Real, const W: usize>(out: &Shared<T>, offset: usize, head: Head<T>, block: std::ops::Range<usize>) {
-    let (count, visible, dim) = (block.len(), head.visible(block.end - 1), head.head_dim);
-    T::with_scratch((visible + dim) * W, |scratch| {
-        let (scores, packed) = scratch.split_at_mut(visible * W);
+unsafe fn forward_block<T: Real, const W: usize>(out: &Shared<T>, offset: usize, head: Head<T>, block: Range<usize>) {
+    let (count, seen, dim) = (block.len(), head.seen(&block), head.head_dim);
+    let (first, seen) = (seen.start * head.key_stride, seen.len());
+    T::with_scratch((seen + dim) * W, |scratch| {
+        let (scores, packed) = scratch.split_at_mut(seen * W);
         let sums = block_scores::<T, W>(scores, packed, head, block.clone());
         let to = Target { pointer: out.at(offset + block.start * head.query_stride), row_stride: head.query_stride, column_stride: 1 };
-        // SAFETY: the head's queries of `out` are this call's; scores are [visible, W ≥ count], values [visible, dim].
+        // SAFETY: the head's queries of `out` are this call's; scores are [seen, W ≥ count], values [seen, dim].
         unsafe {
-            let probabilities = Operand::columns(scores, W);
-            tile::product(Sizes { m: count, n: dim, k: visible }, to, probabilities, Operand::rows(head.v, head.key_stride), T::ONE, false);
+            let (probabilities, values) = (Operand::columns(scores, W), Operand::rows(&head.v[first..], head.key_stride));
+            tile::product(Sizes { m: count, n: dim, k: seen }, to, probabilities, values, T::ONE, false);
         }
         for (i, sum) in block.zip(sums) {
             let start = offset + i * head.query_stride;
@@ -96,42 +106,44 @@ unsafe fn forward_block<T: Real, const W: usize>(out: &Shared<T>, offset: usize,
 }
 
 /// Scores of a block, transposed, as exponentials that still have to be divided by the sums that are returned.
-fn block_scores<T: Real, const W: usize>(scores: &mut [T], packed: &mut [T], head: Head<T>, block: std::ops::Range<usize>) -> [T; W] {
-    let (count, visible, dim) = (block.len(), scores.len() / W, head.head_dim);
-    tile::pack_columns(packed, W, &head.q[block.start * head.query_stride..], head.query_stride, count, dim, head.scale());
+fn block_scores<T: Real, const W: usize>(scores: &mut [T], packed: &mut [T], head: Head<T>, block: Range<usize>) -> [T; W] {
+    let (count, seen, dim) = (block.len(), scores.len() / W, head.head_dim);
+    let first = head.seen(&block).start;
+    tile::pack_columns(packed, W, &head.q[block.start * head.query_stride..], head.query_stride, count, dim, head.scale);
     let to = Target { pointer: scores.as_mut_ptr(), row_stride: W, column_stride: 1 };
-    // SAFETY: scores are [visible, W] and borrowed alone; keys are [visible, dim], the packed queries [dim, W].
+    // SAFETY: scores are [seen, W] and borrowed alone; keys are [seen, dim], the packed queries [dim, W].
     unsafe {
         tile::product(
-            Sizes { m: visible, n: W, k: dim },
+            Sizes { m: seen, n: W, k: dim },
             to,
-            Operand::rows(head.k, head.key_stride),
+            Operand::rows(&head.k[first * head.key_stride..], head.key_stride),
             Operand::rows(packed, W),
             T::ONE,
             false,
         )
     };
-    softmax_columns(scores.as_chunks_mut::<W>().0, head.visible(block.start))
+    softmax_columns(scores.as_chunks_mut::<W>().0, head.visible(block.start) - first, head.window)
 }
 
 vectorized! {
-    /// Column `i` of `scores [keys, W]` sees the first `seen + i` keys: exponentials of their difference to the column's largest, 0 for the
-    /// others; returns the columns' sums. Columns beyond the block repeat a causal mask that stays inside, and are never read.
-    fn softmax_columns<T: Real; const W>(rows: &mut [[T; W]], seen: usize) -> [T; W] {
+    /// Column `i` of `scores [keys, W]` sees the keys before key `seen + i`, the last `window` of them (`window ≥ seen`): exponentials of
+    /// their difference to the column's largest, 0 for the others; returns the columns' sums. Columns beyond the block go on with the mask
+    /// and are never read.
+    fn softmax_columns<T: Real; const W>(rows: &mut [[T; W]], seen: usize, window: usize) -> [T; W] {
         let mut largest = [T::NEG_INFINITY; W];
         for (j, row) in rows.iter().enumerate() {
-            let hidden = (j + 1).saturating_sub(seen);
+            let (first, end) = ((j + 1).saturating_sub(seen), j + 1 + (window - seen));
             for i in 0..W {
-                let score = if i < hidden { T::NEG_INFINITY } else { row[i] };
+                let score = if i < first || i >= end { T::NEG_INFINITY } else { row[i] };
                 largest[i] = largest[i].maximum(score);
             }
         }
         let mut sums = [T::ZERO; W];
         for (j, row) in rows.iter_mut().enumerate() {
-            let hidden = (j + 1).saturating_sub(seen);
+            let (first, end) = ((j + 1).saturating_sub(seen), j + 1 + (window - seen));
             for i in 0..W {
                 let e = (row[i] - largest[i]).exp();
-                row[i] = if i < hidden { T::ZERO } else { e };
+                row[i] = if i < first || i >= end { T::ZERO } else { e };
                 sums[i] += row[i];
             }
         }
@@ -173,30 +185,32 @@ pub unsafe fn backward<T: Real>(to: &Gradients<T>, head: Head<T>, d_out: &[T]) {
 
 /// # Safety
 /// As [`backward`]; the block has at most W queries.
-unsafe fn backward_block<T: Real, const W: usize>(to: &Gradients<T>, head: Head<T>, d_out: &[T], block: std::ops::Range<usize>) {
-    let (count, visible, dim) = (block.len(), head.visible(block.end - 1), head.head_dim);
-    let first = block.start * head.query_stride;
-    T::with_scratch((2 * visible + dim) * W, |scratch| {
-        let (p, rest) = scratch.split_at_mut(visible * W);
-        let (ds, packed) = rest.split_at_mut(visible * W);
+unsafe fn backward_block<T: Real, const W: usize>(to: &Gradients<T>, head: Head<T>, d_out: &[T], block: Range<usize>) {
+    let (count, seen, dim) = (block.len(), head.seen(&block), head.head_dim);
+    let (first, first_key, seen) = (block.start * head.query_stride, seen.start * head.key_stride, seen.len());
+    T::with_scratch((2 * seen + dim) * W, |scratch| {
+        let (p, rest) = scratch.split_at_mut(seen * W);
+        let (ds, packed) = rest.split_at_mut(seen * W);
         let sums = block_scores::<T, W>(p, packed, head, block.clone());
         tile::pack_columns(packed, W, &d_out[first..], head.query_stride, count, dim, T::ONE);
         let into = Target { pointer: ds.as_mut_ptr(), row_stride: W, column_stride: 1 };
-        let (keys, values) = (Operand::rows(head.k, head.key_stride), Operand::rows(head.v, head.key_stride));
-        // SAFETY: ds is [visible, W] and borrowed alone; values are [visible, dim], the packed gradients [dim, W].
-        unsafe { tile::product(Sizes { m: visible, n: W, k: dim }, into, values, Operand::rows(packed, W), T::ONE, false) };
+        let keys = Operand::rows(&head.k[first_key..], head.key_stride);
+        let values = Operand::rows(&head.v[first_key..], head.key_stride);
+        // SAFETY: ds is [seen, W] and borrowed alone; values are [seen, dim], the packed gradients [dim, W].
+        unsafe { tile::product(Sizes { m: seen, n: W, k: dim }, into, values, Operand::rows(packed, W), T::ONE, false) };
         softmax_backward_columns(p.as_chunks_mut::<W>().0, ds.as_chunks_mut::<W>().0, sums);
 
         let of_queries =
             |slice: &Shared<T>| Target { pointer: slice.at(to.query_offset + first), row_stride: head.query_stride, column_stride: 1 };
-        let of_keys = |slice: &Shared<T>| Target { pointer: slice.at(to.key_offset), row_stride: head.key_stride, column_stride: 1 };
+        let of_keys =
+            |slice: &Shared<T>| Target { pointer: slice.at(to.key_offset + first_key), row_stride: head.key_stride, column_stride: 1 };
         let (queries, d_outs) = (Operand::rows(&head.q[first..], head.query_stride), Operand::rows(&d_out[first..], head.query_stride));
-        let (by_query, by_key) = (Sizes { m: count, n: dim, k: visible }, Sizes { m: visible, n: dim, k: count });
-        // SAFETY: the head's and group's parts of the gradients are this call's; p and ds are [visible, W ≥ count], keys [visible, dim],
+        let (by_query, by_key) = (Sizes { m: count, n: dim, k: seen }, Sizes { m: seen, n: dim, k: count });
+        // SAFETY: the head's and group's parts of the gradients are this call's; p and ds are [seen, W ≥ count], keys [seen, dim],
         // queries and output gradients [count, dim].
         unsafe {
-            tile::product(by_query, of_queries(to.dq), Operand::columns(ds, W), keys, head.scale(), false);
-            tile::product(by_key, of_keys(to.dk), Operand::rows(ds, W), queries, head.scale(), true);
+            tile::product(by_query, of_queries(to.dq), Operand::columns(ds, W), keys, head.scale, false);
+            tile::product(by_key, of_keys(to.dk), Operand::rows(ds, W), queries, head.scale, true);
             tile::product(by_key, of_keys(to.dv), Operand::rows(p, W), d_outs, T::ONE, true);
         }
     });
@@ -227,10 +241,11 @@ vectorized! {
 impl CpuDevice {
     /// Checks an attention and returns the group of every head.
     fn check_attention<'a>(operation: &'static str, shape: AttentionShape, groups: &'a Indices) -> Result<&'a [u32]> {
-        let AttentionShape { batch: _, queries, keys, key_capacity, heads, groups: group_count, head_dim } = shape;
+        let AttentionShape { queries, keys, key_capacity, heads, groups: group_count, head_dim, window, .. } = shape;
         require(operation, queries <= keys && keys <= key_capacity, || {
             format!("{queries} queries, {keys} keys and room for {key_capacity} keys were given; each may not exceed the next")
         })?;
+        require(operation, window != Some(0), || "a window of no keys was given; a query sees at least its own".to_string())?;
         require(operation, head_dim > 0 || heads == 0, || "a head has no dimensions".to_string())?;
         let group_of = input(operation, "groups", groups, &[heads])?;
         match group_of.iter().enumerate().find(|(_, group)| **group as usize >= group_count) {
@@ -253,7 +268,8 @@ impl CpuDevice {
         groups: &Indices,
     ) -> Result<()> {
         const NAME: &str = "attention";
-        let AttentionShape { batch, queries, keys, key_capacity, heads, groups: group_count, head_dim } = shape;
+        let AttentionShape { batch, queries, keys, key_capacity, heads, groups: group_count, head_dim, scale, window } = shape;
+        let window = window.unwrap_or(keys).min(keys);
         let group_of = Self::check_attention(NAME, shape, groups)?;
         let out = output(NAME, "out", out, &[batch, queries, heads, head_dim])?;
         let q = input(NAME, "q", q, &[batch, queries, heads, head_dim])?;
@@ -269,7 +285,7 @@ impl CpuDevice {
                 let offset = sequence * queries * query_stride + h * head_dim;
                 let key_offset = sequence * key_capacity * key_stride + group_of[h] as usize * head_dim;
                 let (q, k, v) = (&q[offset..], &k[key_offset..], &v[key_offset..]);
-                let head = Head { q, k, v, query_stride, key_stride, queries, keys, head_dim };
+                let head = Head { q, k, v, query_stride, key_stride, queries, keys, head_dim, scale, window };
                 // SAFETY: `ranges` gives every head's block of queries to one thread.
                 unsafe { forward(&shared, offset, head, block..queries.min(block + BLOCK)) }
             }
@@ -287,7 +303,8 @@ impl CpuDevice {
         groups: &Indices,
     ) -> Result<()> {
         const NAME: &str = "attention_backward";
-        let AttentionShape { batch, queries, keys, key_capacity, heads, groups: group_count, head_dim } = shape;
+        let AttentionShape { batch, queries, keys, key_capacity, heads, groups: group_count, head_dim, scale, window } = shape;
+        let window = window.unwrap_or(keys).min(keys);
         let group_of = Self::check_attention(NAME, shape, groups)?;
         require(NAME, queries == keys, || {
             format!("{queries} queries and {keys} keys were given; the backward pass needs as many of both")
@@ -311,7 +328,7 @@ impl CpuDevice {
                 for (h, _) in group_of.iter().enumerate().filter(|(_, g)| **g as usize == group) {
                     let query_offset = sequence * queries * query_stride + h * head_dim;
                     let (q, k, v) = (&q[query_offset..], &k[key_offset..], &v[key_offset..]);
-                    let head = Head { q, k, v, query_stride, key_stride, queries, keys, head_dim };
+                    let head = Head { q, k, v, query_stride, key_stride, queries, keys, head_dim, scale, window };
                     let to = Gradients { dq: &dq, dk: &dk, dv: &dv, query_offset, key_offset };
                     // SAFETY: `ranges` gives every sequence's group, with all its heads, to one thread.
                     unsafe { backward(&to, head, &d_out[query_offset..]) }
@@ -327,7 +344,8 @@ fn attention_ns(shape: AttentionShape) -> usize {
     /// Multiplications a nanosecond; a fourth for single queries, which run at the speed of memory.
     const BLOCKS: usize = 32;
     const SINGLE: usize = 8;
-    let AttentionShape { batch, queries, keys, heads, head_dim, .. } = shape;
+    let AttentionShape { batch, queries, keys, heads, head_dim, window, .. } = shape;
+    let keys = window.map_or(keys, |window| keys.min(window.saturating_add(BLOCK.min(queries))));
     // Two products, and an exponential that weighs as much as 16 dimensions.
     let work = [batch, heads, queries, keys, 2 * head_dim + 16].into_iter().fold(1, usize::saturating_mul);
     work / if queries > 3 { BLOCKS } else { SINGLE }

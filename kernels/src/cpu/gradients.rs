@@ -254,17 +254,30 @@ fn rotary_positions() {
 #[test]
 fn grouped_attention() {
     let mut cases = Vec::new();
-    for (t, group_of, groups, dim) in [(2, &[0_usize][..], 1, 3), (5, &[0, 1, 1], 2, 4), (18, &[1, 0], 2, 3), (35, &[0, 0], 1, 2)] {
+    // Positions, the group of every head, groups, dimensions, window.
+    let shapes = [
+        (2, &[0_usize][..], 1, 3, 2),
+        (5, &[0, 1, 1], 2, 4, 5),
+        (18, &[1, 0], 2, 3, 18),
+        (35, &[0, 0], 1, 2, 35),
+        (5, &[0, 0], 1, 3, 1),
+        (18, &[1, 0], 2, 3, 7),
+        (37, &[0], 1, 2, 3),
+        (40, &[0], 1, 2, 33),
+    ];
+    for (t, group_of, groups, dim, window) in shapes {
         let heads = group_of.len();
         let (query_stride, key_stride) = (heads * dim, groups * dim);
         let head = move |h: usize| [h * dim, group_of[h] * dim];
-        fn of(i: &[Numbers], [at, key_at]: [usize; 2], strides: [usize; 2], t: usize, head_dim: usize) -> Head<'_, f64> {
+        fn of(i: &[Numbers], [at, key_at]: [usize; 2], strides: [usize; 2], sizes: [usize; 3]) -> Head<'_, f64> {
             let (q, k, v) = (&i[0][at..], &i[1][key_at..], &i[2][key_at..]);
-            Head { q, k, v, query_stride: strides[0], key_stride: strides[1], queries: t, keys: t, head_dim }
+            let [t, head_dim, window] = sizes;
+            Head { q, k, v, query_stride: strides[0], key_stride: strides[1], queries: t, keys: t, head_dim, scale: 0.7, window }
         }
+        let sizes = [t, dim, window];
         let strides = [query_stride, key_stride];
         cases.push(case(
-            format!("{t} positions, heads of groups {group_of:?}, {dim} dimensions"),
+            format!("{t} positions, heads of groups {group_of:?}, {dim} dimensions, window {window}"),
             &[t * query_stride, t * key_stride, t * key_stride],
             move |i| {
                 let mut out = zeros(t * query_stride);
@@ -274,7 +287,7 @@ fn grouped_attention() {
                     for start in (0..t).step_by(attention::BLOCK) {
                         let block = start..t.min(start + attention::BLOCK);
                         // SAFETY: nothing else uses `out` meanwhile.
-                        unsafe { attention::forward(&shared, at, of(i, [at, key_at], strides, t, dim), block) };
+                        unsafe { attention::forward(&shared, at, of(i, [at, key_at], strides, sizes), block) };
                     }
                 }
                 out
@@ -286,7 +299,7 @@ fn grouped_attention() {
                     let [at, key_at] = head(h);
                     let to = Gradients { dq: &q, dk: &k, dv: &v, query_offset: at, key_offset: key_at };
                     // SAFETY: nothing else uses the gradients meanwhile.
-                    unsafe { attention::backward(&to, of(i, [at, key_at], strides, t, dim), &dy[at..]) };
+                    unsafe { attention::backward(&to, of(i, [at, key_at], strides, sizes), &dy[at..]) };
                 }
                 vec![dq, dk, dv]
             },

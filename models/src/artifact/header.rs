@@ -81,6 +81,9 @@ impl Header {
         if crc32c::crc32c(&file[..60]) != word(60) {
             return Err(Error::damaged(path, "the checksum of its header does not fit"));
         }
+        if (1..FORMAT_VERSION).contains(&version) {
+            return Err(Error::OlderVersion { path: path.to_path_buf(), version, supported: FORMAT_VERSION });
+        }
         if version != FORMAT_VERSION || long(52) != 0 {
             return Err(Error::damaged(path, format!("its header has format version {version} or reserved bytes that no program wrote")));
         }

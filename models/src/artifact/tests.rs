@@ -13,16 +13,19 @@ use crate::tensor::{DType, Layout, Part};
 
 /// A classifier of one layer with two heads and three channels.
 fn manifest() -> Manifest {
-    let units = Units { heads: vec![0, 1], groups: 2, channels: 3 };
+    let units = Units { heads: vec![0, 1], groups: 2, channels: 3, span: 0 };
     Manifest {
         name: "test".to_string(),
         architecture: Architecture {
             input: Input::Patches { window: 8, patch: 4, stride: 4, sample_rate_hz: 100.0 },
+            embedding_scale: None,
             output: Output::Classes { names: vec!["a".to_string(), "b".to_string()] },
             d_model: 4,
             norm: Norm { kind: NormKind::RmsNorm, epsilon: 1e-5 },
-            positions: Positions::Rotary { base: 10_000.0, dims: 2, context: 2 },
-            attention: Attention { head_dim: 2, qkv_bias: false, output_bias: false, fused_qkv: false },
+            post_norms: false,
+            positions: Positions::Rotary { dims: 2, context: 2 },
+            spans: vec![AttentionSpan { window: None, rotary: Some(Rotary::of_base(10_000.0)) }],
+            attention: Attention { head_dim: 2, scale: None, qk_norm: false, qkv_bias: false, output_bias: false, fused_qkv: false },
             ffn: Ffn { gated: false, activation: Activation::Relu, bias: false },
             residual: Residual::Sequential,
         },
@@ -85,7 +88,7 @@ fn planned() -> (Manifest, usize) {
 fn level(data: usize) -> Level {
     let end = 4096 + data as u64 - 256;
     Level {
-        layers: vec![LayerShape::Kept(Units { heads: vec![0], groups: 1, channels: 2 })],
+        layers: vec![LayerShape::Kept(Units { heads: vec![0], groups: 1, channels: 2, span: 0 })],
         adapters: vec![StoredAdapter {
             layer: 0,
             parts: vec![Part::Query],
@@ -123,12 +126,29 @@ fn lies_in_a_manifest_are_found() {
         ("no head size", |m| m.architecture.attention.head_dim = 0),
         ("huge head size", |m| m.architecture.attention.head_dim = usize::MAX),
         ("NaN epsilon", |m| m.architecture.norm.epsilon = f32::NAN),
-        ("odd rotary", |m| m.architecture.positions = Positions::Rotary { base: 1.0, dims: 1, context: 2 }),
-        ("wide rotary", |m| m.architecture.positions = Positions::Rotary { base: 1.0, dims: 4, context: 2 }),
-        ("no rotary base", |m| m.architecture.positions = Positions::Rotary { base: 0.0, dims: 2, context: 2 }),
-        ("short context", |m| m.architecture.positions = Positions::Rotary { base: 1.0, dims: 2, context: 1 }),
+        ("odd rotary", |m| m.architecture.positions = Positions::Rotary { dims: 1, context: 2 }),
+        ("wide rotary", |m| m.architecture.positions = Positions::Rotary { dims: 4, context: 2 }),
+        ("no rotary base", |m| m.architecture.spans[0].rotary = Some(Rotary::of_base(0.0))),
+        ("no rotary factor", |m| {
+            m.architecture.spans[0].rotary = Some(Rotary { base: 1.0, scaling: RotaryScaling::Linear { factor: f64::NAN } });
+        }),
+        ("rotary scaling upside down", |m| {
+            let scaling = RotaryScaling::Llama3 { factor: 8.0, low_freq_factor: 4.0, high_freq_factor: 4.0, original_context: 8 };
+            m.architecture.spans[0].rotary = Some(Rotary { base: 1.0, scaling });
+        }),
+        ("no wavelengths", |m| m.architecture.spans[0].rotary = None),
+        ("no spans", |m| m.architecture.spans.clear()),
+        ("a window of nothing", |m| m.architecture.spans[0].window = Some(0)),
+        ("a span that is not there", |m| units(m).span = 1),
+        ("scores times nothing", |m| m.architecture.attention.scale = Some(0.0)),
+        ("post norms that are LayerNorms", |m| {
+            m.architecture.norm.kind = NormKind::LayerNorm;
+            m.architecture.post_norms = true;
+        }),
+        ("no table to scale", |m| m.architecture.embedding_scale = Some(2.0)),
+        ("short context", |m| m.architecture.positions = Positions::Rotary { dims: 2, context: 1 }),
         ("offset behind table", |m| m.architecture.positions = Positions::Learned { count: 2, offset: 3 }),
-        ("patches say tokens", |m| m.architecture.output = Output::NextToken { tied: true }),
+        ("patches say tokens", |m| m.architecture.output = Output::NextToken { tied: true, bias: false }),
         ("no classes", |m| m.architecture.output = Output::Classes { names: vec![] }),
         ("another class", |m| m.architecture.output = Output::Classes { names: vec!["a".to_string()] }),
         ("no stride", |m| m.architecture.input = Input::Patches { window: 8, patch: 4, stride: 0, sample_rate_hz: 1.0 }),
@@ -156,7 +176,9 @@ fn lies_in_a_manifest_are_found() {
         ("behind the end", |m| m.tensors.last_mut().unwrap().offset += 1 << 20),
         ("at the end of numbers", |m| m.tensors.last_mut().unwrap().offset = !63),
         ("a level with another number of layers", |m| m.levels[0].layers.clear()),
-        ("a level that is no prefix", |m| m.levels[0].layers[0] = LayerShape::Kept(Units { heads: vec![1], groups: 2, channels: 1 })),
+        ("a level that is no prefix", |m| {
+            m.levels[0].layers[0] = LayerShape::Kept(Units { heads: vec![1], groups: 2, channels: 1, span: 0 })
+        }),
         ("a level with more channels", |m| m.levels[0].layers[0] = LayerShape::Kept(Units::dense(2, 2, 4))),
         ("an adapter on no layer", |m| m.levels[0].adapters[0].layer = 1),
         ("an adapter on a norm", |m| m.levels[0].adapters[0].parts = vec![Part::FfnNorm]),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::plan::alignment;
-use crate::architecture::{Architecture, Input, Output, Positions};
+use crate::architecture::{Architecture, Input, NormKind, Output, Positions};
 use crate::formats::{Format, stored_as};
 use crate::manifest::{Level, Manifest, Span, StoredAdapter, StoredTensor, TextDiagnosis};
 use crate::shape::{LayerShape, ModelShape, Units};
@@ -25,6 +25,8 @@ pub(crate) const MAX_HEADS: usize = 1 << 16;
 pub(crate) const MAX_CHANNELS: usize = 1 << 24;
 /// The largest vocabulary, position table, context and window.
 pub(crate) const MAX_LENGTH: usize = 1 << 28;
+/// The most kinds of attention in one model.
+const MAX_SPANS: usize = 1 << 10;
 /// The most classes.
 const MAX_CLASSES: usize = 1 << 16;
 /// The most levels of one artifact.
@@ -37,10 +39,23 @@ fn within(what: &str, value: usize, most: usize) -> Check {
     if (1..=most).contains(&value) { Ok(()) } else { Err(format!("{what} is {value}; expected 1 to {most}")) }
 }
 
+/// Checks a factor, where there is one.
+fn factor(what: &str, value: Option<f32>) -> Check {
+    match value {
+        Some(value) if !(value.is_finite() && value > 0.0) => Err(format!("{what} is {value}; expected a finite number above 0")),
+        _ => Ok(()),
+    }
+}
+
 /// Checks what all layers share.
 pub(crate) fn architecture(architecture: &Architecture) -> Check {
     within("the model's width", architecture.d_model, MAX_D_MODEL)?;
     within("the head size", architecture.attention.head_dim, MAX_HEAD_DIM)?;
+    factor("the scale of attention scores", architecture.attention.scale)?;
+    factor("the scale of embeddings", architecture.embedding_scale)?;
+    if architecture.post_norms && architecture.norm.kind == NormKind::LayerNorm {
+        return Err("the norms after attention and FFN are LayerNorms; expected RMSNorms".to_string());
+    }
     let epsilon = architecture.norm.epsilon;
     if !(epsilon.is_finite() && epsilon >= 0.0) {
         return Err(format!("the norm's epsilon is {epsilon}; expected a finite number of at least 0"));
@@ -61,9 +76,31 @@ pub(crate) fn architecture(architecture: &Architecture) -> Check {
             return Err("a model of signal patches cannot say a next token".to_string());
         }
         Output::NextToken { .. } => {}
+        Output::Classes { .. } if architecture.embedding_scale.is_some() && matches!(architecture.input, Input::Patches { .. }) => {
+            return Err("embeddings are scaled, but a model of signal patches has no token table".to_string());
+        }
         Output::Classes { names } => within("the number of classes", names.len(), MAX_CLASSES)?,
     }
-    positions(architecture)
+    positions(architecture)?;
+    spans(architecture)
+}
+
+/// Checks the kinds of attention.
+fn spans(architecture: &Architecture) -> Check {
+    within("the number of attention spans", architecture.spans.len(), MAX_SPANS)?;
+    let rotary = matches!(architecture.positions, Positions::Rotary { .. });
+    for (index, span) in architecture.spans.iter().enumerate() {
+        let check = match span.rotary {
+            Some(found) if rotary => found.check(),
+            None if !rotary => Ok(()),
+            Some(_) => Err("it has rotary wavelengths, but positions are learned".to_string()),
+            None => Err("it has no rotary wavelengths, but positions are rotary".to_string()),
+        };
+        check
+            .and_then(|()| span.window.map_or(Ok(()), |window| within("the window", window, MAX_LENGTH)))
+            .map_err(|problem| format!("attention span {index}: {problem}"))?;
+    }
+    Ok(())
 }
 
 /// Checks what a language model knows of the diagnosis that it makes.
@@ -94,10 +131,7 @@ fn positions(architecture: &Architecture) -> Check {
             within("the position table behind its offset", count.saturating_sub(offset), MAX_LENGTH)?;
             count - offset
         }
-        Positions::Rotary { base, dims, context } => {
-            if !(base.is_finite() && base > 0.0) {
-                return Err(format!("the rotary base is {base}; expected a finite number above 0"));
-            }
+        Positions::Rotary { dims, context } => {
             let head_dim = architecture.attention.head_dim;
             if !dims.is_multiple_of(2) || dims > head_dim {
                 return Err(format!(
@@ -115,8 +149,11 @@ fn positions(architecture: &Architecture) -> Check {
 }
 
 /// Checks one layer's units.
-fn units(units: &Units) -> Check {
-    let Units { heads, groups, channels } = units;
+fn units(architecture: &Architecture, units: &Units) -> Check {
+    let Units { heads, groups, channels, span } = units;
+    if *span >= architecture.spans.len() {
+        return Err(format!("it names attention span {span}, but there are {}", architecture.spans.len()));
+    }
     if heads.len() > MAX_HEADS || *groups > MAX_HEADS || *channels > MAX_CHANNELS {
         return Err(format!(
             "{} heads, {groups} KV groups and {channels} channels; at most {MAX_HEADS}, {MAX_HEADS} and {MAX_CHANNELS} are allowed",
@@ -139,7 +176,7 @@ pub(crate) fn model(manifest: &Manifest) -> Check {
         let expected = match &layer.shape {
             LayerShape::Removed => (0, 0, 0),
             LayerShape::Kept(kept) => {
-                units(kept).map_err(|problem| format!("layer {index}: {problem}"))?;
+                units(&manifest.architecture, kept).map_err(|problem| format!("layer {index}: {problem}"))?;
                 (kept.heads.len(), kept.groups, kept.channels)
             }
         };
@@ -170,8 +207,11 @@ fn level_shapes(manifest: &Manifest, level: &Level) -> Check {
             (LayerShape::Removed, _) => true,
             (LayerShape::Kept(_), LayerShape::Removed) => false,
             (LayerShape::Kept(inner), LayerShape::Kept(stored)) => {
-                units(inner).map_err(|problem| format!("layer {index}: {problem}"))?;
-                stored.heads.starts_with(&inner.heads) && inner.groups <= stored.groups && inner.channels <= stored.channels
+                units(&manifest.architecture, inner).map_err(|problem| format!("layer {index}: {problem}"))?;
+                stored.heads.starts_with(&inner.heads)
+                    && inner.groups <= stored.groups
+                    && inner.channels <= stored.channels
+                    && inner.span == stored.span
             }
         };
         if !prefix {

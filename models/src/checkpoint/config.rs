@@ -85,6 +85,26 @@ impl Config {
         if self.get(name).is_some() { self.size(name) } else { Ok(default) }
     }
 
+    /// The texts `name`, none where it is missing or null.
+    pub fn texts(&self, name: &str) -> Result<Option<Vec<&str>>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let texts = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
+        texts.map(Some).ok_or_else(|| self.wrong(name, "a list of texts"))
+    }
+
+    /// Whether the file has the field `name`, be it null.
+    pub fn has(&self, name: &str) -> bool {
+        self.fields.contains_key(name)
+    }
+
+    /// Refuses the model where the field `name` is there and not null.
+    pub fn require_none(&self, name: &str) -> Result<()> {
+        match self.get(name) {
+            None => Ok(()),
+            Some(value) => Err(self.unsupported(format!("`{name}` = {value}"), "only null is")),
+        }
+    }
+
     /// The finite number `name`, or `default` where it is missing or null.
     pub fn number_or(&self, name: &str, default: f64) -> Result<f64> {
         match self.get(name) {

@@ -88,7 +88,7 @@ fn write_tensors(source: &dyn TensorSource, manifest: &Manifest, dialect: Dialec
     write(&header)?;
     let mut bytes = Vec::new();
     for planned in &planned {
-        for numbers in gather(&planned.tensor, source)?.chunks(1 << 16) {
+        for numbers in weights(&planned.tensor, source)?.chunks(1 << 16) {
             encode_values(planned.dtype, numbers, &mut bytes);
             write(&bytes)?;
             bytes.clear();
@@ -104,7 +104,7 @@ fn plan(source: &dyn TensorSource, manifest: &Manifest, dialect: Dialect, common
     for tensor in source_tensors(names(dialect), prefix(dialect), &manifest.architecture, &manifest.shape()) {
         let mut pieces = tensor.pieces.iter().map(|piece| stored.get(&piece.spec.key).copied());
         let dtype = match (tensor.form, pieces.next().flatten()) {
-            (Form::Vector, _) if gather(&tensor, source)?.iter().all(|&value| is_exact(common, value)) => common,
+            (form, _) if form.is_vector() && weights(&tensor, source)?.iter().all(|&value| is_exact(common, value)) => common,
             (Form::Rows | Form::Transposed, Some(first @ (DType::F16 | DType::Bf16))) if pieces.all(|piece| piece == Some(first)) => first,
             _ => DType::F32,
         };
@@ -114,6 +114,16 @@ fn plan(source: &dyn TensorSource, manifest: &Manifest, dialect: Dialect, common
         planned.push(Planned { tensor, dtype, bytes });
     }
     Ok(planned)
+}
+
+/// One source tensor's weights, as the source stores them.
+fn weights(tensor: &SourceTensor, source: &dyn TensorSource) -> Result<Vec<f32>> {
+    let mut numbers = gather(tensor, source)?;
+    let offset = tensor.form.offset();
+    if offset != 0.0 {
+        numbers.iter_mut().for_each(|number| *number -= offset);
+    }
+    Ok(numbers)
 }
 
 /// Whether `dtype` holds `value` without rounding.

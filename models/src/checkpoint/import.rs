@@ -92,7 +92,7 @@ fn draft(described: &Described, config: &Config, checkpoint: &Checkpoint, src: &
         origin,
         tokenizer: checkpoint.tokenizer.clone().filter(|_| reads_tokens),
         measured: described.measured,
-        diagnosis: None,
+        diagnosis: described.diagnosis.clone(),
     })
 }
 
@@ -108,7 +108,7 @@ fn check_tensors(
     let (mut common, mut quantised) = (None, false);
     for source in sources {
         let found = require(tensors, &source.name, &source.shape)?;
-        if source.form != Form::Vector {
+        if !source.form.is_vector() {
             match found.numbers {
                 Numbers::Quantised(_) => quantised = true,
                 Numbers::Float(dtype) if common.is_none_or(|common| common == dtype) => common = Some(dtype),
@@ -117,7 +117,7 @@ fn check_tensors(
         }
     }
     let known: std::collections::HashSet<&str> = sources.iter().map(|source| source.name.as_str()).collect();
-    let tied = architecture.output == Output::NextToken { tied: true };
+    let tied = matches!(architecture.output, Output::NextToken { tied: true, .. });
     let unknown = tensors.names().filter(|name| !known.contains(name) && !is_harmless(names, prefix, tied, name));
     let unknown: Vec<String> = unknown.map(str::to_string).collect();
     if !unknown.is_empty() {
@@ -144,7 +144,7 @@ impl Copying<'_> {
     ) -> Result<()> {
         let (rows, columns) = (tensor.rows as usize, tensor.columns as usize);
         let numbers = self.tensors.find(&self.source.name).map(|found| found.numbers);
-        let is_matrix = self.source.form != Form::Vector;
+        let is_matrix = !self.source.form.is_vector();
         let loses = is_matrix && numbers.is_some_and(|numbers| may_lose(numbers, tensor.dtype));
         self.report.tensors += 1;
         self.report.numbers += tensor.rows * tensor.columns;
@@ -170,10 +170,15 @@ impl Copying<'_> {
     /// Reads `count` rows from `start` on to `block [count, columns]`.
     fn read(&self, start: usize, count: usize, columns: usize, block: &mut [f32], strip: &mut Vec<f32>) -> Result<()> {
         let (source, order) = (self.source, &self.source.pieces[self.piece].order);
-        if source.form == Form::Vector {
-            return order
-                .runs(0..columns)
-                .try_for_each(|run| self.tensors.read(&source.name, run.source, &mut block[run.stored..][..run.count]));
+        if source.form.is_vector() {
+            for run in order.runs(0..columns) {
+                self.tensors.read(&source.name, run.source, &mut block[run.stored..][..run.count])?;
+            }
+            let offset = source.form.offset();
+            if offset != 0.0 {
+                block.iter_mut().for_each(|number| *number += offset);
+            }
+            return Ok(());
         }
         for run in order.runs(start..start + count) {
             let block = &mut block[(run.stored - start) * columns..][..run.count * columns];

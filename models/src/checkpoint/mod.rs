@@ -21,6 +21,7 @@ mod streams;
 mod tensors;
 
 pub use export::export_safetensors;
+pub use gguf::export_gguf;
 pub use import::{import, import_until};
 pub use report::{ImportReport, RoundingError};
 pub use streams::{Absent, EachTensor, for_each_source_tensor};
@@ -30,25 +31,64 @@ pub use streams::{Absent, EachTensor, for_each_source_tensor};
 pub enum Dialect {
     /// GPT-2: linear weights as `[in, out]`, q, k and v in one matrix.
     Gpt2,
-    /// Llama: linear weights as `[out, in]`.
+    /// OPT: linear weights as `[out, in]`, as in all that follow.
+    Opt,
+    /// GPT-NeoX: q, k and v in one matrix, head by head.
+    GptNeox,
+    /// Phi.
+    Phi,
+    /// Llama.
     Llama,
+    /// Mistral: Llama's names.
+    Mistral,
+    /// Qwen2: Llama's names.
+    Qwen2,
+    /// Qwen3: Llama's names, and those of norms of query and key heads.
+    Qwen3,
+    /// Gemma 3's text model: norms are stored as what they add to 1.
+    Gemma3,
+    /// ChatGLM-2: q, k and v in one matrix, gate and up in another, rotary pairs side by side.
+    ChatGlm,
     /// Our own: the parts as an artifact has them, and the whole architecture and all shapes in `config.json`. Can say every model.
     Espalier,
 }
 
 impl Dialect {
+    /// All of them.
+    pub const ALL: [Dialect; 11] = [
+        Dialect::Gpt2,
+        Dialect::Opt,
+        Dialect::GptNeox,
+        Dialect::Phi,
+        Dialect::Llama,
+        Dialect::Mistral,
+        Dialect::Qwen2,
+        Dialect::Qwen3,
+        Dialect::Gemma3,
+        Dialect::ChatGlm,
+        Dialect::Espalier,
+    ];
+
     /// The dialect's name: `model_type` in its `config.json`, `dialect` in a manifest's origin.
     pub fn name(self) -> &'static str {
         match self {
             Dialect::Gpt2 => "gpt2",
+            Dialect::Opt => "opt",
+            Dialect::GptNeox => "gpt_neox",
+            Dialect::Phi => "phi",
             Dialect::Llama => "llama",
+            Dialect::Mistral => "mistral",
+            Dialect::Qwen2 => "qwen2",
+            Dialect::Qwen3 => "qwen3",
+            Dialect::Gemma3 => "gemma3_text",
+            Dialect::ChatGlm => "chatglm",
             Dialect::Espalier => "espalier",
         }
     }
 
     /// The dialect of that name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Dialect::Gpt2, Dialect::Llama, Dialect::Espalier].into_iter().find(|dialect| dialect.name() == name)
+        Self::ALL.into_iter().find(|dialect| dialect.name() == name)
     }
 }
 

@@ -23,6 +23,7 @@ pub type EachTensor<'a> = dyn FnMut(&str, &[usize], &[f32]) -> Result<()> + 'a;
 
 /// Calls `each(name, shape, numbers)` for every tensor that a checkpoint of the model has in `dialect`, layers first, one tensor at a time.
 ///
+/// The numbers are passed on as they are, for gradients and the like: a norm whose weights the source stores less 1 is not changed.
 /// Layers are numbered as the dialect numbers those that are there; query heads are ordered by KV group. Memory: the largest tensor and
 /// 1 MiB.
 ///
@@ -45,7 +46,7 @@ pub fn for_each_source_tensor(
     Ok(())
 }
 
-/// One source tensor's numbers, in the source's layout.
+/// One source tensor's numbers, in the source's layout; no [`Form::offset`] is taken off.
 pub(super) fn gather(tensor: &SourceTensor, source: &dyn TensorSource) -> Result<Vec<f32>> {
     let key = tensor.pieces[0].spec.key;
     let too_large = || Error::request(key, format!("`{}` {:?} does not fit in memory", tensor.name, tensor.shape));
@@ -55,7 +56,7 @@ pub(super) fn gather(tensor: &SourceTensor, source: &dyn TensorSource) -> Result
     out.resize(numbers, 0.0);
     for piece in &tensor.pieces {
         match tensor.form {
-            Form::Vector => gather_vector(piece, source, &mut out)?,
+            Form::Vector | Form::Offset => gather_vector(piece, source, &mut out)?,
             Form::Rows | Form::Transposed => gather_matrix(tensor, piece, source, &mut out)?,
         }
     }

@@ -13,11 +13,14 @@ use espalier_models::{Artifact, ArtifactWriter, DType, LayerShape, Manifest, Ten
 pub fn classifier(d_model: usize, head_dim: usize, layers: Vec<LayerShape>) -> Manifest {
     let architecture = Architecture {
         input: Input::Patches { window: 64, patch: 8, stride: 8, sample_rate_hz: 12_000.0 },
+        embedding_scale: None,
         output: Output::Classes { names: vec!["normal".to_string(), "inner race".to_string(), "outer race".to_string()] },
         d_model,
         norm: Norm { kind: NormKind::LayerNorm, epsilon: 1e-5 },
+        post_norms: false,
         positions: Positions::Learned { count: 8, offset: 0 },
-        attention: Attention { head_dim, qkv_bias: true, output_bias: true, fused_qkv: false },
+        spans: vec![AttentionSpan::FULL],
+        attention: Attention { head_dim, scale: None, qk_norm: false, qkv_bias: true, output_bias: true, fused_qkv: false },
         ffn: Ffn { gated: false, activation: Activation::GeluTanh, bias: true },
         residual: Residual::Sequential,
     };
@@ -58,9 +61,9 @@ pub fn manifest(architecture: Architecture, layers: Vec<LayerShape>) -> Manifest
 /// Layers of odd sizes: 3 heads and 5 channels, removed, no heads, no channels.
 pub fn odd_layers() -> Vec<LayerShape> {
     vec![
-        LayerShape::Kept(Units { heads: vec![1, 0, 1], groups: 2, channels: 5 }),
+        LayerShape::Kept(Units { heads: vec![1, 0, 1], groups: 2, channels: 5, span: 0 }),
         LayerShape::Removed,
-        LayerShape::Kept(Units { heads: vec![], groups: 0, channels: 3 }),
+        LayerShape::Kept(Units { heads: vec![], groups: 0, channels: 3, span: 0 }),
         LayerShape::Kept(Units::dense(2, 1, 0)),
     ]
 }

@@ -27,6 +27,8 @@ pub(super) struct Family {
     keys: &'static [&'static str],
     /// Whether query and key rows that rotary embedding turns against each other lie side by side.
     pub rotary_pairs: bool,
+    /// Whether llama.cpp loads the family only where all heads together are as wide as the model.
+    pub full_heads: bool,
     /// Makes the family's fields.
     fields: fn(&Keys<'_>) -> Result<Fields>,
 }
@@ -36,13 +38,13 @@ const LAYER: &str = "attention.layer_norm_epsilon";
 
 /// All families that are read.
 const FAMILIES: &[Family] = &[
-    family("llama", "llama", "LlamaForCausalLM", RMS, &[], true, llama),
-    family("qwen2", "qwen2", "Qwen2ForCausalLM", RMS, &[], false, qwen2),
-    family("qwen3", "qwen3", "Qwen3ForCausalLM", RMS, &[], false, qwen3),
-    family("gemma3", "gemma3_text", "Gemma3ForCausalLM", RMS, &["attention.sliding_window", "rope.freq_base_swa"], false, gemma3),
-    family("gpt2", "gpt2", "GPT2LMHeadModel", LAYER, &[], false, gpt2),
-    family("phi2", "phi", "PhiForCausalLM", LAYER, &[], false, phi2),
-    family("gptneox", "gpt_neox", "GPTNeoXForCausalLM", LAYER, &["use_parallel_residual"], false, gptneox),
+    family("llama", "llama", "LlamaForCausalLM", RMS, &[], true, false, llama),
+    family("qwen2", "qwen2", "Qwen2ForCausalLM", RMS, &[], false, true, qwen2),
+    family("qwen3", "qwen3", "Qwen3ForCausalLM", RMS, &[], false, false, qwen3),
+    family("gemma3", "gemma3_text", "Gemma3ForCausalLM", RMS, &["attention.sliding_window", "rope.freq_base_swa"], false, false, gemma3),
+    family("gpt2", "gpt2", "GPT2LMHeadModel", LAYER, &[], false, true, gpt2),
+    family("phi2", "phi", "PhiForCausalLM", LAYER, &[], false, true, phi2),
+    family("gptneox", "gpt_neox", "GPTNeoXForCausalLM", LAYER, &["use_parallel_residual"], false, true, gptneox),
 ];
 
 const fn family(
@@ -52,9 +54,10 @@ const fn family(
     epsilon: &'static str,
     keys: &'static [&'static str],
     rotary_pairs: bool,
+    full_heads: bool,
     fields: fn(&Keys<'_>) -> Result<Fields>,
 ) -> Family {
-    Family { architecture, model_type, class, epsilon, keys, rotary_pairs, fields }
+    Family { architecture, model_type, class, epsilon, keys, rotary_pairs, full_heads, fields }
 }
 
 /// Keys that every family may have.

@@ -6,11 +6,14 @@
 mod blocks;
 mod config;
 mod cursor;
+mod header;
 mod metadata;
 mod names;
 mod reader;
 mod rotary;
 mod tokenizer;
+mod vocabulary;
+mod writer;
 
 use super::config::Config;
 use super::names::{Names, SourceTensor};
@@ -19,6 +22,7 @@ use crate::architecture::Architecture;
 use crate::error::{Error, Result};
 use crate::shape::ModelShape;
 pub(super) use reader::Gguf;
+pub use writer::export_gguf;
 
 /// How a GGUF file names and lays out the tensors of its model.
 #[derive(Clone, Copy)]

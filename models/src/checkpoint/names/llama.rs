@@ -3,7 +3,7 @@
 use super::{Form, Names};
 use crate::tensor::Part;
 
-/// Llama: linear weights as `[out, in]`.
+/// Llama, Mistral, Qwen2 and Qwen3.
 pub(super) const LLAMA: Names = Names {
     prefixes: &["model."],
     layers: "layers.",
@@ -11,8 +11,10 @@ pub(super) const LLAMA: Names = Names {
         ("input_layernorm.weight", Form::Vector, &[Part::AttentionNorm]),
         ("self_attn.q_proj.weight", Form::Rows, &[Part::Query]),
         ("self_attn.q_proj.bias", Form::Vector, &[Part::QueryBias]),
+        ("self_attn.q_norm.weight", Form::Vector, &[Part::QueryNorm]),
         ("self_attn.k_proj.weight", Form::Rows, &[Part::Key]),
         ("self_attn.k_proj.bias", Form::Vector, &[Part::KeyBias]),
+        ("self_attn.k_norm.weight", Form::Vector, &[Part::KeyNorm]),
         ("self_attn.v_proj.weight", Form::Rows, &[Part::Value]),
         ("self_attn.v_proj.bias", Form::Vector, &[Part::ValueBias]),
         ("self_attn.o_proj.weight", Form::Transposed, &[Part::AttentionOutput]),

@@ -1,8 +1,12 @@
 //! What the checkpoint dialects call their tensors and how they lay them out, in terms of this crate's own parts.
 
+mod chatglm;
 mod espalier;
+mod gemma;
 mod gpt2;
 mod llama;
+mod neox;
+mod opt;
 mod rows;
 
 use super::Dialect;
@@ -21,6 +25,20 @@ pub(super) enum Form {
     Transposed,
     /// Vectors one after the other: `[numbers]`.
     Vector,
+    /// A vector `1 + w` whose source is `w`.
+    Offset,
+}
+
+impl Form {
+    /// Whether the source tensor is a vector.
+    pub fn is_vector(self) -> bool {
+        matches!(self, Form::Vector | Form::Offset)
+    }
+
+    /// What a stored number is more than that of the source.
+    pub fn offset(self) -> f32 {
+        if self == Form::Offset { 1.0 } else { 0.0 }
+    }
 }
 
 /// One name of a dialect: the name without its layer, the form, the parts.
@@ -87,7 +105,7 @@ impl SourceTensor {
 }
 
 fn piece_units(form: Form, spec: &TensorSpec) -> usize {
-    if form == Form::Vector { spec.columns } else { spec.rows }
+    if form.is_vector() { spec.columns } else { spec.rows }
 }
 
 /// The prefix with which transformers writes the dialect.
@@ -99,7 +117,12 @@ pub(super) fn prefix(dialect: Dialect) -> &'static str {
 pub(super) fn names(dialect: Dialect) -> &'static Names {
     match dialect {
         Dialect::Gpt2 => &gpt2::GPT2,
-        Dialect::Llama => &llama::LLAMA,
+        Dialect::Opt => &opt::OPT,
+        Dialect::GptNeox => &neox::GPT_NEOX,
+        Dialect::Phi => &neox::PHI,
+        Dialect::Llama | Dialect::Mistral | Dialect::Qwen2 | Dialect::Qwen3 => &llama::LLAMA,
+        Dialect::Gemma3 => &gemma::GEMMA3,
+        Dialect::ChatGlm => &chatglm::CHATGLM,
         Dialect::Espalier => &espalier::ESPALIER,
     }
 }
@@ -192,7 +215,7 @@ fn source_tensor(start: &str, name: &Name, specs: &[TensorSpec], layer: Option<&
     let shape = match form {
         Form::Rows => vec![units, columns],
         Form::Transposed => vec![columns, units],
-        Form::Vector => vec![units],
+        Form::Vector | Form::Offset => vec![units],
     };
     Some(SourceTensor { name: format!("{start}{end}"), shape, form, pieces })
 }
@@ -206,7 +229,7 @@ pub(super) fn module_target(dialect: Dialect, shape: &ModelShape, module: &str) 
     let mut kept = shape.kept().enumerate().map(|(kept, (stored, _))| (stored, layer_number(names, stored, kept)));
     let (stored, _) = kept.find(|&(_, found)| found == number)?;
     let (_, _, parts) =
-        names.of_layer.iter().find(|(name, form, _)| *form != Form::Vector && name.strip_suffix(".weight").unwrap_or(name) == rest)?;
+        names.of_layer.iter().find(|(name, form, _)| !form.is_vector() && name.strip_suffix(".weight").unwrap_or(name) == rest)?;
     Some((stored, parts.to_vec()))
 }
 

@@ -130,6 +130,34 @@ fn check_merges<'a>(vocabulary: &Vocabulary<'_>, merges: impl Iterator<Item = &'
     Ok(())
 }
 
+/// The name of `tokenizer.ggml.pre` for the way in which a `tokenizer.json` cuts words; none where llama.cpp has no such way or the
+/// vocabulary is not byte-level.
+pub(in crate::checkpoint::gguf) fn words_name(json: &Value) -> Option<&'static str> {
+    let only = [json["pre_tokenizer"].clone()];
+    let steps: &[Value] = json["pre_tokenizer"]["pretokenizers"].as_array().map_or(&only, |steps| steps);
+    let (last, before) = steps.split_last()?;
+    // NFC changes no text that is composed already, and llama.cpp leaves it to the writer of the text.
+    let composed = json["normalizer"].is_null() || json["normalizer"]["type"] == "NFC";
+    if last["type"] != "ByteLevel" || last["add_prefix_space"] == true || !composed {
+        return None;
+    }
+    let mut expressions = Vec::new();
+    for step in before {
+        match step["type"].as_str()? {
+            "Digits" if step["individual_digits"] == true => expressions.push(r"\p{N}".to_string()),
+            "Split" if step["behavior"] == "Isolated" && step["invert"] != true => {
+                expressions.push(step["pattern"]["Regex"].as_str()?.to_string());
+            }
+            _ => return None,
+        }
+    }
+    // The library's byte-level step cuts as GPT-2 does unless it is told not to.
+    if last["use_regex"] != false {
+        expressions.push(GPT2.to_string());
+    }
+    WORDS.iter().find(|words| words.expressions == expressions).map(|words| words.names[0])
+}
+
 /// What cuts a text into words and writes their bytes as characters.
 fn pre_tokenizer(expressions: &[&str]) -> Value {
     let split = |expression| json!({ "type": "Split", "pattern": { "Regex": expression }, "behavior": "Isolated", "invert": false });

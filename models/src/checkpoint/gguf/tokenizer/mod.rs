@@ -12,6 +12,8 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use serde_json::{Value, json};
 
+pub(super) use byte_level::words_name;
+
 use super::reader::Gguf;
 use crate::error::{Error, Result};
 

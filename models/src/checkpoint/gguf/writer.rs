@@ -1,0 +1,236 @@
+//! Writes a model as a GGUF file that llama.cpp loads.
+//!
+//! The head is written first and read back: what it says must be the model itself, else the file cannot express it and nothing is left.
+
+use std::fs::File;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::blocks::BlockType;
+use super::config::Family;
+use super::header::Header;
+use super::reader::{DEFAULT_ALIGNMENT, Gguf};
+use super::vocabulary::add_tokenizer;
+use super::{names, rotary, understand};
+use crate::architecture::{Architecture, AttentionSpan, Positions, Residual, RotaryScaling};
+use crate::artifact::folder;
+use crate::checkpoint::dialects::{Described, uniform_units};
+use crate::checkpoint::names::SourceTensor;
+use crate::checkpoint::streams::gather;
+use crate::checkpoint::tensors::Tensors;
+use crate::error::{Error, Result};
+use crate::formats::encode_values;
+use crate::manifest::Manifest;
+use crate::shape::Units;
+use crate::source::TensorSource;
+use crate::tensor::{DType, Part};
+
+/// A tensor on its way into the file.
+struct Planned {
+    tensor: SourceTensor,
+    dtype: DType,
+    bytes: u64,
+}
+
+/// The error that a GGUF file cannot say what the model is.
+pub(super) fn refuse(reason: impl Into<String>) -> Error {
+    Error::Inexpressible { dialect: "GGUF", reason: reason.into() }
+}
+
+/// Writes the model as the GGUF file `out`: matrices in their stored format where that is f32, f16 or bf16, else f32; vectors and learned
+/// positions in f32, as llama.cpp wants them. The file has another name beside `out` until it is complete. Memory: the largest tensor,
+/// the tokenizer and 1 MiB.
+///
+/// # Errors
+/// [`Error::Inexpressible`] where llama.cpp has no such model or a pruned model's shape cannot be said, [`Error::Io`], and what `source`
+/// returns.
+pub fn export_gguf(source: &dyn TensorSource, manifest: &Manifest, out: &Path) -> Result<()> {
+    if out.file_name().is_none() || out.is_dir() {
+        return Err(Error::Write { path: out.to_path_buf(), problem: "it is no name of a file; give one, such as model.gguf".to_string() });
+    }
+    let model_type = &manifest.origin.dialect;
+    let family = Family::of_model_type(model_type).ok_or_else(|| refuse(format!("llama.cpp has no family like `{model_type}`")))?;
+    let (layers, units) = uniform_units(manifest).map_err(refuse)?;
+    let heads = units.heads.len() * manifest.architecture.attention.head_dim;
+    if family.full_heads && heads != manifest.architecture.d_model {
+        let d_model = manifest.architecture.d_model;
+        return Err(refuse(format!("its heads have {heads} dimensions together, and llama.cpp wants the width {d_model} in this family")));
+    }
+    let mut header = Header::default();
+    let planned = plan(manifest, family, source)?;
+    header.text("general.architecture", family.architecture);
+    header.text("general.type", "model");
+    header.text("general.name", &manifest.name);
+    header.count("general.file_type", file_type(&planned));
+    describe(&mut header, family, &manifest.architecture, layers, &units)?;
+    add_tokenizer(&mut header, manifest)?;
+    let factors = rotary_factors(&manifest.architecture);
+    let too_large = || Error::Write { path: out.to_path_buf(), problem: "it would be larger than a file can be".to_string() };
+    if !factors.is_empty() {
+        header.tensor(rotary::TENSOR, &[factors.len()], 0, factors.len() as u64 * 4).ok_or_else(too_large)?;
+    }
+    for Planned { tensor, dtype, bytes } in &planned {
+        header.tensor(&tensor.name, &tensor.shape, BlockType::of_dtype(*dtype).id, *bytes).ok_or_else(too_large)?;
+    }
+    write(source, manifest, header, &factors, &planned, out)
+}
+
+/// Every tensor of the file with its number format.
+fn plan(manifest: &Manifest, family: &Family, source: &dyn TensorSource) -> Result<Vec<Planned>> {
+    let stored = |tensor: &SourceTensor| {
+        let mut parts = tensor.pieces.iter().map(|piece| manifest.tensors.iter().find(|stored| stored.key == piece.spec.key));
+        let first = parts.next().flatten().map(|stored| stored.dtype);
+        parts.all(|part| part.map(|stored| stored.dtype) == first).then_some(first).flatten()
+    };
+    let names = names::names(family.rotary_pairs);
+    let fused = manifest.architecture.attention.fused_qkv;
+    let tensors = names::file_tensors(names, &manifest.architecture, &manifest.shape(), fused);
+    let planned = tensors.into_iter().map(|tensor| {
+        let key = tensor.pieces[0].spec.key;
+        let dtype = match stored(&tensor) {
+            Some(dtype @ (DType::F16 | DType::Bf16)) if !tensor.form.is_vector() && key.part != Part::PositionTable => dtype,
+            _ => DType::F32,
+        };
+        if !source.contains(key) {
+            return Err(Error::request(key, "the model does not have it"));
+        }
+        let numbers = tensor.shape.iter().try_fold(1u64, |numbers, &size| numbers.checked_mul(size as u64));
+        let bytes = numbers.and_then(|numbers| numbers.checked_mul(if dtype == DType::F32 { 4 } else { 2 }));
+        let bytes = bytes.ok_or_else(|| Error::request(key, "it is larger than a file can be"))?;
+        Ok(Planned { tensor, dtype, bytes })
+    });
+    planned.collect()
+}
+
+/// ggml's number for what most matrices are.
+fn file_type(planned: &[Planned]) -> u32 {
+    match planned.iter().map(|planned| planned.dtype).find(|dtype| *dtype != DType::F32) {
+        Some(DType::F16) => 1,
+        Some(DType::Bf16) => 32,
+        _ => 0,
+    }
+}
+
+/// Writes what the metadata says of the model.
+fn describe(header: &mut Header, family: &Family, architecture: &Architecture, layers: usize, units: &Units) -> Result<()> {
+    let key = |name: &str| format!("{}.{name}", family.architecture);
+    let vocabulary = architecture.output_width();
+    let sizes = [
+        ("vocab_size", vocabulary),
+        ("context_length", architecture.context()),
+        ("embedding_length", architecture.d_model),
+        ("block_count", layers),
+        ("feed_forward_length", units.channels),
+        ("attention.head_count", units.heads.len()),
+        ("attention.head_count_kv", units.groups),
+        ("attention.key_length", architecture.attention.head_dim),
+        ("attention.value_length", architecture.attention.head_dim),
+    ];
+    for (name, size) in sizes {
+        header.count(&key(name), u32::try_from(size).map_err(|_| refuse(format!("its `{name}` is {size}")))?);
+    }
+    header.number(&key(family.epsilon), architecture.norm.epsilon);
+    if let Positions::Rotary { dims, .. } = architecture.positions {
+        header.count(&key("rope.dimension_count"), dims as u32);
+    }
+    if family.architecture == "gptneox" {
+        header.flag(&key("use_parallel_residual"), architecture.residual != Residual::Sequential);
+    }
+    // The first span is that of layers that see everything; another has a window.
+    for span in &architecture.spans {
+        describe_span(header, &key, span);
+    }
+    Ok(())
+}
+
+/// Writes the rotary positions and the window of one kind of layers.
+fn describe_span(header: &mut Header, key: &dyn Fn(&str) -> String, span: &AttentionSpan) {
+    if let Some(window) = span.window {
+        header.count(&key("attention.sliding_window"), window as u32);
+        return;
+    }
+    let Some(rotary) = span.rotary else { return };
+    header.number(&key("rope.freq_base"), rotary.base as f32);
+    if let RotaryScaling::Linear { factor } = rotary.scaling {
+        header.text(&key("rope.scaling.type"), "linear");
+        header.number(&key("rope.scaling.factor"), factor as f32);
+    }
+}
+
+/// The rotary frequency factors of Llama 3 scaling, empty where there is none.
+fn rotary_factors(architecture: &Architecture) -> Vec<f32> {
+    let Positions::Rotary { dims, .. } = architecture.positions else { return Vec::new() };
+    let Some(rotary) = architecture.spans.first().and_then(|span| span.rotary) else { return Vec::new() };
+    let RotaryScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } = rotary.scaling else { return Vec::new() };
+    let parameters = (factor, low_freq_factor, high_freq_factor, original_context as f64);
+    let pairs = dims / 2;
+    (0..pairs).map(|pair| rotary::factor(parameters, rotary.base, pair as f64 / pairs as f64) as f32).collect()
+}
+
+/// Writes the file beside `out`, checks what its head says, and puts it in its place.
+fn write(source: &dyn TensorSource, manifest: &Manifest, header: Header, factors: &[f32], planned: &[Planned], out: &Path) -> Result<()> {
+    let rights = std::fs::Permissions::from_mode(0o666);
+    let temporary = tempfile::Builder::new().prefix(".export").suffix(".part").permissions(rights).tempfile_in(folder(out));
+    let mut temporary = temporary.map_err(Error::io("create a file beside", out))?;
+    let (head, bytes) = header.finish();
+    let start = |file: &mut File| file.write_all(&head).and_then(|()| file.set_len(bytes));
+    start(temporary.as_file_mut()).map_err(Error::io("write", out))?;
+    check_head(manifest, temporary.path())?;
+    let mut file = BufWriter::with_capacity(1 << 18, temporary.as_file_mut());
+    file.seek(SeekFrom::Start(head.len() as u64)).map_err(Error::io("write", out))?;
+    if !factors.is_empty() {
+        write_tensor(&mut file, DType::F32, factors).map_err(Error::io("write", out))?;
+    }
+    for planned in planned {
+        let numbers = gather(&planned.tensor, source)?;
+        write_tensor(&mut file, planned.dtype, &numbers).map_err(Error::io("write", out))?;
+    }
+    file.flush().and_then(|()| file.get_ref().sync_all()).map_err(Error::io("write", out))?;
+    drop(file);
+    temporary.persist(out).map_err(|error| Error::io("rename a finished file to", out)(error.error))?;
+    let folder = folder(out);
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("make durable", folder))
+}
+
+/// Writes the numbers of a tensor and the padding after them.
+fn write_tensor(file: &mut impl Write, dtype: DType, numbers: &[f32]) -> std::io::Result<()> {
+    let (mut bytes, mut written) = (Vec::new(), 0u64);
+    for numbers in numbers.chunks(1 << 16) {
+        encode_values(dtype, numbers, &mut bytes);
+        file.write_all(&bytes)?;
+        written += bytes.len() as u64;
+        bytes.clear();
+    }
+    let padding = written.next_multiple_of(DEFAULT_ALIGNMENT) - written;
+    file.write_all(&[0; DEFAULT_ALIGNMENT as usize][..padding as usize])
+}
+
+/// Reads the head of the file at `path` and refuses where it says another model than the manifest.
+fn check_head(manifest: &Manifest, path: &Path) -> Result<()> {
+    let gguf = Gguf::open(path)?;
+    let (config, ..) = understand(&gguf)?;
+    let read = Described::new(&config, gguf.names().count())?;
+    let units = |layer: &crate::manifest::StoredLayer| {
+        layer.shape.units().map(|units| (units.heads.len(), units.groups, units.channels, units.span))
+    };
+    let (kept, read_layers): (Vec<_>, Vec<_>) =
+        (manifest.layers.iter().filter_map(units).collect(), read.layers.iter().filter_map(units).collect());
+    if read.architecture == manifest.architecture && kept == read_layers {
+        return Ok(());
+    }
+    let fields = |architecture: &Architecture| match serde_json::to_value(architecture) {
+        Ok(Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    };
+    let (ours, theirs) = (fields(&manifest.architecture), fields(&read.architecture));
+    let different: Vec<String> = ours
+        .iter()
+        .filter(|(name, value)| theirs.get(*name) != Some(value))
+        .map(|(name, value)| format!("`{name}` is {value}, and a file can only say {}", theirs.get(name).unwrap_or(&Value::Null)))
+        .collect();
+    let layers = "which layers have a window is not what llama.cpp takes from their number".to_string();
+    Err(refuse(different.into_iter().next().unwrap_or(layers)))
+}
