@@ -19,7 +19,7 @@ use super::config::Config;
 use crate::architecture::Architecture;
 use crate::artifact::validate;
 use crate::error::{Error, Result};
-use crate::manifest::{Manifest, Measured, Origin, StoredLayer};
+use crate::manifest::{Manifest, Measured, Origin, StoredLayer, TextDiagnosis};
 use crate::shape::{LayerShape, Units};
 use crate::tensor::DType;
 
