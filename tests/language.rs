@@ -11,6 +11,9 @@ use safetensors::SafeTensors;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
+/// Fixtures of every kind of position, norm and attention span.
+const FAMILIES: [&str; 8] = ["gpt2", "opt", "gpt_neox", "phi", "llama-gqa2", "mistral", "qwen3", "gemma3"];
+
 /// A fixture, imported, with what PyTorch computes on it.
 struct Fixture {
     artifact: Arc<Artifact>,
@@ -60,7 +63,7 @@ fn loss_of(logits: &[f32], target: u32) -> f64 {
 
 #[test]
 fn the_loss_of_a_sequence_is_pytorchs() -> Fallible<()> {
-    for name in ["gpt2", "llama-gqa2"] {
+    for name in FAMILIES {
         let fixture = Fixture::open(name)?;
         let (ids, expected) = (fixture.ids()?, f64::from(numbers(&fixture.expected, "loss")?[0]));
         let mut scorer = fixture.scorer(ids[0].len())?;
@@ -78,34 +81,36 @@ fn the_loss_of_a_sequence_is_pytorchs() -> Fallible<()> {
 /// logits say.
 #[test]
 fn a_continuation_scores_the_same_whatever_was_read_before() -> Fallible<()> {
-    let fixture = Fixture::open("llama-gqa2")?;
-    let (ids, logits) = (fixture.ids()?, numbers(&fixture.expected, "logits")?);
-    let (length, width) = (ids[0].len(), logits.len() / ids.len() / ids[0].len());
-    let expected = |row: usize, first: usize, end: usize| -> f64 {
-        let at = |t: usize| &logits[(row * length + t - 1) * width..][..width];
-        (first..end).map(|t| loss_of(at(t), ids[row][t])).sum()
-    };
-    let mut scorer = fixture.scorer(length)?;
-    let cases = [(0, 1, 17), (0, 9, 17), (0, 9, 12), (0, 16, 17), (1, 5, 17), (0, 3, 9), (0, 3, 17)];
-    for (row, first, end) in cases {
-        let (found, expected) = (scorer.loss(&ids[row][..end], first)?, expected(row, first, end));
-        assert!((found - expected).abs() < 1e-4 * expected, "{row} {first} {end}: {found}, expected {expected}");
+    for name in FAMILIES {
+        let fixture = Fixture::open(name)?;
+        let (ids, logits) = (fixture.ids()?, numbers(&fixture.expected, "logits")?);
+        let (length, width) = (ids[0].len(), logits.len() / ids.len() / ids[0].len());
+        let expected = |row: usize, first: usize, end: usize| -> f64 {
+            let at = |t: usize| &logits[(row * length + t - 1) * width..][..width];
+            (first..end).map(|t| loss_of(at(t), ids[row][t])).sum()
+        };
+        let mut scorer = fixture.scorer(length)?;
+        let cases = [(0, 1, 17), (0, 9, 17), (0, 9, 12), (0, 16, 17), (1, 5, 17), (0, 3, 9), (0, 3, 17)];
+        for (row, first, end) in cases {
+            let (found, expected) = (scorer.loss(&ids[row][..end], first)?, expected(row, first, end));
+            assert!((found - expected).abs() < 1e-4 * expected, "{name} {row} {first} {end}: {found}, expected {expected}");
+        }
+        let whole: usize = cases.iter().map(|(_, _, end)| end - 1).sum();
+        assert!(scorer.tokens_read() < whole as u64, "{} tokens were read where all are {whole}", scorer.tokens_read());
+        for (ids, first) in [(&ids[0][..1], 1), (&ids[0][..4], 0), (&ids[0][..4], 4), (&[1, 2, 97][..], 1), (&[0; 18][..], 1)] {
+            assert!(scorer.loss(ids, first).is_err(), "{ids:?} from {first}");
+        }
+        let mut losses = Vec::new();
+        for length in [1, 7, 16, 9] {
+            scorer.next_losses(&ids[0][..length], &[ids[0][length], ids[1][0]], &mut losses)?;
+            let expected = [ids[0][length], ids[1][0]].map(|id| loss_of(&logits[(length - 1) * width..][..width], id));
+            let close = losses.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-4 * expected);
+            assert!(close && losses.len() == 2, "{name}: after {length}: {losses:?}, expected {expected:?}");
+        }
+        assert!(scorer.next_losses(&[], &[1], &mut losses).is_err() && scorer.next_losses(&[1], &[97], &mut losses).is_err());
+        let again = scorer.loss(&ids[1], 1)?;
+        assert!((again - expected(1, 1, 17)).abs() < 1e-4 * again, "an error leaves nothing behind");
     }
-    let whole: usize = cases.iter().map(|(_, _, end)| end - 1).sum();
-    assert!(scorer.tokens_read() < whole as u64, "{} tokens were read where all are {whole}", scorer.tokens_read());
-    for (ids, first) in [(&ids[0][..1], 1), (&ids[0][..4], 0), (&ids[0][..4], 4), (&[1, 2, 97][..], 1), (&[0; 18][..], 1)] {
-        assert!(scorer.loss(ids, first).is_err(), "{ids:?} from {first}");
-    }
-    let mut losses = Vec::new();
-    for length in [1, 7, 16, 9] {
-        scorer.next_losses(&ids[0][..length], &[ids[0][length], ids[1][0]], &mut losses)?;
-        let expected = [ids[0][length], ids[1][0]].map(|id| loss_of(&logits[(length - 1) * width..][..width], id));
-        let close = losses.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-4 * expected);
-        assert!(close && losses.len() == 2, "after {length}: {losses:?}, expected {expected:?}");
-    }
-    assert!(scorer.next_losses(&[], &[1], &mut losses).is_err() && scorer.next_losses(&[1], &[97], &mut losses).is_err());
-    let again = scorer.loss(&ids[1], 1)?;
-    assert!((again - expected(1, 1, 17)).abs() < 1e-4 * again, "an error leaves nothing behind");
     Ok(())
 }
 

@@ -53,7 +53,7 @@ impl Antibodies {
         let artifact = Arc::new(Artifact::open(&path)?);
         let device = CpuDevice::new(1, Arc::new(Unlimited))?;
         let network = Network::load(device, &artifact, Residency::Resident)?;
-        Ok(Self { tokenizer: Tokenizer::of(artifact.manifest())?, network })
+        Ok(Self { tokenizer: Tokenizer::of(&artifact)?, network })
     }
 
     /// The mean cross entropy of a heavy chain in nats, as `IgLM.log_likelihood` has it: the tokens are `[HEAVY] [HUMAN]`, the residues

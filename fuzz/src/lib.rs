@@ -196,12 +196,11 @@ pub fn tokenizer(bytes: &[u8]) {
     thread_local! {
         static MANIFEST: Manifest = manifest();
     }
-    let mut manifest = MANIFEST.with(Manifest::clone);
-    manifest.tokenizer = Some(bytes.to_vec());
+    let manifest = MANIFEST.with(Manifest::clone);
     bounded(bytes.len(), || {
-        let Some(tokenizer) = expect_sentence(Tokenizer::of(&manifest)) else { return };
+        let Some(tokenizer) = expect_sentence(Tokenizer::new(&manifest, Some(bytes))) else { return };
         for text in ["", "[HEAVY] E V Q L", "The spectrum's envelope, 3.5 kHz: \u{e9}\u{4e2d}\u{1f600}\n\n  x"] {
-            if let Some(ids) = expect_sentence(tokenizer.encode(text)) {
+            if let Some(ids) = expect_sentence(tokenizer.encode(text, true)) {
                 expect_sentence(tokenizer.decode(&ids));
             }
         }

@@ -222,7 +222,7 @@ fn quantised_files_become_bf16_and_their_text_metadata_is_kept() {
             (0.0, 1.0 / 128.0, 64.0 / 128.0),
             "row 1 of the first half of a head is row 2 of the pairs"
         );
-        let tokenizer: Value = serde_json::from_slice(artifact.manifest().tokenizer.as_ref().unwrap()).unwrap();
+        let tokenizer: Value = serde_json::from_slice(artifact.tokenizer().unwrap().unwrap()).unwrap();
         assert_eq!(tokenizer["model"]["vocab"]["ab"], json!(2));
     }
 }

@@ -19,7 +19,7 @@ use crate::text::Tokenizer;
 /// What a language model is measured on.
 #[derive(Debug, clap::Args)]
 pub struct LanguageArgs {
-    /// A language model's perplexity on this text; of a FASTA file (.fa, .fasta, .faa) every record is a sequence of its own.
+    /// A language model's perplexity on this text, line ends read as `\n`; of a FASTA file (.fa, .fasta, .faa) every record is a sequence of its own.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "split", "task"])]
     text: Option<PathBuf>,
     /// Tokens of a window; windows do not overlap, and each but its first token is scored [default: 2048, or the model's context where that is less].

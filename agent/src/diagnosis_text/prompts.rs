@@ -83,8 +83,8 @@ pub struct Sequence {
     pub targets: Vec<u32>,
 }
 
-/// Tokens by which a prompt may be longer than the longest that was looked at.
-const SPARE_TOKENS: usize = 32;
+/// The share by which a prompt may be longer than the longest that was looked at: an eighth more digits and signs, and as much again.
+const SPARE_SHARE: usize = 4;
 
 /// Prompts that are looked at for their length.
 const LOOKED_AT: usize = 64;
@@ -104,7 +104,7 @@ impl<'a> TextExamples<'a> {
             let longest = examples.longest;
             return Err(AgentError::Usage(format!("prompts have {longest} tokens; the model reads {context} at most")));
         }
-        examples.longest = (examples.longest + SPARE_TOKENS).min(context);
+        examples.longest = (examples.longest + examples.longest.div_ceil(SPARE_SHARE)).min(context);
         Ok(examples)
     }
 

@@ -8,7 +8,8 @@ use crate::error::{AgentError, Result, file_error};
 /// The longest text file: its tokens, with what finding them takes, stay within a few GiB.
 pub const MAX_TEXT_BYTES: u64 = 256 << 20;
 
-/// The text of a file, as it is.
+/// The text of a file. Line ends are `\n`, whatever the file has (`\r\n`, `\r`), as Python reads text: published perplexities of WikiText-2,
+/// whose file has `\r\n`, are of such text.
 pub fn read_text(path: &Path) -> Result<String> {
     let failed = |error: std::io::Error| file_error("cannot read", path, &error);
     let file = std::fs::File::open(path).map_err(failed)?;
@@ -18,9 +19,10 @@ pub fn read_text(path: &Path) -> Result<String> {
         let path = path.display();
         return Err(AgentError::Usage(format!("{path} is longer than {MAX_TEXT_BYTES} bytes; give a part of it")));
     }
-    String::from_utf8(bytes).map_err(|error| {
+    let text = String::from_utf8(bytes).map_err(|error| {
         AgentError::Usage(format!("{} is not UTF-8 text: byte {} is none of a character", path.display(), error.utf8_error().valid_up_to()))
-    })
+    })?;
+    Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text })
 }
 
 /// Whether a file is named as a FASTA file is.
@@ -70,6 +72,15 @@ pub fn fasta_sequences(text: &str, path: &Path) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn line_ends_are_read_as_python_reads_them() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(|error| file_error("cannot make a folder in", Path::new("."), &error))?;
+        let path = folder.path().join("text");
+        std::fs::write(&path, "a\r\nb\rc\n\r\n").map_err(|error| file_error("cannot write", &path, &error))?;
+        assert_eq!(read_text(&path)?, "a\nb\nc\n\n");
+        Ok(())
+    }
 
     #[test]
     fn fasta_records_are_letters_apart_over_all_their_lines() -> Result<()> {

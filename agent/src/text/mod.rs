@@ -31,11 +31,12 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// The tokenizer of a model.
     pub fn of(artifact: &Artifact) -> Result<Self> {
-        let manifest = artifact.manifest();
-        let inner = match artifact.tokenizer()? {
-            None => None,
-            Some(bytes) => Some(read(&manifest.name, bytes)?),
-        };
+        Self::new(artifact.manifest(), artifact.tokenizer()?)
+    }
+
+    /// A tokenizer of a model from its `tokenizer.json`, if there is one.
+    pub fn new(manifest: &Manifest, json: Option<&[u8]>) -> Result<Self> {
+        let inner = json.map(|json| read(&manifest.name, json)).transpose()?;
         let config = parse_config(manifest);
         let mut ends = end_tokens(&config);
         if let Some(id) = inner.as_ref().zip(special_token(&config, "eos_token")).and_then(|(inner, token)| token_id(inner, &token)) {

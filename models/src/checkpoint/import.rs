@@ -94,7 +94,7 @@ fn draft(described: &Described, checkpoint: &Checkpoint, src: &Path) -> Result<(
         origin,
         tokenizer: tokenizer.as_ref().map(|tokenizer| Span { offset: 0, bytes: tokenizer.len() as u64 }),
         measured: described.measured,
-        diagnosis: None,
+        diagnosis: described.diagnosis.clone(),
     };
     Ok((manifest, tokenizer))
 }

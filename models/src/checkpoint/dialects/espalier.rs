@@ -7,7 +7,7 @@ use crate::architecture::Architecture;
 use crate::checkpoint::Dialect;
 use crate::checkpoint::config::Config;
 use crate::error::Result;
-use crate::manifest::{Manifest, Measured, Origin, StoredLayer};
+use crate::manifest::{Manifest, Measured, Origin, StoredLayer, TextDiagnosis};
 
 /// The `config.json` of our own dialect.
 #[derive(Serialize, Deserialize)]
@@ -18,17 +18,19 @@ struct EspalierConfig {
     layers: Vec<StoredLayer>,
     origin: Origin,
     measured: Option<Measured>,
+    #[serde(default)]
+    diagnosis: Option<TextDiagnosis>,
 }
 
 /// Reads the whole architecture and all shapes.
 pub(super) fn read(config: &Config, tensors: usize) -> Result<Described> {
     let parsed: EspalierConfig = config.parse_as()?;
-    let EspalierConfig { architecture, layers, origin, name, measured, .. } = parsed;
+    let EspalierConfig { architecture, layers, origin, name, measured, diagnosis, .. } = parsed;
     let kept = layers.iter().filter(|layer| layer.shape.units().is_some()).count();
     if kept > tensors {
         return Err(config.invalid(format!("it lists {kept} layers, but the checkpoint has {tensors} tensors")));
     }
-    Ok(Described { dialect: Dialect::Espalier, architecture, layers, origin: Some(origin), name: Some(name), measured })
+    Ok(Described { dialect: Dialect::Espalier, architecture, layers, origin: Some(origin), name: Some(name), measured, diagnosis })
 }
 
 /// Writes them.
@@ -40,5 +42,6 @@ pub(super) fn write(manifest: &Manifest) -> serde_json::Result<String> {
         layers: manifest.layers.clone(),
         origin: manifest.origin.clone(),
         measured: manifest.measured,
+        diagnosis: manifest.diagnosis.clone(),
     })
 }

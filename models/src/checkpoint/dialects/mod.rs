@@ -19,7 +19,7 @@ use super::config::Config;
 use crate::architecture::Architecture;
 use crate::artifact::validate;
 use crate::error::{Error, Result};
-use crate::manifest::{Manifest, Measured, Origin, StoredLayer};
+use crate::manifest::{Manifest, Measured, Origin, StoredLayer, TextDiagnosis};
 use crate::shape::{LayerShape, Units};
 use crate::tensor::DType;
 
@@ -32,6 +32,7 @@ pub(super) struct Described {
     pub origin: Option<Origin>,
     pub name: Option<String>,
     pub measured: Option<Measured>,
+    pub diagnosis: Option<TextDiagnosis>,
 }
 
 impl Described {
@@ -69,7 +70,7 @@ impl Described {
             original_channels: all(units.channels),
         };
         let layers = spans.into_iter().enumerate().map(layer).collect();
-        Self { dialect, architecture, layers, origin: None, name: None, measured: None }
+        Self { dialect, architecture, layers, origin: None, name: None, measured: None, diagnosis: None }
     }
 
     /// A model of `layers` equal layers.
