@@ -38,19 +38,18 @@ const LAYER: &str = "attention.layer_norm_epsilon";
 
 /// All families that are read.
 const FAMILIES: &[Family] = &[
-    family("llama", "llama", "LlamaForCausalLM", RMS, &[], true, false, llama),
-    family("qwen2", "qwen2", "Qwen2ForCausalLM", RMS, &[], false, true, qwen2),
-    family("qwen3", "qwen3", "Qwen3ForCausalLM", RMS, &[], false, false, qwen3),
-    family("gemma3", "gemma3_text", "Gemma3ForCausalLM", RMS, &["attention.sliding_window", "rope.freq_base_swa"], false, false, gemma3),
-    family("gpt2", "gpt2", "GPT2LMHeadModel", LAYER, &[], false, true, gpt2),
-    family("phi2", "phi", "PhiForCausalLM", LAYER, &[], false, true, phi2),
-    family("gptneox", "gpt_neox", "GPTNeoXForCausalLM", LAYER, &["use_parallel_residual"], false, true, gptneox),
+    family(["llama", "llama", "LlamaForCausalLM"], RMS, &[], true, false, llama),
+    family(["qwen2", "qwen2", "Qwen2ForCausalLM"], RMS, &[], false, true, qwen2),
+    family(["qwen3", "qwen3", "Qwen3ForCausalLM"], RMS, &[], false, false, qwen3),
+    family(["gemma3", "gemma3_text", "Gemma3ForCausalLM"], RMS, &["attention.sliding_window", "rope.freq_base_swa"], false, false, gemma3),
+    family(["gpt2", "gpt2", "GPT2LMHeadModel"], LAYER, &[], false, true, gpt2),
+    family(["phi2", "phi", "PhiForCausalLM"], LAYER, &[], false, true, phi2),
+    family(["gptneox", "gpt_neox", "GPTNeoXForCausalLM"], LAYER, &["use_parallel_residual"], false, true, gptneox),
 ];
 
+/// A family with its names: in GGUF, as `model_type`, of its class.
 const fn family(
-    architecture: &'static str,
-    model_type: &'static str,
-    class: &'static str,
+    [architecture, model_type, class]: [&'static str; 3],
     epsilon: &'static str,
     keys: &'static [&'static str],
     rotary_pairs: bool,
@@ -104,7 +103,8 @@ impl Family {
     /// The family of a `config.json` whose `model_type` is `model_type`, and of those that llama.cpp calls by the same name.
     pub fn of_model_type(model_type: &str) -> Option<&'static Family> {
         let model_type = if model_type == "mistral" { "llama" } else { model_type };
-        FAMILIES.iter().find(|family| family.model_type == model_type)
+        // llama.cpp's Phi has not been seen to compute what transformers' does: it is read, not written.
+        FAMILIES.iter().find(|family| family.model_type == model_type && family.architecture != "phi2")
     }
 
     /// Whether layers may see a window only.
