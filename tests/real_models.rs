@@ -60,7 +60,7 @@ impl Antibodies {
     /// and `[SEP]`; the targets are the residues and `[SEP]`, not the two that say what kind of chain it is.
     fn loss(&self, residues: &str) -> Fallible<f64> {
         let spaced: Vec<String> = residues.chars().map(String::from).collect();
-        let ids = self.tokenizer.encode(&format!("[HEAVY] [HUMAN] {} [SEP]", spaced.join(" ")))?;
+        let ids = self.tokenizer.encode(&format!("[HEAVY] [HUMAN] {} [SEP]", spaced.join(" ")), true)?;
         assert_eq!(ids.len(), residues.len() + 3, "a residue is a token");
         let target = |at: usize| if at == 0 { NO_TARGET } else { ids.get(at + 1).copied().unwrap_or(NO_TARGET) };
         let targets: Vec<u32> = (0..ids.len()).map(target).collect();
@@ -125,7 +125,7 @@ fn a_plain_vocabulary_gives_the_ids_of_transformers() -> Fallible<()> {
     ];
     let mut wrong = Vec::new();
     for (text, expected) in cases {
-        let ids = model.tokenizer.encode(text)?;
+        let ids = model.tokenizer.encode(text, true)?;
         if ids != *expected {
             wrong.push(format!("{text}: {ids:?}, expected {expected:?}"));
         }
@@ -135,9 +135,9 @@ fn a_plain_vocabulary_gives_the_ids_of_transformers() -> Fallible<()> {
     // Every line as it is, and with a space after each letter: how many ids, and the sum of each id times its place.
     let (mut whole, mut spaced) = (Vec::new(), Vec::new());
     for line in std::fs::read_to_string(sequences)?.lines() {
-        whole.extend(model.tokenizer.encode(line)?);
+        whole.extend(model.tokenizer.encode(line, true)?);
         let letters: Vec<String> = line.chars().map(String::from).collect();
-        spaced.extend(model.tokenizer.encode(&letters.join(" "))?);
+        spaced.extend(model.tokenizer.encode(&letters.join(" "), true)?);
     }
     let sum = |ids: &[u32]| ids.iter().zip(1..).map(|(&id, place)| u64::from(id) * place).sum::<u64>();
     assert_eq!((whole.len(), sum(&whole)), (5740, 16_476_670));

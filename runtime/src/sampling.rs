@@ -186,7 +186,8 @@ mod tests {
     fn sampling_follows_the_filtered_probabilities() {
         let p = [0.1, 0.4, 0.3, 0.2];
         let warm = Sampling { temperature: 1.0, ..Sampling::default() };
-        let cases: [(&str, Sampling, &[f32], &[u32], &[f64]); 10] = [
+        type Case = (&'static str, Sampling, &'static [f32], &'static [u32], &'static [f64]);
+        let cases: [Case; 10] = [
             ("as they are", warm, &p, &[], &[0.1, 0.4, 0.3, 0.2]),
             ("greedy", Sampling::default(), &p, &[], &[0.0, 1.0, 0.0, 0.0]),
             // A temperature of 1/2 squares: 1, 16, 9, 4 of 30.

@@ -85,7 +85,7 @@ fn windows(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, pat
         )));
     }
     let text = read_text(path)?;
-    let ids = Tokenizer::of(&artifact)?.encode(&text, true)?;
+    let ids = Tokenizer::of(artifact)?.encode(&text, true)?;
     let (device, budget) = context.device(limit)?;
     let mut scorer = Scorer::open(&device, &budget, artifact, window)?;
     let result = perplexity::of_text(&mut scorer, &ids, text.len(), window, args.windows, &mut Bar::new(), &context.stop)?;
@@ -110,7 +110,7 @@ fn sequences(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, p
     } else {
         text.lines().filter(|line| !line.trim().is_empty()).map(str::to_string).collect()
     };
-    let tokenizer = Tokenizer::of(&artifact)?;
+    let tokenizer = Tokenizer::of(artifact)?;
     let context_ids = args.prefix.as_deref().map_or(Ok(Vec::new()), |prefix| tokenizer.encode(prefix, false))?;
     let suffix_ids = args.suffix.as_deref().map_or(Ok(Vec::new()), |suffix| tokenizer.encode(suffix, false))?;
     let most = artifact.manifest().architecture.context();
@@ -164,7 +164,7 @@ fn questions(
     json: bool,
 ) -> Result<()> {
     let file = task.file(data)?;
-    let tokenizer = Tokenizer::of(&artifact)?;
+    let tokenizer = Tokenizer::of(artifact)?;
     let most = args.limit_examples.unwrap_or(usize::MAX);
     let (device, budget) = context.device(limit)?;
     // Longer than any question of these sets with its solution, and a small KV cache.
