@@ -181,13 +181,15 @@ mod tests {
         counts
     }
 
+    /// A name, the settings, the probabilities, the tokens that were seen, and the probabilities after the filters.
+    type Case<'a> = (&'a str, Sampling, &'a [f32], &'a [u32], &'a [f64]);
+
     /// Each case by hand: `p = [0.1, 0.4, 0.3, 0.2]` unless it says otherwise.
     #[test]
     fn sampling_follows_the_filtered_probabilities() {
         let p = [0.1, 0.4, 0.3, 0.2];
         let warm = Sampling { temperature: 1.0, ..Sampling::default() };
-        type Case = (&'static str, Sampling, &'static [f32], &'static [u32], &'static [f64]);
-        let cases: [Case; 10] = [
+        let cases: [Case<'_>; 10] = [
             ("as they are", warm, &p, &[], &[0.1, 0.4, 0.3, 0.2]),
             ("greedy", Sampling::default(), &p, &[], &[0.0, 1.0, 0.0, 0.0]),
             // A temperature of 1/2 squares: 1, 16, 9, 4 of 30.

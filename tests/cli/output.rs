@@ -57,7 +57,7 @@ fn a_command_line_that_cannot_be_is_a_usage_error() {
     refuse(&args!["prune", world.model, "-o", place.out("small.esp"), "--ratio", "2", "--steps", "1,2"], &["1,2", "three"]);
     refuse(
         &args!["export", world.model, "--safetensors", place.out("checkpoint"), "--dialect", "onnx"],
-        &["onnx", "give one of gpt2, opt"],
+        &["onnx", "gpt2", "llama", "espalier"],
     );
     refuse(&args!["generate", world.gpt2, "1 2", "--temperature=-1"], &["temperature", "0 or more"]);
     refuse(&args!["generate", world.gpt2, "hello"], &["`hello` is no token id", "give ids such as"]);

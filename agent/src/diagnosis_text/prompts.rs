@@ -93,18 +93,17 @@ impl<'a> TextExamples<'a> {
     /// The windows of a set, for a model of this context.
     pub fn new(windows: &'a dyn Examples, prompts: Prompts, context: usize) -> Result<Self> {
         let mut examples = Self { windows, prompts: Mutex::new(prompts), longest: 0 };
-        let mut window = vec![0.0; windows.window()];
+        let (mut window, mut longest) = (vec![0.0; windows.window()], 0);
         let step = windows.count().div_ceil(LOOKED_AT).max(1);
         for index in (0..windows.count()).step_by(step) {
             if let Some(class) = windows.load(index, &mut window)? {
-                examples.longest = examples.longest.max(examples.sequence(&window, class as usize)?.ids.len());
+                longest = longest.max(examples.sequence(&window, class as usize)?.ids.len());
             }
         }
-        if examples.longest > context {
-            let longest = examples.longest;
+        if longest > context {
             return Err(AgentError::Usage(format!("prompts have {longest} tokens; the model reads {context} at most")));
         }
-        examples.longest = (examples.longest + examples.longest.div_ceil(SPARE_SHARE)).min(context);
+        examples.longest = (longest + longest.div_ceil(SPARE_SHARE)).min(context);
         Ok(examples)
     }
 
