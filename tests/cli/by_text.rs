@@ -74,9 +74,25 @@ fn a_language_model_is_trained_evaluated_and_served_as_a_signal_model_is() {
     let untrained = place.succeed(args!["eval", base, "--data", world.corpus, "--json"]).json();
     assert!(untrained[0]["accuracy"].is_f64(), "a language model is asked by the split's classes: {untrained}");
 
-    let train = args!["train", "--lora", base, "--data", world.corpus, "-o", trained, "--steps", "12", "--batch", "4", "--ffn", "--json"];
+    let train = args![
+        "train",
+        "--lora",
+        base,
+        "--data",
+        world.corpus,
+        "-o",
+        trained,
+        "--steps",
+        "40",
+        "--batch",
+        "4",
+        "--learning-rate",
+        "0.01",
+        "--ffn",
+        "--json"
+    ];
     let report = place.succeed(train).json();
-    assert_eq!(report["steps"].as_u64(), Some(12));
+    assert_eq!(report["steps"].as_u64(), Some(40));
     let inspected = place.succeed(args!["inspect", trained, "--verify"]).stdout;
     for words in ["trained on simulated by text with LoRA rank 8", "by text: N, B, IR, OR", "12000 Hz"] {
         assert!(inspected.contains(words), "no `{words}` in\n{inspected}");

@@ -24,6 +24,7 @@ impl Message {
 
 /// The chat template of a model.
 #[derive(Debug, Clone)]
+#[cfg_attr(not(feature = "text"), expect(dead_code, reason = "only rendering reads the template"))]
 pub struct ChatTemplate {
     name: String,
     source: String,
