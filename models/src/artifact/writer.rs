@@ -17,6 +17,9 @@ use crate::tensor::{DType, Layout, TensorKey};
 /// Numbers encoded at once: with their bytes, well below 1 MiB.
 const BLOCK_NUMBERS: usize = 64 * 1024;
 
+/// Zeros whose checksum is taken at once; a chunk is a multiple of them.
+const ZEROS: [u8; 4096] = [0; 4096];
+
 /// Length in bytes of the artifact that [`ArtifactWriter`] makes from `manifest` in `dtype`.
 ///
 /// # Errors
@@ -57,6 +60,8 @@ pub struct ArtifactWriter {
     pending: Vec<f32>,
     /// Encoded bytes on their way to the file.
     encoded: Vec<u8>,
+    /// Whether rows that are not given are zero, and holes in the file.
+    sparse: bool,
 }
 
 /// The data region of the file, written from front to back, with the checksums of its chunks.
@@ -69,6 +74,8 @@ struct Sink {
     crc: u32,
     /// Checksums of all complete chunks, as they are stored.
     table: Vec<u8>,
+    /// The checksum of a chunk of zeros.
+    zero_chunk: u32,
 }
 
 impl ArtifactWriter {
@@ -78,6 +85,21 @@ impl ArtifactWriter {
     /// [`Error::Write`] where the manifest makes no sense or asks for what cannot be written (quantised weights, levels with data of their
     /// own); [`Error::Io`], for one where the disk has no room.
     pub fn create(path: &Path, manifest: Manifest, dtype: DType) -> Result<Self> {
+        let writer = Self::begin(path, manifest, dtype, false)?;
+        reserve(writer.sink.file.as_file(), writer.plan.file_bytes).map_err(Error::io("reserve space for", path))?;
+        Ok(writer)
+    }
+
+    /// As [`create`](Self::create), for an artifact whose tensors are mostly zero: rows and whole tensors that are not given are zero, and
+    /// holes in the file where the file system has them. It shows what a model of a size does without its bytes.
+    ///
+    /// # Errors
+    /// Those of [`create`](Self::create).
+    pub fn create_sparse(path: &Path, manifest: Manifest, dtype: DType) -> Result<Self> {
+        Self::begin(path, manifest, dtype, true)
+    }
+
+    fn begin(path: &Path, manifest: Manifest, dtype: DType, sparse: bool) -> Result<Self> {
         let plan = plan(path, manifest, dtype)?;
         let Some(name) = path.file_name() else {
             return Err(Error::Write { path: path.to_path_buf(), problem: "it does not end in a file name".to_string() });
@@ -88,9 +110,10 @@ impl ArtifactWriter {
         let rights = std::fs::Permissions::from_mode(0o666);
         let file = tempfile::Builder::new().prefix(&prefix).suffix(".part").permissions(rights).tempfile_in(folder(path));
         let file = file.map_err(Error::io("create a file beside", path))?;
-        reserve(file.as_file(), plan.file_bytes).map_err(Error::io("reserve space for", path))?;
-        let sink = Sink { file, position: plan.data_start, in_chunk: 0, crc: 0, table: Vec::new() };
-        Ok(Self { path: path.to_path_buf(), plan, sink, tensor: 0, written: 0, pending: Vec::new(), encoded: Vec::new() })
+        // What is never written, between tensors or in a sparse artifact, is zero from here on.
+        file.as_file().set_len(plan.file_bytes).map_err(Error::io("set the length of", path))?;
+        let sink = Sink { file, position: plan.data_start, in_chunk: 0, crc: 0, table: Vec::new(), zero_chunk: zero_chunk() };
+        Ok(Self { path: path.to_path_buf(), plan, sink, tensor: 0, written: 0, pending: Vec::new(), encoded: Vec::new(), sparse })
     }
 
     /// The manifest with all tensors placed, in the order in which they must be written.
@@ -131,6 +154,9 @@ impl ArtifactWriter {
         if rows.is_empty() {
             return Ok(());
         }
+        if self.sparse {
+            self.pass_over(key)?;
+        }
         let Some(tensor) = self.next_tensor() else {
             return Err(Error::request(key, "all tensors have been written already"));
         };
@@ -146,7 +172,7 @@ impl ArtifactWriter {
         }
         self.check_values(&tensor, rows)?;
         self.expect_tokenizer()?;
-        self.sink.skip_to(tensor.offset).map_err(Error::io("write", &self.path))?;
+        self.sink.skip_to(tensor.offset);
         match tensor.layout {
             Layout::Rows => rows.chunks(BLOCK_NUMBERS).try_for_each(|block| {
                 encode_values(tensor.dtype, block, &mut self.encoded);
@@ -211,6 +237,25 @@ impl ArtifactWriter {
         Ok(())
     }
 
+    /// Leaves what is missing before the tensor `key` as holes.
+    fn pass_over(&mut self, key: TensorKey) -> Result<()> {
+        while let Some(tensor) = self.next_tensor().filter(|tensor| tensor.key != key) {
+            self.leave_rest(&tensor)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the rest of `tensor` as a hole; an even row that waits for its odd one is written with zeros.
+    fn leave_rest(&mut self, tensor: &StoredTensor) -> Result<()> {
+        let pending = std::mem::take(&mut self.pending);
+        if !pending.is_empty() {
+            encode_pair(tensor.dtype, &pending, &[], &mut self.encoded);
+            self.flush(pending.len())?;
+        }
+        (self.tensor, self.written) = (self.tensor + 1, 0);
+        Ok(())
+    }
+
     /// The tensor that must be written next, those without numbers and the complete ones passed over.
     fn next_tensor(&mut self) -> Option<StoredTensor> {
         loop {
@@ -227,12 +272,15 @@ impl ArtifactWriter {
     /// # Errors
     /// [`Error::Request`] where a tensor is not complete; [`Error::Io`].
     pub fn finish(mut self) -> Result<PathBuf> {
+        while let Some(tensor) = self.next_tensor().filter(|_| self.sparse) {
+            self.leave_rest(&tensor)?;
+        }
         if let Some(tensor) = self.next_tensor() {
             let problem = format!("only {} of its {} numbers have been written", self.written + self.pending.len(), numbers(&tensor));
             return Err(Error::request(tensor.key, problem));
         }
         self.expect_tokenizer()?;
-        self.sink.skip_to(self.plan.file_bytes).map_err(Error::io("write", &self.path))?;
+        self.sink.skip_to(self.plan.file_bytes);
         let (file, table) = self.sink.end_chunks();
         let header = Header {
             manifest_crc: crc32c::crc32c(&self.plan.encoded),
@@ -259,6 +307,12 @@ impl Sink {
     /// Appends bytes to the data region.
     fn put(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.file.as_file().write_all_at(bytes, self.position)?;
+        self.count(bytes);
+        Ok(())
+    }
+
+    /// Adds bytes that are in the file, or zeros that need not be, to the checksums.
+    fn count(&mut self, bytes: &[u8]) {
         self.position += bytes.len() as u64;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -270,17 +324,20 @@ impl Sink {
             }
             rest = after;
         }
-        Ok(())
     }
 
-    /// Writes zeros up to `offset`; nothing where it has been passed.
-    fn skip_to(&mut self, offset: u64) -> std::io::Result<()> {
-        const ZEROS: [u8; 4096] = [0; 4096];
+    /// Leaves zeros up to `offset`, which a new file has; nothing where it has been passed.
+    fn skip_to(&mut self, offset: u64) {
         while self.position < offset {
-            let count = (offset - self.position).min(ZEROS.len() as u64) as usize;
-            self.put(&ZEROS[..count])?;
+            if self.in_chunk == 0 && offset - self.position >= CHUNK_BYTES as u64 {
+                self.table.extend_from_slice(&self.zero_chunk.to_le_bytes());
+                self.position += CHUNK_BYTES as u64;
+                continue;
+            }
+            let to_chunk = CHUNK_BYTES - self.in_chunk;
+            let count = (offset - self.position).min(to_chunk.min(ZEROS.len()) as u64) as usize;
+            self.count(&ZEROS[..count]);
         }
-        Ok(())
     }
 
     /// Moves the chunk's checksum to the table.
@@ -296,6 +353,11 @@ impl Sink {
         }
         (self.file, self.table)
     }
+}
+
+/// The checksum of a chunk of zeros.
+fn zero_chunk() -> u32 {
+    (0..CHUNK_BYTES / ZEROS.len()).fold(0, |crc, _| crc32c::crc32c_append(crc, &ZEROS))
 }
 
 /// Numbers in a tensor.
