@@ -11,6 +11,7 @@ use std::time::Instant;
 use espalier_models::architecture::*;
 use espalier_models::manifest::{Manifest, Origin, StoredLayer};
 use espalier_models::{Artifact, ArtifactWriter, DType, LayerShape, Part, TensorKey, Units};
+use espalier_runtime::gauges::anonymous_bytes;
 
 const D: usize = 4096;
 const LAYERS: u32 = 28;
@@ -86,9 +87,11 @@ fn a_model_of_six_billion_parameters_is_inspected_and_serves_a_token() {
     let path = folder.path().join("large.esp");
     write(&path).expect("a file of holes");
 
-    let started = Instant::now();
+    let (before, started) = (anonymous_bytes().expect("a gauge"), Instant::now());
     let artifact = Artifact::open(&path).expect("the artifact");
-    println!("{} bytes, opened in {:.1} ms", artifact.file_bytes(), started.elapsed().as_secs_f64() * 1e3);
+    let (ms, grown) = (started.elapsed().as_secs_f64() * 1e3, anonymous_bytes().expect("a gauge").saturating_sub(before));
+    println!("{} bytes, opened in {ms:.1} ms with {grown} bytes of its own memory", artifact.file_bytes());
+    assert!(grown <= 4 << 20, "opening took {grown} bytes");
     assert!((12_400_000_000..12_600_000_000).contains(&artifact.file_bytes()), "{}", artifact.file_bytes());
     let head = artifact.find(TensorKey::global(Part::Head)).expect("the output matrix");
     assert!(head.offset > 11 << 30, "{}", head.offset);

@@ -111,6 +111,10 @@ fn json_parses_and_holds_what_the_text_shows() {
     assert!(checked.is_object(), "{checked}");
     let timed = place.succeed(args!["bench", world.model, "--json", "--count", "5"]).json();
     assert!(timed["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{timed}");
+    for start in ["cold", "warm"] {
+        assert!(timed[start]["chunks"].as_u64().is_some_and(|chunks| chunks > 0), "{timed}");
+        assert_eq!(timed[start]["chunks_checked"], timed[start]["chunks"], "{timed}");
+    }
     let out = place.out("small.esp");
     let pruned = args!["prune", world.model, "-o", out, "--data", world.corpus, "--ratio", "2", "--steps", "2,2,2", "--json"];
     let pruned = place.succeed(pruned).json();

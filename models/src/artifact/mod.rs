@@ -171,6 +171,12 @@ impl Artifact {
         Ok(())
     }
 
+    /// How many chunks have been compared since the artifact was opened, and how many it has.
+    pub fn chunks_checked(&self) -> (usize, usize) {
+        let checked = self.checked.iter().map(|word| word.load(Ordering::Relaxed).count_ones() as usize).sum();
+        (checked, self.header.table().len() / 4)
+    }
+
     /// Reads the whole data region: compares every chunk's checksum, whether or not it was compared before, and that what lies between
     /// the tensors is zero.
     ///
