@@ -240,3 +240,41 @@ fn smollm2_reads_and_writes_as_transformers_does() -> Fallible<()> {
         ],
     )
 }
+
+/// As transformers has it on the dequantised weights.
+#[test]
+fn qwen2_5_coder_reads_and_writes_as_transformers_does() -> Fallible<()> {
+    check_language(
+        "qwen2.5-coder",
+        "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        &[
+            785, 18043, 389, 279, 6541, 835, 315, 279, 8872, 702, 264, 14527, 304, 1181, 15955, 6957, 1576, 279, 19745, 315, 279, 34398,
+            4933,
+        ],
+        &[
+            264, 2518, 3100, 13, 576, 14527, 374, 7407, 304, 279, 15955, 6957, 315, 279, 8872, 13, 576, 14527, 374, 7407, 304, 279, 15955,
+            6957, 315, 279, 8872, 13, 576, 14527, 374, 7407,
+        ],
+        298_938,
+        &[Expected { tokens: 128, windows: 40, perplexity: 85.138, share: 5e-3 }],
+    )
+}
+
+/// As transformers has it on the dequantised weights.
+#[test]
+fn gemma3_reads_and_writes_as_transformers_does() -> Fallible<()> {
+    check_language(
+        "gemma3",
+        "gemma-3-270m-q4_k_m.gguf",
+        &[
+            2, 818, 18752, 580, 506, 5697, 1345, 529, 506, 6474, 815, 496, 12866, 528, 1061, 14611, 7547, 1547, 506, 11731, 529, 506,
+            26035, 3831,
+        ],
+        &[
+            496, 12866, 528, 506, 14611, 7547, 236761, 108, 818, 12866, 528, 506, 14611, 7547, 563, 506, 12866, 528, 506, 14611, 7547,
+            236761, 108, 818, 12866, 528, 506, 14611, 7547, 563, 506, 12866,
+        ],
+        292_282,
+        &[Expected { tokens: 128, windows: 20, perplexity: 286.639, share: 5e-3 }],
+    )
+}
