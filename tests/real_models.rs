@@ -275,6 +275,6 @@ fn gemma3_reads_and_writes_as_transformers_does() -> Fallible<()> {
             236761, 108, 818, 12866, 528, 506, 14611, 7547, 563, 506, 12866,
         ],
         292_282,
-        &[Expected { tokens: 128, windows: 20, perplexity: 286.639, share: 5e-3 }],
+        &[Expected { tokens: 128, windows: 10, perplexity: 282.551, share: 5e-3 }],
     )
 }
