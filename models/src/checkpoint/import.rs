@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::dialects::Described;
+use super::dialects::{Described, Held};
 use super::names::{Form, Names, SourceTensor, is_harmless, places};
 use super::open::Checkpoint;
 use super::report::{ImportReport, RoundingError, may_lose};
@@ -41,7 +41,7 @@ pub fn import_until(
 ) -> Result<ImportReport> {
     let checkpoint = Checkpoint::open(src)?;
     let tensors = &*checkpoint.tensors;
-    let described = Described::new(&checkpoint.config, tensors.names().count())?;
+    let described = Described::new(&checkpoint.config, Held::of(tensors))?;
     let (mut manifest, tokenizer) = draft(&described, &checkpoint, src)?;
     validate::model(&manifest).map_err(|problem| checkpoint.config.invalid(problem))?;
     let names = checkpoint.names(described.dialect);

@@ -32,6 +32,9 @@ pub(super) trait Tensors {
     /// The checkpoint: its folder or its file.
     fn path(&self) -> &Path;
 
+    /// The length of all files.
+    fn bytes(&self) -> u64;
+
     /// All tensors' names, in alphabetical order.
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
 

@@ -1,7 +1,7 @@
 //! ChatGLM-2: RMSNorm, half of every head rotated, a few KV groups, gated FFN.
 
 use super::fields::{HeadDim, Sizes, at_most, channels, groups, layer_count, require_plain_weights};
-use super::{Described, Resized};
+use super::{Described, Held, Resized};
 use crate::architecture::{
     Activation, Architecture, Attention, AttentionSpan, Ffn, Input, Norm, NormKind, Output, Positions, Residual, Rotary,
 };
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::shape::Units;
 
 /// ChatGLM-2 (GLM Team, arXiv 2406.12793) as its own `config.json` describes it.
-pub(super) fn chatglm(config: &Config, tensors: usize) -> Result<Described> {
+pub(super) fn chatglm(config: &Config, held: Held) -> Result<Described> {
     require_plain_weights(config)?;
     config.require_flag("apply_residual_connection_post_layernorm", false)?;
     config.require_flag("post_layer_norm", true)?;
@@ -46,8 +46,9 @@ pub(super) fn chatglm(config: &Config, tensors: usize) -> Result<Described> {
         ffn: Ffn { gated: true, activation: Activation::Silu, bias },
         residual: Residual::Sequential,
     };
-    let layers = layer_count(config, "num_layers", tensors)?;
-    Ok(Described::uniform(Dialect::ChatGlm, architecture, layers, &Units::dense(heads, groups, channels)))
+    let units = Units::dense(heads, groups, channels);
+    let layers = layer_count(config, "num_layers", held, d_model, &units)?;
+    Ok(Described::uniform(Dialect::ChatGlm, architecture, layers, &units))
 }
 
 /// Writes the sizes of a ChatGLM-2. Its width is a multiple of its heads, whatever `kv_channels` is.

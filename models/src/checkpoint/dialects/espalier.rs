@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Described;
+use super::{Described, Held};
 use crate::architecture::Architecture;
 use crate::checkpoint::Dialect;
 use crate::checkpoint::config::Config;
@@ -23,12 +23,12 @@ struct EspalierConfig {
 }
 
 /// Reads the whole architecture and all shapes.
-pub(super) fn read(config: &Config, tensors: usize) -> Result<Described> {
+pub(super) fn read(config: &Config, held: Held) -> Result<Described> {
     let parsed: EspalierConfig = config.parse_as()?;
     let EspalierConfig { architecture, layers, origin, name, measured, diagnosis, .. } = parsed;
     let kept = layers.iter().filter(|layer| layer.shape.units().is_some()).count();
-    if kept > tensors {
-        return Err(config.invalid(format!("it lists {kept} layers, but the checkpoint has {tensors} tensors")));
+    if kept > held.tensors {
+        return Err(config.invalid(format!("it lists {kept} layers, but the checkpoint has {} tensors", held.tensors)));
     }
     Ok(Described { dialect: Dialect::Espalier, architecture, layers, origin: Some(origin), name: Some(name), measured, diagnosis })
 }

@@ -1,14 +1,28 @@
 //! Sizes that many families name alike, each with its limit.
 
+use super::Held;
 use crate::artifact::validate;
 use crate::checkpoint::config::Config;
 use crate::error::Result;
+use crate::shape::Units;
 
-/// The number of layers, at most as many as the checkpoint has tensors: a list of layers must not outgrow the file.
-pub(super) fn layer_count(config: &Config, name: &str, tensors: usize) -> Result<usize> {
+/// The number of layers `name`, each with these units. The lists that are made of them must not outgrow the checkpoint: it has a tensor
+/// for every layer, and every head and every channel is two vectors of `d_model` numbers at least, of half a byte or more.
+pub(super) fn layer_count(config: &Config, name: &str, held: Held, d_model: usize, units: &Units) -> Result<usize> {
+    /// Heads and channels are kept in lists of four bytes each; a narrower model's numbers are not quantised.
+    const LEAST_BYTES: u64 = 4;
     let layers = config.size(name)?;
-    if layers > tensors {
-        return Err(config.wrong(name, &format!("fewer layers than the checkpoint's {tensors} tensors")));
+    if layers > held.tensors {
+        return Err(config.wrong(name, &format!("fewer layers than the checkpoint's {} tensors", held.tensors)));
+    }
+    let (heads, channels) = (units.heads.len(), units.channels);
+    let needed = (layers as u64).saturating_mul((heads + channels) as u64).saturating_mul(LEAST_BYTES.max(d_model as u64));
+    if needed > held.bytes {
+        return Err(config.invalid(format!(
+            "{layers} layers of {heads} heads and {channels} channels, {d_model} wide, need more than {needed} bytes, but the checkpoint's \
+             files have {}; give the config of this checkpoint, whole",
+            held.bytes
+        )));
     }
     Ok(layers)
 }

@@ -1,9 +1,9 @@
 //! Gemma 3: norms before and after every block and of query and key heads, windows in most layers.
 
-use super::Described;
 use super::fields::{HeadDim, Sizes, channels, groups, layer_count, require_plain_weights};
 use super::llama::window;
 use super::rope::{Rope, layer_spans};
+use super::{Described, Held};
 use crate::architecture::{Architecture, Attention, Ffn, Input, Norm, NormKind, Output, Positions, Residual, Rotary};
 use crate::checkpoint::Dialect;
 use crate::checkpoint::config::Config;
@@ -14,7 +14,7 @@ use crate::shape::Units;
 const DEFAULT_HEAD_DIM: usize = 256;
 
 /// Gemma 3 (Gemma Team, arXiv 2503.19786), its text model.
-pub(super) fn gemma3(config: &Config, tensors: usize) -> Result<Described> {
+pub(super) fn gemma3(config: &Config, held: Held) -> Result<Described> {
     require_plain_weights(config)?;
     config.require_none("attn_logit_softcapping")?;
     config.require_none("final_logit_softcapping")?;
@@ -47,13 +47,14 @@ pub(super) fn gemma3(config: &Config, tensors: usize) -> Result<Described> {
         ffn: Ffn { gated: true, activation: config.activation("hidden_activation", "gelu_pytorch_tanh")?, bias: false },
         residual: Residual::Sequential,
     };
-    let layers = layer_count(config, "num_hidden_layers", tensors)?;
+    let units = Units::dense(heads, groups, channels);
+    let layers = layer_count(config, "num_hidden_layers", held, d_model, &units)?;
     let pattern = match config.lacks("sliding_window_pattern") {
         true => config.size_or("_sliding_window_pattern", 6)?,
         false => config.size("sliding_window_pattern")?,
     };
     let spans = layer_spans(config, layers, |layer| (layer + 1) % pattern != 0)?;
-    Ok(Described::with_spans(Dialect::Gemma3, architecture, spans, &Units::dense(heads, groups, channels)))
+    Ok(Described::with_spans(Dialect::Gemma3, architecture, spans, &units))
 }
 
 /// The rotary positions of layers with full attention and of those with a window: `rope_parameters` by the kind of layer, or the older

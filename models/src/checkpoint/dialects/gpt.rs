@@ -1,7 +1,7 @@
 //! GPT-2 and OPT: LayerNorm, learned positions, biases.
 
 use super::fields::{HeadDim, Sizes, at_most, channels, layer_count, require_plain_weights};
-use super::{Described, Resized};
+use super::{Described, Held, Resized};
 use crate::architecture::{Architecture, Attention, AttentionSpan, Ffn, Input, Norm, NormKind, Output, Positions, Residual};
 use crate::artifact::validate;
 use crate::checkpoint::Dialect;
@@ -13,7 +13,7 @@ use crate::shape::Units;
 const OPT_OFFSET: usize = 2;
 
 /// GPT-2 (Radford et al., 2019) as transformers describes it.
-pub(super) fn gpt2(config: &Config, tensors: usize) -> Result<Described> {
+pub(super) fn gpt2(config: &Config, held: Held) -> Result<Described> {
     require_plain_weights(config)?;
     config.require_flag("scale_attn_weights", true)?;
     config.require_flag("scale_attn_by_inverse_layer_idx", false)?;
@@ -34,12 +34,13 @@ pub(super) fn gpt2(config: &Config, tensors: usize) -> Result<Described> {
         ffn: Ffn { gated: false, activation: config.activation("activation_function", "gelu_new")?, bias: true },
         residual: Residual::Sequential,
     };
-    let layers = layer_count(config, "n_layer", tensors)?;
-    Ok(Described::uniform(Dialect::Gpt2, architecture, layers, &Units::dense(heads, heads, channels)))
+    let units = Units::dense(heads, heads, channels);
+    let layers = layer_count(config, "n_layer", held, d_model, &units)?;
+    Ok(Described::uniform(Dialect::Gpt2, architecture, layers, &units))
 }
 
 /// OPT (Zhang et al., arXiv 2205.01068) as transformers describes it.
-pub(super) fn opt(config: &Config, tensors: usize) -> Result<Described> {
+pub(super) fn opt(config: &Config, held: Held) -> Result<Described> {
     require_plain_weights(config)?;
     config.require_flag("do_layer_norm_before", true)?;
     config.require_flag("layer_norm_elementwise_affine", true)?;
@@ -65,8 +66,9 @@ pub(super) fn opt(config: &Config, tensors: usize) -> Result<Described> {
         ffn: Ffn { gated: false, activation: config.activation("activation_function", "relu")?, bias },
         residual: Residual::Sequential,
     };
-    let layers = layer_count(config, "num_hidden_layers", tensors)?;
-    Ok(Described::uniform(Dialect::Opt, architecture, layers, &Units::dense(heads, heads, channels)))
+    let units = Units::dense(heads, heads, channels);
+    let layers = layer_count(config, "num_hidden_layers", held, d_model, &units)?;
+    Ok(Described::uniform(Dialect::Opt, architecture, layers, &units))
 }
 
 /// Writes the sizes of a GPT-2.

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::fields::{HeadDim, Sizes, channels, groups, layer_count, require_plain_weights};
 use super::rope::{Rope, layer_spans, layer_type};
-use super::{Described, Resized};
+use super::{Described, Held, Resized};
 use crate::architecture::{Architecture, Attention, Ffn, Input, Norm, NormKind, Output, Positions, Residual};
 use crate::checkpoint::Dialect;
 use crate::checkpoint::config::Config;
@@ -49,7 +49,7 @@ fn common(config: &Config, variant: &Variant) -> Result<(Architecture, Units, Ro
 }
 
 /// Llama (Touvron et al., 2023).
-pub(super) fn llama(config: &Config, tensors: usize) -> Result<Described> {
+pub(super) fn llama(config: &Config, held: Held) -> Result<Described> {
     let bias = config.flag_or("attention_bias", false)?;
     let variant = Variant {
         dialect: Dialect::Llama,
@@ -60,11 +60,12 @@ pub(super) fn llama(config: &Config, tensors: usize) -> Result<Described> {
         qk_norm: false,
     };
     let (architecture, units, _) = common(config, &variant)?;
-    Ok(Described::uniform(variant.dialect, architecture, layer_count(config, "num_hidden_layers", tensors)?, &units))
+    let layers = layer_count(config, "num_hidden_layers", held, architecture.d_model, &units)?;
+    Ok(Described::uniform(variant.dialect, architecture, layers, &units))
 }
 
 /// Mistral (Jiang et al., arXiv 2310.06825): one window for all layers.
-pub(super) fn mistral(config: &Config, tensors: usize) -> Result<Described> {
+pub(super) fn mistral(config: &Config, held: Held) -> Result<Described> {
     let variant = Variant {
         dialect: Dialect::Mistral,
         head_dim: HeadDim::Field,
@@ -75,18 +76,19 @@ pub(super) fn mistral(config: &Config, tensors: usize) -> Result<Described> {
     };
     let (mut architecture, units, rope) = common(config, &variant)?;
     architecture.spans = vec![rope.span(window(config)?)];
-    Ok(Described::uniform(variant.dialect, architecture, layer_count(config, "num_hidden_layers", tensors)?, &units))
+    let layers = layer_count(config, "num_hidden_layers", held, architecture.d_model, &units)?;
+    Ok(Described::uniform(variant.dialect, architecture, layers, &units))
 }
 
 /// Qwen2 (Yang et al., arXiv 2407.10671): biases of q, k and v; from some layer on a window, where it is asked for.
-pub(super) fn qwen2(config: &Config, tensors: usize) -> Result<Described> {
+pub(super) fn qwen2(config: &Config, held: Held) -> Result<Described> {
     let variant =
         Variant { dialect: Dialect::Qwen2, head_dim: HeadDim::Field, qkv_bias: true, output_bias: false, ffn_bias: false, qk_norm: false };
-    qwen(config, tensors, &variant)
+    qwen(config, held, &variant)
 }
 
 /// Qwen3 (Yang et al., arXiv 2505.09388): norms of query and key heads.
-pub(super) fn qwen3(config: &Config, tensors: usize) -> Result<Described> {
+pub(super) fn qwen3(config: &Config, held: Held) -> Result<Described> {
     let bias = config.flag_or("attention_bias", false)?;
     let variant = Variant {
         dialect: Dialect::Qwen3,
@@ -96,12 +98,12 @@ pub(super) fn qwen3(config: &Config, tensors: usize) -> Result<Described> {
         ffn_bias: false,
         qk_norm: true,
     };
-    qwen(config, tensors, &variant)
+    qwen(config, held, &variant)
 }
 
-fn qwen(config: &Config, tensors: usize, variant: &Variant) -> Result<Described> {
+fn qwen(config: &Config, held: Held, variant: &Variant) -> Result<Described> {
     let (mut architecture, units, rope) = common(config, variant)?;
-    let layers = layer_count(config, "num_hidden_layers", tensors)?;
+    let layers = layer_count(config, "num_hidden_layers", held, architecture.d_model, &units)?;
     let window = if config.flag_or("use_sliding_window", false)? { window(config)? } else { None };
     let full_layers = config.number_or("max_window_layers", 28.0)?;
     let spans = layer_spans(config, layers, |layer| window.is_some() && layer as f64 >= full_layers)?;

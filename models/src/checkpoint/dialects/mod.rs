@@ -16,12 +16,28 @@ use serde_json::Value;
 
 use super::Dialect;
 use super::config::Config;
+use super::tensors::Tensors;
 use crate::architecture::Architecture;
 use crate::artifact::validate;
 use crate::error::{Error, Result};
 use crate::manifest::{Manifest, Measured, Origin, StoredLayer, TextDiagnosis};
 use crate::shape::{LayerShape, Units};
 use crate::tensor::DType;
+
+/// How much a checkpoint holds. What its `config.json` says must fit into that before anything is made of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Held {
+    pub tensors: usize,
+    /// The length of all its files of tensors.
+    pub bytes: u64,
+}
+
+impl Held {
+    /// What these tensors are.
+    pub fn of(tensors: &dyn Tensors) -> Self {
+        Self { tensors: tensors.names().count(), bytes: tensors.bytes() }
+    }
+}
 
 /// What a `config.json` says: everything of a model but its numbers.
 pub(super) struct Described {
@@ -36,20 +52,20 @@ pub(super) struct Described {
 }
 
 impl Described {
-    /// Understands a `config.json` whose checkpoint has `tensors` tensors.
-    pub fn new(config: &Config, tensors: usize) -> Result<Self> {
+    /// Understands a `config.json` whose checkpoint holds that much.
+    pub fn new(config: &Config, held: Held) -> Result<Self> {
         let described = match config.text("model_type")?.and_then(Dialect::parse) {
-            Some(Dialect::Gpt2) => gpt::gpt2(config, tensors)?,
-            Some(Dialect::Opt) => gpt::opt(config, tensors)?,
-            Some(Dialect::GptNeox) => neox::gpt_neox(config, tensors)?,
-            Some(Dialect::Phi) => neox::phi(config, tensors)?,
-            Some(Dialect::Llama) => llama::llama(config, tensors)?,
-            Some(Dialect::Mistral) => llama::mistral(config, tensors)?,
-            Some(Dialect::Qwen2) => llama::qwen2(config, tensors)?,
-            Some(Dialect::Qwen3) => llama::qwen3(config, tensors)?,
-            Some(Dialect::Gemma3) => gemma::gemma3(config, tensors)?,
-            Some(Dialect::ChatGlm) => chatglm::chatglm(config, tensors)?,
-            Some(Dialect::Espalier) => espalier::read(config, tensors)?,
+            Some(Dialect::Gpt2) => gpt::gpt2(config, held)?,
+            Some(Dialect::Opt) => gpt::opt(config, held)?,
+            Some(Dialect::GptNeox) => neox::gpt_neox(config, held)?,
+            Some(Dialect::Phi) => neox::phi(config, held)?,
+            Some(Dialect::Llama) => llama::llama(config, held)?,
+            Some(Dialect::Mistral) => llama::mistral(config, held)?,
+            Some(Dialect::Qwen2) => llama::qwen2(config, held)?,
+            Some(Dialect::Qwen3) => llama::qwen3(config, held)?,
+            Some(Dialect::Gemma3) => gemma::gemma3(config, held)?,
+            Some(Dialect::ChatGlm) => chatglm::chatglm(config, held)?,
+            Some(Dialect::Espalier) => espalier::read(config, held)?,
             None => {
                 let known: Vec<String> = Dialect::ALL.iter().map(|dialect| format!("`{}`", dialect.name())).collect();
                 return Err(config.wrong("model_type", &format!("one of {}", known.join(", "))));
@@ -160,7 +176,7 @@ pub(super) fn describe(manifest: &Manifest, dialect: Dialect, dtype: DType) -> R
         }
     }
     // What was written must mean the same model when it is read.
-    let read = Described::new(&config, layers)?;
+    let read = Described::new(&config, Held { tensors: layers, bytes: u64::MAX })?;
     let same =
         |(read, span): (&StoredLayer, &usize)| read.shape.units().is_some_and(|read| same_sizes(read, &to.units) && read.span == *span);
     let same_layers = read.layers.len() == to.spans.len() && read.layers.iter().zip(&to.spans).all(same);

@@ -2,7 +2,7 @@
 
 use super::fields::{HeadDim, Sizes, channels, groups, layer_count, require_plain_weights};
 use super::rope::Rope;
-use super::{Described, Resized};
+use super::{Described, Held, Resized};
 use crate::architecture::{Architecture, Attention, Ffn, Input, Norm, NormKind, Output, Positions, Residual};
 use crate::checkpoint::Dialect;
 use crate::checkpoint::config::Config;
@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::shape::Units;
 
 /// GPT-NeoX (Black et al., arXiv 2204.06745) as transformers describes it.
-pub(super) fn gpt_neox(config: &Config, tensors: usize) -> Result<Described> {
+pub(super) fn gpt_neox(config: &Config, held: Held) -> Result<Described> {
     require_plain_weights(config)?;
     let channels = channels(config, "intermediate_size")?;
     let Sizes { d_model, heads, head_dim } = Sizes::read(config, "hidden_size", "num_attention_heads", HeadDim::Quotient)?;
@@ -30,12 +30,13 @@ pub(super) fn gpt_neox(config: &Config, tensors: usize) -> Result<Described> {
         ffn: Ffn { gated: false, activation: config.activation("hidden_act", "gelu")?, bias: true },
         residual: if parallel { Residual::Parallel { shared_norm: false } } else { Residual::Sequential },
     };
-    let layers = layer_count(config, "num_hidden_layers", tensors)?;
-    Ok(Described::uniform(Dialect::GptNeox, architecture, layers, &Units::dense(heads, heads, channels)))
+    let units = Units::dense(heads, heads, channels);
+    let layers = layer_count(config, "num_hidden_layers", held, d_model, &units)?;
+    Ok(Described::uniform(Dialect::GptNeox, architecture, layers, &units))
 }
 
 /// Phi (Li et al., arXiv 2309.05463) as transformers describes it.
-pub(super) fn phi(config: &Config, tensors: usize) -> Result<Described> {
+pub(super) fn phi(config: &Config, held: Held) -> Result<Described> {
     require_plain_weights(config)?;
     config.require_flag("qk_layernorm", false)?;
     let channels = channels(config, "intermediate_size")?;
@@ -55,8 +56,9 @@ pub(super) fn phi(config: &Config, tensors: usize) -> Result<Described> {
         ffn: Ffn { gated: false, activation: config.activation("hidden_act", "gelu_new")?, bias: true },
         residual: Residual::Parallel { shared_norm: true },
     };
-    let layers = layer_count(config, "num_hidden_layers", tensors)?;
-    Ok(Described::uniform(Dialect::Phi, architecture, layers, &Units::dense(heads, groups, channels)))
+    let units = Units::dense(heads, groups, channels);
+    let layers = layer_count(config, "num_hidden_layers", held, d_model, &units)?;
+    Ok(Described::uniform(Dialect::Phi, architecture, layers, &units))
 }
 
 /// Writes the sizes of either.

@@ -261,6 +261,10 @@ impl Tensors for Gguf {
         &self.path
     }
 
+    fn bytes(&self) -> u64 {
+        self.map.len() as u64
+    }
+
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         Box::new(self.entries.keys().map(String::as_str))
     }

@@ -17,7 +17,7 @@ use super::vocabulary::add_tokenizer;
 use super::{names, rotary, understand};
 use crate::architecture::{Architecture, AttentionSpan, Positions, Residual, RotaryScaling};
 use crate::artifact::folder;
-use crate::checkpoint::dialects::{Described, uniform_units};
+use crate::checkpoint::dialects::{Described, Held, uniform_units};
 use crate::checkpoint::names::SourceTensor;
 use crate::checkpoint::streams::gather;
 use crate::checkpoint::tensors::Tensors;
@@ -218,7 +218,8 @@ fn check_head(manifest: &Manifest, path: &Path) -> Result<()> {
         Error::Unsupported { feature, expected, .. } => refuse(format!("{feature} is not supported there; {expected}")),
         error => error,
     })?;
-    let read = Described::new(&config, gguf.names().count())?;
+    // It is our own, and its numbers are still to come.
+    let read = Described::new(&config, Held { tensors: gguf.names().count(), bytes: u64::MAX })?;
     let units = |layer: &crate::manifest::StoredLayer| {
         layer.shape.units().map(|units| (units.heads.len(), units.groups, units.channels, units.span))
     };

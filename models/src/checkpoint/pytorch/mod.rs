@@ -101,6 +101,10 @@ impl Tensors for Pytorch {
         &self.path
     }
 
+    fn bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.map.len() as u64).sum()
+    }
+
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         Box::new(self.entries.keys().map(String::as_str))
     }
