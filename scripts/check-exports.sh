@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Loads exported models in transformers and llama.cpp and compares what they compute with Espalier: a pruned llama, a pruned gpt2 and
-# every fixture that can be exported. Needs a Rust toolchain, python3 (3.11 or later, x86-64 Linux) and, the first time, the network.
+# every fixture that can be exported. Needs a Rust toolchain, Python 3.11 on x86-64 Linux (PYTHON names it; python3 by default) and, the first time, the network.
 #
 #   scripts/check-exports.sh
 #
@@ -24,13 +24,16 @@ case ${1:-} in
 '') ;;
 *) fail "unexpected argument \`$1\`; it takes none" ;;
 esac
-command -v python3 >/dev/null || fail "python3 is missing; install it"
+python=${PYTHON:-python3}
+command -v "$python" >/dev/null || fail "$python is missing; install Python 3.11"
+"$python" -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" ||
+    fail "$python is not Python 3.11, for which the packages are pinned; give another in PYTHON"
 command -v cargo >/dev/null || fail "cargo is missing; install a Rust toolchain"
 if ! cmp -s scripts/check-exports.txt "$venv/installed.txt"; then
     rm -rf "$venv"
-    python3 -m venv "$venv" || fail "python3 cannot make a virtual environment; install python3-venv"
+    "$python" -m venv "$venv" || fail "$python cannot make a virtual environment; install python3.11-venv"
     "$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r scripts/check-exports.txt ||
-        fail "pip could not install scripts/check-exports.txt; check the network and that python3 is 3.11 or later on x86-64 Linux"
+        fail "pip could not install scripts/check-exports.txt; check the network"
     cp scripts/check-exports.txt "$venv/installed.txt"
 fi
 log=target/check-exports.log
