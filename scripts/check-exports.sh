@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Loads exported models in transformers and llama.cpp and compares what they compute with Espalier: a pruned llama, a pruned gpt2 and
-# every fixture that can be exported. Needs a Rust toolchain, Python 3.11 on x86-64 Linux (PYTHON names it; python3 by default) and, the first time, the network.
+# every fixture that can be exported. Needs a Rust toolchain, Python 3.11 on x86-64 Linux (PYTHON names it; python3 by default) and, the
+# first time, the network.
 #
 #   scripts/check-exports.sh
 #
@@ -18,7 +19,7 @@ fail() {
 
 case ${1:-} in
 -h | --help)
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
     exit
     ;;
 '') ;;

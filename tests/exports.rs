@@ -1,4 +1,4 @@
-//! Exports for `scripts/check-exports.sh`, which loads them in transformers and llama.cpp: every fixture that can be exported, and two
+//! Exports for `scripts/check-exports.sh`, which loads them in transformers and llama.cpp: every fixture that can be exported, and three
 //! that are pruned alike in every layer. Each folder under `target/exports` gets the checkpoint folder, the GGUF file where there can be
 //! one, and `expected.safetensors` with what Espalier computes on the model: `input_ids [batch, sequence]`,
 //! `logits [batch, sequence, vocabulary]`, `prompt [8]`, `greedy [32]`.
@@ -35,9 +35,10 @@ struct Cut {
     channels: usize,
 }
 
-/// GPT-2 stores no head size, so all its heads stay.
-const CUTS: [Cut; 2] = [
-    Cut { fixture: "llama-mha", name: "llama-mha-pruned", layer: Some(1), groups: Some(&[3, 0, 1]), channels: 3 },
+/// GPT-2 stores no head size, so all its heads stay; transformers' Flax Llama ignores the stored one, so one Llama keeps them too.
+const CUTS: [Cut; 3] = [
+    Cut { fixture: "llama-mha", name: "llama-mha-pruned", layer: Some(1), groups: None, channels: 3 },
+    Cut { fixture: "llama-mha", name: "llama-mha-fewer-heads", layer: Some(0), groups: Some(&[3, 0, 1]), channels: 3 },
     Cut { fixture: "gpt2", name: "gpt2-pruned", layer: Some(0), groups: None, channels: 4 },
 ];
 
