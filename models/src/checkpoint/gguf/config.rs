@@ -103,8 +103,7 @@ impl Family {
     /// The family of a `config.json` whose `model_type` is `model_type`, and of those that llama.cpp calls by the same name.
     pub fn of_model_type(model_type: &str) -> Option<&'static Family> {
         let model_type = if model_type == "mistral" { "llama" } else { model_type };
-        // llama.cpp's Phi has not been seen to compute what transformers' does: it is read, not written.
-        FAMILIES.iter().find(|family| family.model_type == model_type && family.architecture != "phi2")
+        FAMILIES.iter().find(|family| family.model_type == model_type)
     }
 
     /// Whether layers may see a window only.
