@@ -103,8 +103,8 @@ fn imported(fixture: &Path, folder: &Path) -> Fallible<Arc<Artifact>> {
 /// Writes all that there can be of one model.
 fn export(artifact: &Arc<Artifact>, folder: &Path) -> Fallible<()> {
     let manifest = artifact.manifest();
-    export_safetensors(artifact, manifest, &folder.join("checkpoint"), None)?;
-    match export_gguf(artifact, manifest, &folder.join("model.gguf")) {
+    export_safetensors(artifact.as_ref(), manifest, &folder.join("checkpoint"), None)?;
+    match export_gguf(artifact.as_ref(), manifest, &folder.join("model.gguf")) {
         // The reason is for the reader of the table.
         Err(error @ Error::Inexpressible { .. }) => std::fs::write(folder.join("gguf-refused.txt"), error.to_string())?,
         written => written?,
@@ -129,7 +129,7 @@ fn export(artifact: &Arc<Artifact>, folder: &Path) -> Fallible<()> {
     Ok(())
 }
 
-fn logits(artifact: &Artifact, ids: &[u32]) -> Fallible<Vec<f32>> {
+fn logits(artifact: &Arc<Artifact>, ids: &[u32]) -> Fallible<Vec<f32>> {
     let network = Network::load(CpuDevice::new(1, Arc::new(Unlimited))?, artifact, Residency::Resident)?;
     let size = WorkspaceSize { batch: BATCH, sequence: SEQUENCE, keep: Keep::Nothing, logits: LogitRows::All, rank: 0, gates: false };
     let mut workspace = Workspace::new(&network.device, &network.architecture, &network.shape, size)?;
