@@ -93,11 +93,37 @@ impl Cut {
     }
 }
 
+/// The fixture as an artifact, with a tokenizer: llama.cpp's server serves no model without one.
 fn imported(fixture: &Path, folder: &Path) -> Fallible<Arc<Artifact>> {
-    std::fs::create_dir_all(folder)?;
+    let source = folder.join("source");
+    std::fs::create_dir_all(&source)?;
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture.join(file), source.join(file))?;
+    }
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(fixture.join("config.json"))?)?;
+    let sizes = ["vocab_size", "padded_vocab_size"].map(|name| config[name].as_u64());
+    let vocabulary = sizes.into_iter().flatten().max().ok_or("a fixture has a vocabulary")?;
+    std::fs::write(source.join("tokenizer.json"), tokenizer(vocabulary).to_string())?;
     let out = folder.join("model.esp");
-    import(fixture, &out, None, &mut |_, _| {})?;
+    import(&source, &out, None, &mut |_, _| {})?;
     Ok(Arc::new(Artifact::open(&out)?))
+}
+
+/// A byte-level tokenizer of that many tokens: the letters that stand for bytes, in order, then words.
+fn tokenizer(vocabulary: u64) -> serde_json::Value {
+    let printable = (33..127u32).chain(161..173).chain(174..256);
+    let letters: Vec<String> = printable.chain(256..324).filter_map(char::from_u32).map(String::from).collect();
+    let token = |id: u64| letters.get(id as usize).cloned().unwrap_or_else(|| format!("t{id}"));
+    let vocab: serde_json::Map<String, serde_json::Value> = (0..vocabulary).map(|id| (token(id), id.into())).collect();
+    let bytes = serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true });
+    serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null, "post_processor": null,
+        "pre_tokenizer": bytes, "decoder": bytes,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
+            "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": [],
+        },
+    })
 }
 
 /// Writes all that there can be of one model.
