@@ -220,7 +220,9 @@ mod tests {
         let found = StatisticsOf::new(2048, 20480.0).of(&window).expect("a varying signal");
         assert!((found.frequency[4] - 640.0).abs() < 1.0, "the centroid is {} Hz", found.frequency[4]);
         assert!((found.frequency[0] * 1024.0 - 2.0).abs() < 1e-3, "one line of amplitude 2");
-        assert!((found.time[10] - std::f64::consts::PI / 8.0_f64.sqrt()).abs() < 1e-3, "the waveform index is {}", found.time[10]);
+        // 32 samples a period: the mean of |sin| is cot(π/32) / 16, its root mean square √½.
+        let waveform_index = 0.5_f64.sqrt() * 16.0 * (std::f64::consts::PI / 32.0).tan();
+        assert!((found.time[10] - waveform_index).abs() < 1e-5, "the waveform index is {}", found.time[10]);
     }
 
     #[test]
