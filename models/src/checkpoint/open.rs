@@ -6,7 +6,8 @@ use super::config::Config;
 use super::gguf::{self, FileLayout, Gguf};
 use super::names::{Names, SourceTensor, names, source_tensors};
 use super::pytorch::{self, Pytorch};
-use super::safetensors::Safetensors;
+use super::safetensors;
+use super::shards::Shards;
 use super::tensors::Tensors;
 use super::{Dialect, conversation, vocabulary};
 use crate::architecture::{Architecture, Input};
@@ -40,9 +41,9 @@ impl Checkpoint {
             let (config, tokenizer, layout) = gguf::understand(&gguf)?;
             return Ok(Self { tensors: Box::new(gguf), config, gguf: Some((layout, tokenizer)), folder: None });
         }
-        if Pytorch::recognises(src) {
+        if pytorch::recognises(src) {
             let folder = src.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            return Self::described_in(folder, || Ok(Box::new(Pytorch::open_file(src)?)));
+            return Self::described_in(folder, || Ok(Box::new(Shards::<Pytorch>::open(src, src)?)));
         }
         let problem = "a checkpoint is a folder with config.json and model.safetensors or pytorch_model.bin, a .bin, .pt or .pth file with \
                        config.json beside it, or a GGUF file; give one of these";
@@ -103,15 +104,16 @@ impl Checkpoint {
 
 /// The tensors of a folder.
 fn tensors_in(folder: &Path) -> Result<Box<dyn Tensors>> {
-    if Safetensors::is_in(folder) {
-        return Ok(Box::new(Safetensors::open(folder)?));
+    if safetensors::is_in(folder) {
+        return Ok(Box::new(safetensors::open(folder)?));
     }
     let single = folder.join(pytorch::SINGLE);
     if single.exists() {
-        return Ok(Box::new(Pytorch::open_file(&single)?));
+        return Ok(Box::new(Shards::<Pytorch>::open(folder, &single)?));
     }
-    if folder.join(pytorch::INDEX).exists() {
-        return Ok(Box::new(Pytorch::open_indexed(folder)?));
+    let index = folder.join(pytorch::INDEX);
+    if index.exists() {
+        return Ok(Box::new(Shards::<Pytorch>::open_indexed(folder, &index)?));
     }
     let problem =
         "it has neither model.safetensors nor pytorch_model.bin, whole or in shards with an index; give the folder of a checkpoint";

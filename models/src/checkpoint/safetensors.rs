@@ -5,15 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use memmap2::Mmap;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, de};
 
-use super::shards::{self, Index};
-use super::tensors::{Found, Numbers, Tensors, decode, not_finite, outside};
-use crate::error::{Error, Result};
+use super::shards::{Entry, Shards};
+use super::tensors::{Numbers, decode};
+use crate::error::Result;
 use crate::tensor::DType;
 
 /// The file of a checkpoint in one file.
@@ -23,28 +22,14 @@ const INDEX: &str = "model.safetensors.index.json";
 /// The longest header, as the format's own specification has it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// All tensors of a checkpoint in safetensors files.
-pub(super) struct Safetensors {
-    folder: PathBuf,
-    shards: Vec<Shard>,
-    entries: BTreeMap<String, Entry>,
-}
-
-/// One file of a checkpoint.
-struct Shard {
-    path: PathBuf,
-    map: Mmap,
-}
-
-/// Where one tensor lies.
+/// Where one tensor of a safetensors file lies.
 #[derive(Debug, Clone)]
-struct Entry {
-    shard: usize,
+pub(super) struct Safetensors {
     /// The number format's name, as the file has it.
     dtype: String,
     /// Rows first.
     shape: Vec<usize>,
-    /// Bytes in the shard.
+    /// Bytes in the file.
     range: Range<usize>,
 }
 
@@ -83,84 +68,18 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
+/// Whether the checkpoint `folder` has safetensors files.
+pub(super) fn is_in(folder: &Path) -> bool {
+    folder.join(SINGLE).exists() || folder.join(INDEX).exists()
+}
+
+/// Opens `model.safetensors` of the checkpoint `folder`, or the shards that `model.safetensors.index.json` lists.
+pub(super) fn open(folder: &Path) -> Result<Shards<Safetensors>> {
+    let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+    if single.exists() { Shards::open(folder, &single) } else { Shards::open_indexed(folder, &index) }
+}
+
 impl Safetensors {
-    /// Whether the checkpoint `folder` has safetensors files.
-    pub fn is_in(folder: &Path) -> bool {
-        folder.join(SINGLE).exists() || folder.join(INDEX).exists()
-    }
-
-    /// Opens `model.safetensors` of the checkpoint `folder`, or the shards that `model.safetensors.index.json` lists.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
-        let mut tensors = Self { folder: folder.to_path_buf(), shards: Vec::new(), entries: BTreeMap::new() };
-        if single.exists() {
-            tensors.add_shard(&single)?;
-        } else {
-            tensors.add_indexed(&index)?;
-        }
-        Ok(tensors)
-    }
-
-    /// Opens every shard of an index and checks that each tensor is where the index says.
-    fn add_indexed(&mut self, path: &Path) -> Result<()> {
-        let index = Index::read(path)?;
-        for file in index.files(path)? {
-            self.add_shard(&self.folder.join(file))?;
-        }
-        index.check(path, |name| self.entries.get(name).map(|entry| self.shards[entry.shard].path.as_path()))
-    }
-
-    /// Maps one file and adds its tensors.
-    fn add_shard(&mut self, path: &Path) -> Result<()> {
-        let map = shards::map(path)?;
-        let entries = parse(&map, self.shards.len()).map_err(|problem| Error::checkpoint(path, problem))?;
-        for (name, entry) in entries {
-            if self.entries.insert(name.clone(), entry).is_some() {
-                return Err(Error::checkpoint(path, format!("tensor `{name}` is in another file of the checkpoint too")));
-            }
-        }
-        self.shards.push(Shard { path: path.to_path_buf(), map });
-        Ok(())
-    }
-}
-
-impl Tensors for Safetensors {
-    fn path(&self) -> &Path {
-        &self.folder
-    }
-
-    fn bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.map.len() as u64).sum()
-    }
-
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.entries.keys().map(String::as_str))
-    }
-
-    fn find(&self, name: &str) -> Option<Found<'_>> {
-        let entry = self.entries.get(name)?;
-        let numbers = entry.float().map_or(Numbers::Other(&entry.dtype), Numbers::Float);
-        Some(Found { file: &self.shards[entry.shard].path, shape: &entry.shape, numbers })
-    }
-
-    fn read(&self, name: &str, first: usize, out: &mut [f32]) -> Result<()> {
-        let missing = || Error::MissingTensor { path: self.folder.clone(), tensor: name.to_string() };
-        let entry = self.entries.get(name).ok_or_else(missing)?;
-        let shard = &self.shards[entry.shard];
-        let outside = || outside(&shard.path, name, first, out.len());
-        let dtype = entry.float().ok_or_else(outside)?;
-        let width = if dtype == DType::F32 { 4 } else { 2 };
-        let start = first.checked_mul(width).and_then(|start| start.checked_add(entry.range.start));
-        let end = start.and_then(|start| out.len().checked_mul(width)?.checked_add(start)).filter(|&end| end <= entry.range.end);
-        let (Some(start), Some(end)) = (start, end) else { return Err(outside()) };
-        match decode(dtype, &shard.map[start..end], out) {
-            None => Ok(()),
-            Some(at) => Err(not_finite(&shard.path, name, first + at, out[at])),
-        }
-    }
-}
-
-impl Entry {
     /// The number format, where it is one that can be read.
     fn float(&self) -> Option<DType> {
         match self.dtype.as_str() {
@@ -169,6 +88,28 @@ impl Entry {
             "BF16" => Some(DType::Bf16),
             _ => None,
         }
+    }
+}
+
+impl Entry for Safetensors {
+    fn parse(file: &[u8], _path: &Path) -> Result<BTreeMap<String, Self>, String> {
+        parse(file)
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn numbers(&self) -> Numbers<'_> {
+        self.float().map_or(Numbers::Other(&self.dtype), Numbers::Float)
+    }
+
+    fn read(&self, file: &[u8], first: usize, out: &mut [f32]) -> Option<Option<usize>> {
+        let dtype = self.float()?;
+        let width = if dtype == DType::F32 { 4 } else { 2 };
+        let start = first.checked_mul(width)?.checked_add(self.range.start)?;
+        let end = out.len().checked_mul(width)?.checked_add(start).filter(|&end| end <= self.range.end)?;
+        Some(decode(dtype, &file[start..end], out))
     }
 }
 
@@ -183,8 +124,8 @@ fn bits(dtype: &str) -> Option<u64> {
     }
 }
 
-/// Parses the header of `file`, the bytes of the shard with index `shard`.
-fn parse(file: &[u8], shard: usize) -> Result<BTreeMap<String, Entry>, String> {
+/// Parses the header of `file`.
+fn parse(file: &[u8]) -> Result<BTreeMap<String, Safetensors>, String> {
     let length = file.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes)).ok_or("it ends inside the length of its header")?;
     if length > MAX_HEADER_BYTES {
         return Err(format!("its header has {length} bytes, more than the {MAX_HEADER_BYTES} allowed; it is not a safetensors file"));
@@ -208,7 +149,7 @@ fn parse(file: &[u8], shard: usize) -> Result<BTreeMap<String, Entry>, String> {
         };
         spans.push((start, end));
         let range = data_start + start as usize..data_start + end as usize;
-        entries.insert(name, Entry { shard, dtype: entry.dtype, shape, range });
+        entries.insert(name, Safetensors { dtype: entry.dtype, shape, range });
     }
     spans.sort_unstable();
     let covered = spans.into_iter().try_fold(0, |end, span| (span.0 == end).then_some(span.1));

@@ -6,13 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use memmap2::Mmap;
-
-use super::shards::{self, Index};
-use super::tensors::{Found, Numbers, Tensors, decode, not_finite, outside};
-use crate::error::{Error, Result};
+use super::shards::Entry;
+use super::tensors::{Numbers, decode};
 use crate::tensor::DType;
 
 mod pickle;
@@ -29,111 +26,51 @@ const MAX_NAME_BYTES: usize = 4096;
 /// The keys under which training programs keep the state_dict beside other things.
 const WRAPPERS: [&str; 2] = ["state_dict", "model"];
 
-/// All tensors of a checkpoint in PyTorch files.
-pub(super) struct Pytorch {
-    path: PathBuf,
-    shards: Vec<Shard>,
-    entries: BTreeMap<String, Entry>,
-}
-
-/// One file of a checkpoint.
-struct Shard {
-    path: PathBuf,
-    map: Mmap,
-}
-
-/// Where one tensor lies.
+/// Where one tensor of a PyTorch file lies.
 #[derive(Debug, Clone)]
-struct Entry {
-    shard: usize,
+pub(super) struct Pytorch {
     /// None for what is no tensor.
     element: Option<Element>,
     /// Rows first.
     shape: Vec<usize>,
     /// Numbers from one element to the next of each dimension.
     strides: Vec<usize>,
-    /// Bytes in the shard from the tensor's first number to the end of its storage.
+    /// Bytes in the file from the tensor's first number to the end of its storage.
     range: Range<usize>,
 }
 
-impl Pytorch {
-    /// Whether `path` is a file that this module reads, or refuses with better words than others.
-    pub fn recognises(path: &Path) -> bool {
-        path.extension().is_some_and(|extension| ["bin", "pt", "pth"].iter().any(|known| extension.eq_ignore_ascii_case(known)))
-    }
-
-    /// Opens one file.
-    pub fn open_file(path: &Path) -> Result<Self> {
-        let mut tensors = Self { path: path.to_path_buf(), shards: Vec::new(), entries: BTreeMap::new() };
-        tensors.add_shard(path)?;
-        Ok(tensors)
-    }
-
-    /// Opens the shards that `pytorch_model.bin.index.json` of the checkpoint `folder` lists.
-    pub fn open_indexed(folder: &Path) -> Result<Self> {
-        let mut tensors = Self { path: folder.to_path_buf(), shards: Vec::new(), entries: BTreeMap::new() };
-        let path = folder.join(INDEX);
-        let index = Index::read(&path)?;
-        for file in index.files(&path)? {
-            tensors.add_shard(&folder.join(file))?;
-        }
-        index.check(&path, |name| tensors.entries.get(name).map(|entry| tensors.shards[entry.shard].path.as_path()))?;
-        Ok(tensors)
-    }
-
-    /// Maps one file and adds its tensors.
-    fn add_shard(&mut self, path: &Path) -> Result<()> {
-        let map = shards::map(path)?;
-        let entries = parse(&map, self.shards.len(), path).map_err(|problem| Error::checkpoint(path, problem))?;
-        for (name, entry) in entries {
-            if self.entries.contains_key(&name) {
-                return Err(Error::checkpoint(path, format!("tensor `{name}` is in another file of the checkpoint too")));
-            }
-            self.entries.insert(name, entry);
-        }
-        self.shards.push(Shard { path: path.to_path_buf(), map });
-        Ok(())
-    }
+/// Whether `path` is a file that this module reads, or refuses with better words than others.
+pub(super) fn recognises(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ["bin", "pt", "pth"].iter().any(|known| extension.eq_ignore_ascii_case(known)))
 }
 
-impl Tensors for Pytorch {
-    fn path(&self) -> &Path {
-        &self.path
+impl Entry for Pytorch {
+    fn parse(file: &[u8], path: &Path) -> Result<BTreeMap<String, Self>, String> {
+        parse(file, path)
     }
 
-    fn bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.map.len() as u64).sum()
+    fn shape(&self) -> &[usize] {
+        &self.shape
     }
 
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.entries.keys().map(String::as_str))
-    }
-
-    fn find(&self, name: &str) -> Option<Found<'_>> {
-        let entry = self.entries.get(name)?;
-        let numbers = match (entry.float(), entry.element) {
+    fn numbers(&self) -> Numbers<'_> {
+        match (self.float(), self.element) {
             (Some(dtype), _) => Numbers::Float(dtype),
             (None, Some(element)) => Numbers::Other(element.name()),
             (None, None) => Numbers::Other("no tensor"),
-        };
-        Some(Found { file: &self.shards[entry.shard].path, shape: &entry.shape, numbers })
+        }
     }
 
-    fn read(&self, name: &str, first: usize, out: &mut [f32]) -> Result<()> {
-        let missing = || Error::MissingTensor { path: self.path.clone(), tensor: name.to_string() };
-        let entry = self.entries.get(name).ok_or_else(missing)?;
-        let shard = &self.shards[entry.shard];
-        let outside = || outside(&shard.path, name, first, out.len());
-        let dtype = entry.float().ok_or_else(outside)?;
-        first.checked_add(out.len()).filter(|&end| end <= entry.numbers()).ok_or_else(outside)?;
-        match entry.read(&shard.map[entry.range.clone()], dtype, first, out) {
-            None => Ok(()),
-            Some(at) => Err(not_finite(&shard.path, name, first + at, out[at])),
-        }
+    fn read(&self, file: &[u8], first: usize, out: &mut [f32]) -> Option<Option<usize>> {
+        let dtype = self.float()?;
+        // The shape was checked when the file was opened.
+        let numbers: usize = self.shape.iter().product();
+        first.checked_add(out.len()).filter(|&end| end <= numbers)?;
+        Some(self.decode(&file[self.range.clone()], dtype, first, out))
     }
 }
 
-impl Entry {
+impl Pytorch {
     /// The number format, where it is one that an artifact can hold.
     fn float(&self) -> Option<DType> {
         match self.element? {
@@ -144,14 +81,9 @@ impl Entry {
         }
     }
 
-    /// How many numbers it has; the shape was checked when the file was opened.
-    fn numbers(&self) -> usize {
-        self.shape.iter().product()
-    }
-
     /// Reads the numbers from `first` on, row-major, of a tensor whose first number is at the start of `storage`. All of them were found
     /// to lie in the storage when the file was opened. Returns where the first that is not finite is.
-    fn read(&self, storage: &[u8], dtype: DType, first: usize, out: &mut [f32]) -> Option<usize> {
+    fn decode(&self, storage: &[u8], dtype: DType, first: usize, out: &mut [f32]) -> Option<usize> {
         let width = self.element.map_or(1, Element::bytes);
         let Some((&columns, &step)) = self.shape.last().zip(self.strides.last()).filter(|_| !out.is_empty()) else {
             return if out.is_empty() { None } else { decode(dtype, storage, out) };
@@ -191,8 +123,8 @@ impl Entry {
     }
 }
 
-/// The tensors of `file`, the shard with index `shard` at `path`.
-fn parse(file: &[u8], shard: usize, path: &Path) -> Result<BTreeMap<String, Entry>, String> {
+/// The tensors of `file`, which is at `path`.
+fn parse(file: &[u8], path: &Path) -> Result<BTreeMap<String, Pytorch>, String> {
     if !file.starts_with(&zip::MAGIC) {
         return Err(not_an_archive(file, path));
     }
@@ -222,9 +154,9 @@ fn parse(file: &[u8], shard: usize, path: &Path) -> Result<BTreeMap<String, Entr
         let entry = match value {
             &Value::Tensor(index) => {
                 let data = |key: &str| files.get(&format!("{folder}data/{key}")).cloned();
-                tensor(&built, index, shard, &data).map_err(|problem| format!("tensor `{name}` {problem}"))?
+                tensor(&built, index, &data).map_err(|problem| format!("tensor `{name}` {problem}"))?
             }
-            _ => Entry { shard, element: None, shape: Vec::new(), strides: Vec::new(), range: 0..0 },
+            _ => Pytorch { element: None, shape: Vec::new(), strides: Vec::new(), range: 0..0 },
         };
         entries.insert(name.to_string(), entry);
     }
@@ -258,7 +190,7 @@ fn state_dict<'a, 'b>(built: &'b Built<'a>) -> Result<impl Iterator<Item = (&'a 
 }
 
 /// Where the tensor `index` lies; `data` gives the bytes of a storage's key. All its numbers are found to lie in its storage.
-fn tensor(built: &Built, index: u32, shard: usize, data: &dyn Fn(&str) -> Option<Range<usize>>) -> Result<Entry, String> {
+fn tensor(built: &Built, index: u32, data: &dyn Fn(&str) -> Option<Range<usize>>) -> Result<Pytorch, String> {
     let tensor = &built.tensors[index as usize];
     let storage = built.storages[tensor.storage as usize];
     let key: String = storage.key.chars().take(80).collect();
@@ -294,5 +226,5 @@ fn tensor(built: &Built, index: u32, shard: usize, data: &dyn Fn(&str) -> Option
     // A tensor without numbers may have any strides, a dimension of one number too; they are never used.
     let (shape, strides) = (sizes(shape).map_err(|_| wrong())?, sizes(strides).map_err(|_| wrong())?);
     let start = bytes.start + tensor.offset as usize * width;
-    Ok(Entry { shard, element: Some(storage.element), shape, strides, range: start..bytes.end })
+    Ok(Pytorch { element: Some(storage.element), shape, strides, range: start..bytes.end })
 }
