@@ -135,6 +135,7 @@ fn an_embedding_is_the_mean_of_the_states_after_the_final_norm() -> Fallible<()>
     }
     let mut found = vec![0.0; d];
     fixture.scorer(ids[0].len())?.mean_state(&ids[1], &mut found)?;
+    assert!(found.iter().all(|x| x.is_finite()), "{found:?}");
     let largest = expected.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
     let worst = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
     assert!(worst < 1e-4 * largest, "off by {worst} of {largest}");

@@ -297,7 +297,7 @@ fn difference(sizes: Sizes, kinds: Kinds, ranks: &[Ranks], seed: u64) -> Fallibl
     let gated = batch.logits(&dense_network, Some(&gates(&dense_network, &selection)?))?;
     let found = batch.logits(&packed_network, None)?;
     let largest = gated.iter().fold(f32::MIN_POSITIVE, |largest, logit| largest.max(logit.abs()));
-    let off = gated.iter().zip(&found).map(|(a, b)| if b.is_finite() { (a - b).abs() / largest } else { f32::INFINITY });
+    let off = gated.iter().zip(&found).map(|(a, b)| if a.is_finite() && b.is_finite() { (a - b).abs() / largest } else { f32::INFINITY });
     let off = off.fold(0.0, f32::max);
     let wrong = gated.len() != found.len() || off > TOLERANCE;
     Ok(wrong.then(|| format!("logits are off by {off:.2e} of the largest, {largest}; selected: {selection:?}")))

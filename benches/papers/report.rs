@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::cells::{Tested, conditions, write_atomically};
-use crate::config::{BATCH, Family, Method, RECOVERY_EPOCHS, REFERENCE};
+use crate::config::{BATCH, Family, Method, RECOVERY_EPOCHS, REFERENCE, SIZE};
 use crate::tables::{Row, Spread, Tables};
 
 /// Between these the dense network neither saturates nor fails, and methods may be ranked.
@@ -43,7 +43,7 @@ fn page(tables: &Tables, threads: u16, drawn: bool) -> Result<String> {
          Written by `ESPALIER_DATA=DIR cargo bench --bench papers -- --threads {threads}`, which keeps every finished cell and goes on where \
          it was stopped. Every measurement, each test set by itself and with its bootstrap interval, is a line of [papers.csv](papers.csv). \
          Protocols and recordings: [data.md](../data.md).\n\n\
-         The dense network has 6 layers, width 192, 6 heads and 768 channels. It is trained for {epochs}; batch {BATCH}, AdamW, peak learning \
+         The dense network has {} layers, width {}, {} heads and {} channels. It is trained for {epochs}; batch {BATCH}, AdamW, peak learning \
          rate 1e-3, weight decay 0.05, windows rolled and flipped with noise of deviation 0.1. The cascade cuts layers by LCR, then heads, \
          then channels by L1; unless given, the split over the three is measured on the holdout. Recovery is LoRA of rank 4 and α 16 on the \
          attention projections, learning rate 3e-3, {layers}, {heads} and {channels} epochs after layers, heads and channels; a stage that \
@@ -51,7 +51,8 @@ fn page(tables: &Tables, threads: u16, drawn: bool) -> Result<String> {
          Accuracies are means over seeds, or over training and test speeds, in %, ± their standard deviation. *n* counts networks. \
          *Split* is layers/heads/channels. *Agreement* is the share of clean test windows on which the dense network of the same training \
          says the same. *Seconds* are of the training or of the whole cascade, {threads} threads on a machine that did other work too: an \
-         order of magnitude, not a benchmark.\n"
+         order of magnitude, not a benchmark.\n",
+        SIZE.layers, SIZE.width, SIZE.heads, SIZE.channels
     )?;
     if drawn {
         writeln!(page, "![accuracy over the compression ratio at 4 dB](papers.svg)\n")?;
@@ -182,12 +183,8 @@ fn reference(page: &mut String, tables: &Tables) -> Result<()> {
         "\nWhat differs: the reference keeps {given} at 13.8×, as the middle column does; the measured split weighs whole plans on the holdout \
          and may keep other numbers (the table above has them). Here the dense network is trained for {} epochs and recovery takes {layers}, \
          {heads} and {channels}; how long the reference took is not recorded, nor its split at 4.7×. Weights, order and noise come \
-         from other generators.\n\n\
-         Why the dense network is below the reference on clean windows: every holdout above is at 100 %, so nothing that a setting may be \
-         chosen by tells one training from another, and the errors are two recordings' (`run MODEL --source IR014_3hp_172.mat`). Of the 571 \
-         test windows, the three seeds get 34, 35 and 31 wrong: 31, 27 and 28 of them are windows of IR014 at 3 hp taken for B (of its 59), \
-         the others of OR014 at 3 hp. A training that happens to place this one recording right is 5 points better. At 0 dB a second \
-         reference of the same network gave 83.3 at 4 dB and 74.2 at 0 dB: between two trainings of PyTorch lie 3 and 5 points too.",
+         from other generators. Which windows the dense network gets wrong, and why nothing on the holdout \
+         could have told: [cwru-load-errors.md](cwru-load-errors.md).",
         Family::CwruLoad.epochs()
     )?;
     Ok(())

@@ -25,7 +25,7 @@ impl<D: Device> Pass<'_, D> {
         self.forward(workspace, input, None)?;
         let extent = self.extent_of(input)?;
         let network = self.network;
-        let rows = self.logit_rows(workspace, extent);
+        let rows = self.logit_rows(workspace, extent)?;
         let width = network.architecture.output_width();
         let Some(mut backward) = workspace.backward.take() else {
             return Err(RuntimeError::Input("a backward pass needs a workspace that keeps layer inputs".into()));
@@ -43,7 +43,7 @@ impl<D: Device> Pass<'_, D> {
     /// Forward and loss.
     pub fn loss(&self, workspace: &mut Workspace<D>, input: Input<'_>, targets: &D::Indices) -> Result<f64> {
         self.forward(workspace, input, None)?;
-        let rows = self.logit_rows(workspace, self.extent_of(input)?);
+        let rows = self.logit_rows(workspace, self.extent_of(input)?)?;
         Ok(self.network.device.cross_entropy(None, &workspace.logits, targets, rows, self.network.architecture.output_width())?)
     }
 
@@ -57,9 +57,15 @@ impl<D: Device> Pass<'_, D> {
         }
     }
 
-    fn logit_rows(&self, workspace: &Workspace<D>, extent: Extent) -> usize {
-        let by_sequence = matches!(self.network.architecture.output, Output::Classes { .. }) || workspace.size.logits == LogitRows::Last;
-        if by_sequence { extent.batch } else { extent.tokens() }
+    /// Rows of logits that the last pass has computed.
+    fn logit_rows(&self, workspace: &Workspace<D>, extent: Extent) -> Result<usize> {
+        match (&self.network.architecture.output, workspace.size.logits) {
+            (Output::Classes { .. }, _) | (Output::NextToken { .. }, LogitRows::Last) => Ok(extent.batch),
+            (Output::NextToken { .. }, LogitRows::All) => Ok(extent.tokens()),
+            (Output::NextToken { .. }, LogitRows::Blocks(_)) => {
+                Err(RuntimeError::Input("this workspace computes logits block by block; ask for a block".into()))
+            }
+        }
     }
 
     fn backward(
@@ -101,7 +107,7 @@ impl<D: Device> Pass<'_, D> {
         let network = self.network;
         let (device, d, m) = (&network.device, network.architecture.d_model, extent.tokens());
         let BackwardBuffers { d_hidden, d_normed, d_logits, d_pooled, .. } = backward;
-        let rows = self.logit_rows(workspace, extent);
+        let rows = self.logit_rows(workspace, extent)?;
         let width = network.architecture.output_width();
         let classes = matches!(network.architecture.output, Output::Classes { .. });
         let states = if classes { &workspace.pooled } else { &workspace.normed };

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use espalier_kernels::{Device, Purpose, Reservation};
-use espalier_models::Part;
 use espalier_models::architecture::{Input as InputKind, Output};
 use espalier_models::artifact::Artifact;
+use espalier_models::{Architecture, Part};
 
 use crate::budget::Budget;
 use crate::error::{Result, RuntimeError};
@@ -25,6 +25,8 @@ pub struct Generator<D: Device> {
     logits: Vec<f32>,
     pass_bytes: u64,
     _mapped: Reservation,
+    /// Logits and the sampler's buffers on the host.
+    _choosing: Reservation,
 }
 
 /// How long a continuation took, reading the prompt and writing apart.
@@ -67,6 +69,17 @@ fn pass_bytes(artifact: &Artifact) -> u64 {
     manifest.tensors.iter().filter(|tensor| !looked_up(tensor.key.part)).map(|tensor| tensor.bytes).sum()
 }
 
+/// The workspace that continues sequences of up to `capacity` tokens.
+pub(crate) fn generating_size(capacity: usize) -> WorkspaceSize {
+    let sequence = capacity.clamp(1, PROMPT_BLOCK);
+    WorkspaceSize { batch: 1, sequence, keep: Keep::Nothing, logits: LogitRows::Last, rank: 0, gates: false }
+}
+
+/// Bytes on the host that choosing a token takes: the logits and what a sampler keeps of the vocabulary.
+pub(crate) fn choosing_bytes(architecture: &Architecture) -> u64 {
+    (size_of::<f32>() + Sampler::BYTES_A_TOKEN) as u64 * architecture.output_width() as u64
+}
+
 impl<D: Device> Generator<D> {
     /// Opens a session for up to `capacity` tokens, prompt and continuation together.
     pub fn open(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, capacity: usize) -> Result<Self> {
@@ -81,18 +94,11 @@ impl<D: Device> Generator<D> {
         }
         let mapped = Reservation::new(budget.clone(), Purpose::Weights, artifact.file_bytes())?;
         let network = Network::load(device.for_purpose(Purpose::Weights), artifact, Residency::Resident)?;
-        let size = WorkspaceSize {
-            batch: 1,
-            sequence: capacity.clamp(1, PROMPT_BLOCK),
-            keep: Keep::Nothing,
-            logits: LogitRows::Last,
-            rank: 0,
-            gates: false,
-        };
-        let workspace = Workspace::new(device, architecture, &manifest.shape(), size)?;
+        let workspace = Workspace::new(device, architecture, &manifest.shape(), generating_size(capacity))?;
+        let choosing = Reservation::new(budget.clone(), Purpose::Activations, choosing_bytes(architecture))?;
         let cache = KvCache::new(&network, capacity)?;
         let logits = vec![0.0; architecture.output_width()];
-        Ok(Self { network, workspace, cache, logits, pass_bytes: pass_bytes(artifact), _mapped: mapped })
+        Ok(Self { network, workspace, cache, logits, pass_bytes: pass_bytes(artifact), _mapped: mapped, _choosing: choosing })
     }
 
     /// Bytes of weights that one pass over the network reads.

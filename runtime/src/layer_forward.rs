@@ -81,16 +81,16 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
         cache: Option<LayerCache<'_, D>>,
     ) -> Result<()> {
         let m = self.extent.tokens();
-        self.pass.norm(&self.layer.attention_norm, &mut buffers.normed_attention, x, m)?;
-        if self.parallel()
-            && let Some(norm) = &self.layer.ffn_norm
-        {
+        let (has_heads, has_channels) = (!self.layer.units.heads.is_empty(), self.layer.units.channels > 0);
+        if has_heads || has_channels && self.layer.ffn_norm.is_none() {
+            self.pass.norm(&self.layer.attention_norm, &mut buffers.normed_attention, x, m)?;
+        }
+        let ffn_norm = self.layer.ffn_norm.as_ref().filter(|_| has_channels);
+        if let Some(norm) = ffn_norm.filter(|_| self.parallel()) {
             self.pass.norm(norm, &mut buffers.normed_ffn, x, m)?;
         }
         self.attention(x, buffers, scratch, cache)?;
-        if !self.parallel()
-            && let Some(norm) = &self.layer.ffn_norm
-        {
+        if let Some(norm) = ffn_norm.filter(|_| !self.parallel()) {
             let device = self.device();
             if device.len(&buffers.middle) > 0 {
                 device.copy(&mut buffers.middle, 0, x, 0, m * self.d_model())?;

@@ -39,5 +39,5 @@ pub use page_allocator::{PageAllocator, release_free_memory, tune_system_allocat
 pub use pages::Residency;
 pub use plan::{MAX_PROMPT_TOKENS, PROCESS_BYTES, Plan, PlanLine};
 pub use sampling::{Sampler, Sampling};
-pub use score::{Scorer, scoring_size};
+pub use score::Scorer;
 pub use workspace::{Keep, LogitRows, Workspace, WorkspaceSize, workspace_bytes};

@@ -91,6 +91,10 @@ impl<D: Device> Network<D> {
         let mut layers = Vec::with_capacity(shape.layers.len());
         for (index, layer) in shape.layers.iter().enumerate() {
             layers.push(match layer.units() {
+                Some(units) if units.span >= architecture.spans.len() => {
+                    let spans = architecture.spans.len();
+                    return Err(RuntimeError::Input(format!("layer {index} has attention span {}, of {spans} that there are", units.span)));
+                }
                 Some(units) => Some(builder.layer(index, units)?),
                 None => None,
             });

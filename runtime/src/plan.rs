@@ -6,8 +6,9 @@ use espalier_models::tensor::model_tensors;
 use espalier_models::{Architecture, Manifest, ModelShape};
 
 use crate::classify::serving_size;
+use crate::generate::{choosing_bytes, generating_size};
 use crate::score::scoring_size;
-use crate::workspace::{WorkspaceSize, workspace_bytes};
+use crate::workspace::workspace_bytes;
 
 /// Bytes by purpose.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,12 +50,15 @@ impl Plan {
         let tokens = architecture.context().min(if manifest.diagnosis.is_some() { MAX_PROMPT_TOKENS } else { usize::MAX });
         let size = match (classifier, &manifest.diagnosis) {
             (true, _) => serving_size(architecture.patches(), 1),
-            (false, Some(_)) => scoring_size(architecture, tokens),
-            (false, None) => WorkspaceSize { logits: crate::LogitRows::Last, ..serving_size(tokens.min(128), 1) },
+            (false, Some(_)) => scoring_size(manifest, tokens),
+            (false, None) => generating_size(tokens),
         };
         lines.push(line("activations", workspace_bytes(architecture, &shape, &size)));
         if !classifier {
             lines.push(line("KV cache", kv_bytes(architecture, &shape, tokens)));
+        }
+        if !classifier && manifest.diagnosis.is_none() {
+            lines.push(line("sampling", choosing_bytes(architecture)));
         }
         Self { lines }
     }

@@ -45,16 +45,19 @@ impl Sampling {
     }
 }
 
-/// Draws tokens. Its buffers are made once for a vocabulary.
+/// Draws tokens. Its buffers are made once for a continuation.
 pub struct Sampler {
     sampling: Sampling,
     /// Whether a token has occurred; empty where nothing is penalised.
     seen: Vec<bool>,
-    /// Tokens that are left, with their logits divided by the temperature.
+    /// Tokens that are left, with their logits divided by the temperature, then with their weights.
     candidates: Vec<(f32, u32)>,
 }
 
 impl Sampler {
+    /// Bytes that it holds at most for every token of the vocabulary.
+    pub(crate) const BYTES_A_TOKEN: usize = size_of::<bool>() + size_of::<(f32, u32)>();
+
     /// A sampler of token ids below `vocabulary` that has seen no token.
     pub fn new(sampling: Sampling, vocabulary: usize) -> Result<Self> {
         sampling.check()?;
@@ -113,12 +116,20 @@ impl Sampler {
         candidates.extend(logits.iter().enumerate().map(|(id, logit)| (self.penalised(id, *logit) / temperature, id as u32)));
         keep_largest(&mut candidates, self.sampling.top_k);
         let largest = candidates.iter().map(|(score, _)| *score).fold(f32::NEG_INFINITY, f32::max);
-        keep_nucleus(&mut candidates, largest, self.sampling.top_p);
-        let min_p = f64::from(self.sampling.min_p);
-        candidates.retain(|(score, _)| weight(*score, largest) >= min_p);
-        let mut left = uniform() * candidates.iter().map(|(score, _)| weight(*score, largest)).sum::<f64>();
-        let drawn = candidates.iter().find(|(score, _)| {
-            left -= weight(*score, largest);
+        if !largest.is_finite() {
+            // The temperature is so low that a logit divided by it is no number any more.
+            self.candidates = candidates;
+            return self.largest(logits);
+        }
+        // Probabilities relative to that of the most likely token.
+        candidates.iter_mut().for_each(|(score, _)| *score = (*score - largest).exp());
+        keep_nucleus(&mut candidates, self.sampling.top_p);
+        if self.sampling.min_p > 0.0 {
+            candidates.retain(|(weight, _)| *weight >= self.sampling.min_p);
+        }
+        let mut left = uniform() * total(&candidates);
+        let drawn = candidates.iter().find(|(weight, _)| {
+            left -= f64::from(*weight);
             left < 0.0
         });
         // Rounding may leave a rest behind the last candidate; then the most likely token is as good as that one.
@@ -128,9 +139,9 @@ impl Sampler {
     }
 }
 
-/// The probability of a score relative to that of the largest.
-fn weight(score: f32, largest: f32) -> f64 {
-    (f64::from(score) - f64::from(largest)).exp()
+/// All weights together.
+fn total(candidates: &[(f32, u32)]) -> f64 {
+    candidates.iter().map(|(weight, _)| f64::from(*weight)).sum()
 }
 
 /// Keeps the `k` largest scores and all that equal the last of them; all where `k` is 0.
@@ -143,16 +154,19 @@ fn keep_largest(candidates: &mut Vec<(f32, u32)>, k: usize) {
 }
 
 /// Keeps the tokens before which, from the most likely on, the probabilities together are less than `p`: the most likely one always.
-fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, largest: f32, p: f32) {
+fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, p: f32) {
     if p >= 1.0 {
         return;
     }
+    let wanted = f64::from(p) * total(candidates);
+    // Tokens as unlikely as this hold, all together, less than what the nucleus may leave out: they need not be sorted.
+    let least = 0.5 * (total(candidates) - wanted) / candidates.len() as f64;
+    candidates.retain(|(weight, _)| f64::from(*weight) > least);
     candidates.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    let wanted = f64::from(p) * candidates.iter().map(|(score, _)| weight(*score, largest)).sum::<f64>();
     let mut before = 0.0;
-    let kept = candidates.iter().take_while(|(score, _)| {
+    let kept = candidates.iter().take_while(|(weight, _)| {
         let keeps = before < wanted;
-        before += weight(*score, largest);
+        before += f64::from(*weight);
         keeps
     });
     let kept = kept.count().max(1);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use espalier_kernels::{Device, Purpose, Reservation};
-use espalier_models::Architecture;
+use espalier_models::Manifest;
 use espalier_models::artifact::Artifact;
 
 use crate::budget::Budget;
@@ -23,6 +23,9 @@ const READ_BLOCK: usize = 256;
 /// this, more rows no longer make the product with the output matrix faster.
 const LOGIT_BLOCK_BYTES: usize = 32 << 20;
 
+/// Rows of logits that a diagnosis by text holds: a label has a token or a few, and a node must not book what it does not use.
+const LABEL_ROWS: usize = 8;
+
 /// A language model that scores sequences. It keeps the keys and values of the last one: what the next has in common with it, from the
 /// first token on, is not computed again.
 pub struct Scorer<D: Device> {
@@ -32,8 +35,6 @@ pub struct Scorer<D: Device> {
     /// The tokens in the cache.
     cached: Vec<u32>,
     targets: D::Indices,
-    /// `[READ_BLOCK, d]` or `[vocabulary]`, on the host.
-    states: Vec<f32>,
     logit_rows: usize,
     tokens_read: u64,
     _mapped: Reservation,
@@ -53,14 +54,13 @@ impl<D: Device> Scorer<D> {
         }
         let mapped = Reservation::new(budget.clone(), Purpose::Weights, artifact.file_bytes())?;
         let network = Network::load(device.for_purpose(Purpose::Weights), artifact, Residency::Resident)?;
-        let size = scoring_size(architecture, capacity);
-        let LogitRows::Blocks(logit_rows) = size.logits else { return Err(RuntimeError::Input("no rows of logits".into())) };
+        let size = scoring_size(manifest, capacity);
+        let logit_rows = logit_rows(manifest, size.sequence);
         Ok(Self {
             workspace: Workspace::new(device, architecture, &manifest.shape(), size)?,
             cache: KvCache::new(&network, capacity)?,
             cached: Vec::with_capacity(capacity),
             targets: device.for_purpose(Purpose::Activations).indices(&vec![0; logit_rows])?,
-            states: Vec::new(),
             logit_rows,
             tokens_read: 0,
             network,
@@ -124,30 +124,34 @@ impl<D: Device> Scorer<D> {
             return Err(RuntimeError::Input(format!("token {id} is not in the vocabulary of {vocabulary}")));
         }
         self.check_length(ids)?;
+        out.clear();
         let device = self.network.device.clone();
-        let result = device.enter(|| self.last_logits(ids));
+        let result = device.enter(|| self.next_losses_inside(ids, candidates, out));
         if result.is_err() {
             self.forget();
         }
-        result?;
-        self.states.resize(vocabulary, 0.0);
-        device.read(&self.workspace.logits, 0, &mut self.states)?;
-        let largest = f64::from(self.states.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        let sum: f64 = self.states.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
-        out.clear();
-        out.extend(candidates.iter().map(|id| sum.ln() + largest - f64::from(self.states[*id as usize])));
-        Ok(())
+        result
     }
 
-    /// Reads what is not cached of `ids`; the logits after the last of them are then the first row of the workspace's.
-    fn last_logits(&mut self, ids: &[u32]) -> Result<()> {
+    fn next_losses_inside(&mut self, ids: &[u32], candidates: &[u32], out: &mut Vec<f64>) -> Result<()> {
+        let Some(&first) = candidates.first() else { return Ok(()) };
         let common = self.keep_common(ids, ids.len() - 1);
         let mut row = 0;
         for block in ids[common..].chunks(self.workspace.size().sequence) {
             self.read_block(block)?;
             row = block.len() - 1;
         }
-        Pass::of(&self.network).logit_block(&mut self.workspace, row, 1)
+        // The device normalises over the vocabulary for the first candidate; the others differ from it by their logits.
+        let loss = self.block_loss(row, &[first])?;
+        let logit = |id: u32| {
+            let mut one = [0.0];
+            self.network.device.read(&self.workspace.logits, id as usize, &mut one).map(|()| f64::from(one[0]))
+        };
+        let base = loss + logit(first)?;
+        for id in candidates {
+            out.push(base - logit(*id)?);
+        }
+        Ok(())
     }
 
     /// Shortens the cache to what it has in common with `ids`, at most `most` tokens; how many those are.
@@ -172,12 +176,13 @@ impl<D: Device> Scorer<D> {
         let mut sums = vec![0.0_f64; d];
         let device = self.network.device.clone();
         for block in ids.chunks(self.workspace.size().sequence) {
-            device.enter(|| self.read_block(block))?;
-            self.states.resize(block.len() * d, 0.0);
-            device.read(&self.workspace.normed, 0, &mut self.states)?;
-            for state in self.states.chunks_exact(d) {
-                sums.iter_mut().zip(state).for_each(|(sum, x)| *sum += f64::from(*x));
-            }
+            device.enter(|| {
+                self.read_block(block)?;
+                let Workspace { pooled, normed, .. } = &mut self.workspace;
+                Ok::<_, RuntimeError>(device.mean_pool(pooled, normed, 1, block.len(), d)?)
+            })?;
+            device.read(&self.workspace.pooled, 0, out)?;
+            sums.iter_mut().zip(&*out).for_each(|(sum, mean)| *sum += f64::from(*mean) * block.len() as f64);
         }
         out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = (sum / ids.len() as f64) as f32);
         Ok(())
@@ -224,8 +229,14 @@ impl<D: Device> Scorer<D> {
 }
 
 /// The workspace that scores sequences of `capacity` tokens.
-pub fn scoring_size(architecture: &Architecture, capacity: usize) -> WorkspaceSize {
+pub(crate) fn scoring_size(manifest: &Manifest, capacity: usize) -> WorkspaceSize {
     let sequence = capacity.clamp(1, READ_BLOCK);
-    let rows = (LOGIT_BLOCK_BYTES / 4 / architecture.output_width().max(1)).clamp(1, sequence);
-    WorkspaceSize { batch: 1, sequence, keep: Keep::Nothing, logits: LogitRows::Blocks(rows), rank: 0, gates: false }
+    let logits = LogitRows::Blocks(logit_rows(manifest, sequence));
+    WorkspaceSize { batch: 1, sequence, keep: Keep::Nothing, logits, rank: 0, gates: false }
+}
+
+/// Rows of logits that are held at once.
+fn logit_rows(manifest: &Manifest, sequence: usize) -> usize {
+    let most = if manifest.diagnosis.is_some() { LABEL_ROWS } else { sequence };
+    (LOGIT_BLOCK_BYTES / 4 / manifest.architecture.output_width().max(1)).clamp(1, sequence.min(most))
 }
