@@ -187,7 +187,7 @@ fn serve(context: &Context, args: &Args, data_args: &DataArgs, factory: &Path) -
     let mut node = Node::new(store, device, budget.clone(), handle, served, node_options);
     let mut story = Story::new(goal, limit);
     let outcome = node.run(&context.stop, &mut |view| story.watch(view, &budget));
-    node.handle().stop();
+    node.handle().finish();
     let snapshot = node.handle().wait()?;
     outcome?;
     context.stop.check()?;

@@ -161,7 +161,11 @@ impl Report {
             run.squeeze_to_commit_seconds
         );
         if let Some(totals) = &run.loop_totals {
-            let verdict = if run.complete { "none lost, none judged twice" } else { "NOT ALL ACCOUNTED FOR" };
+            let verdict = match (run.complete, totals.is_complete()) {
+                (true, _) => "none lost, none judged twice",
+                (false, true) => "this machine was too busy to judge them all; every one that is missing was counted",
+                (false, false) => "NOT ALL ACCOUNTED FOR",
+            };
             text += &format!(
                 "{} windows, {} judged, {} dropped, {} repeated: {verdict}; {} swap, at most {} windows waited; {}\n",
                 totals.produced,

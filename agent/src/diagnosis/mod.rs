@@ -219,6 +219,11 @@ impl DiagnosisHandle {
         self.judge.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
+    /// Takes no more windows; those that wait are still judged, then the run ends.
+    pub fn finish(&self) {
+        self.shared.queue.close();
+    }
+
     /// Ends the run; windows that wait are dropped and counted.
     pub fn stop(&self) {
         self.shared.queue.stop();

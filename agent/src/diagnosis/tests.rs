@@ -100,6 +100,23 @@ fn numbers(heard: &sink::Heard) -> Vec<u64> {
 }
 
 #[test]
+fn windows_that_wait_when_a_run_is_finished_are_still_judged() {
+    let gate = Arc::new(AtomicBool::new(false));
+    let engine = FakeEngine { gate: gate.clone(), ..FakeEngine::new(5) };
+    let options = Options { queue: 4, ..Options::default() };
+    let mut handle = Diagnosis::start(options, Box::new(engine), memory(vec![(noise(1000), None)]), Vec::new()).unwrap();
+    // One is with the engine, four wait.
+    while handle.snapshot().produced < 5 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    handle.finish();
+    gate.store(true, Ordering::Release);
+    let snapshot = handle.wait().unwrap();
+    assert!(snapshot.is_complete() && snapshot.dropped == 0, "{snapshot:?}");
+    assert!((5..1000).contains(&snapshot.judged), "{snapshot:?}");
+}
+
+#[test]
 fn a_blocking_source_loses_nothing_and_windows_do_not_span_recordings() {
     // Three and a half windows, then two: the half is left out.
     let mut first = noise(3);
