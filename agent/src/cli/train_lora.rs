@@ -25,7 +25,7 @@ use crate::train::{Length, Progress, RecoveryOptions, Stop, recover};
 pub struct LoraArgs {
     /// Train this language model to judge windows by text: statistics of a window are its prompt, the class is what follows. LoRA adapters are
     /// trained and merged.
-    #[arg(long, value_name = "FILE.esp", conflicts_with_all = ["size", "layers", "width", "heads", "channels", "patch", "stride"])]
+    #[arg(long, value_name = "FILE.esp", conflicts_with_all = ["size", "layers", "width", "heads", "channels", "patch", "stride", "weight_decay"])]
     pub lora: Option<PathBuf>,
     /// Rank of the adapters.
     #[arg(long, requires = "lora", default_value_t = 8, value_parser = super::count(1024))]
@@ -114,8 +114,7 @@ fn adapters(
 ) -> Result<(Vec<HostAdapter>, usize, f64)> {
     let _mapped = Reservation::new(budget.clone(), Purpose::Weights, base.file_bytes())?;
     let network = Network::load(device.for_purpose(Purpose::Weights), base, Residency::Resident)?;
-    let context = base.manifest().architecture.context();
-    let examples = TextExamples::new(&data.sets.train, Prompts::new(base, diagnosis.clone())?, context)?;
+    let examples = TextExamples::new(&data.sets.train, Prompts::new(base, diagnosis.clone())?.shared())?;
     let (adapters, report) = recover(&network, &examples, length, options, budget.available(), progress, stop)?;
     Ok((HostAdapter::download(device, &adapters)?, report.steps, report.seconds))
 }
