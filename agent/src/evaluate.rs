@@ -30,16 +30,16 @@ pub struct Evaluator {
 }
 
 enum Judge {
-    Signal(Classifier<CpuDevice>),
-    Text(TextEngine<CpuDevice>),
+    Signal(Box<Classifier<CpuDevice>>),
+    Text(Box<TextEngine<CpuDevice>>),
 }
 
 impl Evaluator {
     /// Opens a model. `asked` says how a language model is asked that was not trained to make a diagnosis; none for a model that was.
     pub fn open(device: &CpuDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, asked: Option<TextDiagnosis>) -> Result<Self> {
         let judge = match asked.or_else(|| artifact.manifest().diagnosis.clone()) {
-            Some(diagnosis) => Judge::Text(TextEngine::with(device, budget, artifact, diagnosis)?),
-            None => Judge::Signal(Classifier::open(device, budget, artifact, BATCH)?),
+            Some(diagnosis) => Judge::Text(Box::new(TextEngine::with(device, budget, artifact, diagnosis)?)),
+            None => Judge::Signal(Box::new(Classifier::open(device, budget, artifact, BATCH)?)),
         };
         Ok(Self { artifact: artifact.clone(), judge })
     }
