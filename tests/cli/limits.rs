@@ -52,7 +52,7 @@ fn a_budget_leaves_room_for_the_longest_recording_that_is_read_whole() {
     let samples = vec![0_u8; 2 << 20];
     fs::write(&raw, &samples).expect("raw samples");
     let header = format!("{:<117}\n", format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({},), }}", samples.len() / 4));
-    let npy = [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), &samples].concat();
+    let npy = [&b"\x93NUMPY\x01\x00"[..], &(header.len() as u16).to_le_bytes(), header.as_bytes(), &samples].concat();
     fs::write(&whole, npy).expect("a NumPy file");
 
     let smallest = number_before(&run(&raw, 1024).stderr, " bytes\n");

@@ -76,7 +76,10 @@ fn an_option_that_would_be_ignored_is_a_usage_error() {
     let on_task = args!["eval", world.gpt2, "--task", "gsm8k", "--data", place.path("")].to_vec();
     let lora = args!["train", "--lora", world.gpt2, "--data", world.corpus, "-o", place.out("x.esp")].to_vec();
     let of_windows = ["--holdout", "--snr=3", "--reference=x.esp", "--without=N", "--seed=1"];
-    let cases: Vec<(&[std::ffi::OsString], &[&str])> = vec![
+    let on_signals = args!["train", "--data", world.corpus, "-o", place.out("x.esp")].to_vec();
+    let on_signals_wide = [&on_signals[..], &args!["--width", "16"]].concat();
+    let on_holdout = [&on_windows[..], &args!["--holdout"]].concat();
+    let cases: [(&[std::ffi::OsString], &[&str]); 10] = [
         (&on_windows, &["--limit-examples=1", "--seq-len=8", "--windows=2", "--lines"]),
         (&on_text, &of_windows),
         (&on_text, &["--split=generic", "--task=piqa"]),
@@ -84,16 +87,14 @@ fn an_option_that_would_be_ignored_is_a_usage_error() {
         (&on_task, &["--split=generic", "--seq-len=8", "--windows=2", "--lines", "--prefix=1", "--suffix=1"]),
         (&on_records, &["--seq-len=8", "--windows=2"]),
         (&lora, &["--weight-decay=0.1", "--layers=2", "--patch=64"]),
-        (&args!["train", "--data", world.corpus, "-o", place.out("x.esp")], &["--rank=4", "--alpha=8", "--ffn"]),
-    ]
-    .into_iter()
-    .map(|(command, options)| (command, options as &[&str]))
-    .collect();
+        (&on_signals, &["--rank=4", "--alpha=8", "--ffn"]),
+        (&on_signals_wide, &["--rank=4", "--alpha=8", "--ffn"]),
+        (&on_holdout, &["--limit-examples=1", "--seq-len=8", "--lines"]),
+    ];
     let mut faults = Vec::new();
     for (command, options) in cases {
         for option in options {
             let arguments = command.iter().cloned().chain([option.into()]);
-            // Where a command lacks an option's group, clap names what is missing in the option's place.
             let refused = place.refuse(arguments, 2, &["--"]);
             faults.extend(refused.into_iter().map(|fault| format!("{command:?} {option}: {fault}")));
         }
