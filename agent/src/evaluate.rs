@@ -8,6 +8,7 @@ use espalier_models::Artifact;
 use espalier_models::manifest::TextDiagnosis;
 use espalier_runtime::{Budget, Classifier};
 
+use crate::diagnosis::Engine;
 use crate::diagnosis_text::TextEngine;
 use crate::error::{AgentError, Result};
 use crate::metrics::Predictions;
@@ -19,15 +20,45 @@ const BATCH: usize = 32;
 
 /// Probabilities of every usable window of `set`. A constant window, which has no verdict, is left out.
 pub fn predict(device: &CpuDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, set: &WindowSet, stop: &Stop) -> Result<Predictions> {
-    if let Some(diagnosis) = &artifact.manifest().diagnosis {
-        check_window(artifact, set.length())?;
-        return predict_by_text(device, budget, artifact, diagnosis.clone(), set, stop);
+    Evaluator::open(device, budget, artifact, None)?.predict(set, stop)
+}
+
+/// A model that is open to judge one set of windows after the other.
+pub struct Evaluator {
+    artifact: Arc<Artifact>,
+    judge: Judge,
+}
+
+enum Judge {
+    Signal(Box<Classifier<CpuDevice>>),
+    Text(Box<TextEngine<CpuDevice>>),
+}
+
+impl Evaluator {
+    /// Opens a model. `asked` says how a language model is asked that was not trained to make a diagnosis; none for a model that was.
+    pub fn open(device: &CpuDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, asked: Option<TextDiagnosis>) -> Result<Self> {
+        let judge = match asked.or_else(|| artifact.manifest().diagnosis.clone()) {
+            Some(diagnosis) => Judge::Text(Box::new(TextEngine::with(device, budget, artifact, diagnosis)?)),
+            None => Judge::Signal(Box::new(Classifier::open(device, budget, artifact, BATCH)?)),
+        };
+        Ok(Self { artifact: artifact.clone(), judge })
     }
-    let mut classifier = Classifier::open(device, budget, artifact, BATCH)?;
-    let classes = artifact.manifest().architecture.classes().to_vec();
-    let mut predictions = Predictions::new(&classes)?;
+
+    /// Probabilities of every usable window of `set`. A constant window, which has no verdict, is left out.
+    pub fn predict(&mut self, set: &WindowSet, stop: &Stop) -> Result<Predictions> {
+        if self.artifact.manifest().window().is_some() {
+            check_window(&self.artifact, set.length())?;
+        }
+        match &mut self.judge {
+            Judge::Signal(classifier) => predict_by_signal(classifier, self.artifact.manifest().architecture.classes(), set, stop),
+            Judge::Text(engine) => predict_by_text(engine, set, stop),
+        }
+    }
+}
+
+fn predict_by_signal(classifier: &mut Classifier<CpuDevice>, classes: &[String], set: &WindowSet, stop: &Stop) -> Result<Predictions> {
+    let mut predictions = Predictions::new(classes)?;
     let length = set.length();
-    check_window(artifact, length)?;
     let (mut windows, mut labels) = (Vec::new(), Vec::new());
     for index in 0..set.len() {
         stop.check()?;
@@ -48,17 +79,8 @@ pub fn predict(device: &CpuDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact
     Ok(predictions)
 }
 
-/// Probabilities of every usable window of `set` by text: `diagnosis` says how a language model judges them.
-pub fn predict_by_text(
-    device: &CpuDevice,
-    budget: &Arc<Budget>,
-    artifact: &Arc<Artifact>,
-    diagnosis: TextDiagnosis,
-    set: &WindowSet,
-    stop: &Stop,
-) -> Result<Predictions> {
-    let mut predictions = Predictions::new(&diagnosis.classes)?;
-    let mut engine = TextEngine::with(device, budget, artifact, diagnosis)?;
+fn predict_by_text(engine: &mut TextEngine<CpuDevice>, set: &WindowSet, stop: &Stop) -> Result<Predictions> {
+    let mut predictions = Predictions::new(engine.classes())?;
     let mut window = vec![0.0; set.length()];
     for index in 0..set.len() {
         stop.check()?;

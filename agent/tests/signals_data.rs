@@ -83,7 +83,7 @@ fn windows_of_every_split_are_counted() {
         let split = Split::new(&corpus, &protocol, WINDOW).unwrap();
         let sets = Sets::open(&corpus, &split, scratch.path(), TRAINING_HOP).unwrap();
         for set in [&sets.train, &sets.holdout].into_iter().chain(&sets.tests) {
-            if let Err(error) = set.check() {
+            if let Err(error) = set.check(&|recording| format!("recording {recording}")) {
                 failures.push(format!("{name}: {error}"));
             }
         }

@@ -181,8 +181,8 @@ fn the_default_corpus_is_quick_and_its_classes_are_separable_on_unseen_machines(
         let split = Split::new(&corpus, &Protocol::Simulated, WINDOW).unwrap();
         let sets = Sets::open(&corpus, &split, folder.path(), WINDOW).unwrap();
         let overlapped = Sets::open(&corpus, &split, folder.path(), TRAINING_HOP).unwrap();
-        sets.train.check().unwrap();
-        sets.tests[0].check().unwrap();
+        sets.train.check(&|recording| recording.to_string()).unwrap();
+        sets.tests[0].check(&|recording| recording.to_string()).unwrap();
         let accuracy = regression_accuracy(&describe(&sets.train, &corpus), &describe(&sets.tests[0], &corpus));
         let counts = (overlapped.train.len(), sets.holdout.len(), sets.tests[0].len());
         println!("seed {seed}: {seconds:.2} s, windows {counts:?}, envelope regression {accuracy:.3}");

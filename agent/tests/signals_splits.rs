@@ -284,7 +284,7 @@ fn bad_windows_are_values_and_noise_follows_the_place() {
         let got: Vec<_> = (0..4).map(|index| set.window(index, &mut a)).collect();
         assert_eq!(got, [Ok(3), Err(BadWindow::Constant), Err(BadWindow::NotFinite { index: 50 }), Ok(3)]);
     }
-    assert!(clean.check().unwrap_err().to_string().contains("at sample 100"));
+    assert!(clean.check(&|recording| format!("recording {recording}")).unwrap_err().to_string().contains("at sample 100"));
     noisy.window(3, &mut a).unwrap();
     late.window(0, &mut b).unwrap();
     assert_eq!(a, b);

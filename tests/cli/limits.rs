@@ -41,6 +41,30 @@ fn a_budget_below_the_smallest_network_says_how_much_it_needs() {
 }
 
 #[test]
+fn a_budget_leaves_room_for_the_longest_recording_that_is_read_whole() {
+    let (world, place) = (world(), Place::new());
+    let run = |source: &std::path::Path, budget: u64| {
+        let (budget, store) = (budget.to_string(), place.out("store"));
+        place.run(args!["run", world.model, "--source", source, "--store", store, "--budget", budget])
+    };
+    // Both hold 2 MiB of samples; only one of them is ever in memory.
+    let (raw, whole) = (place.path("day.f32"), place.path("day.npy"));
+    let samples = vec![0_u8; 2 << 20];
+    fs::write(&raw, &samples).expect("raw samples");
+    let header = format!("{:<117}\n", format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({},), }}", samples.len() / 4));
+    let npy = [&b"\x93NUMPY\x01\x00"[..], &(header.len() as u16).to_le_bytes(), header.as_bytes(), &samples].concat();
+    fs::write(&whole, npy).expect("a NumPy file");
+
+    let smallest = number_before(&run(&raw, 1024).stderr, " bytes\n");
+    let words = ["and the longest recording 2097152 bytes", &format!("give at least {} bytes", smallest + (2 << 20))];
+    assert_none(run(&whole, smallest).faults(1, &words));
+    // What is left for the model is enough for the smallest network; that the model has to be pruned is the next thing to refuse.
+    assert_none(run(&whole, smallest + (2 << 20)).faults(2, &["its longest recording 2.00 MiB", "give --data DIR"]));
+    let planned = place.succeed(args!["inspect", "--json", world.model]).json()["plan_total_bytes"].as_u64().expect("a number");
+    assert_eq!(run(&raw, planned).code, Some(0));
+}
+
+#[test]
 fn a_ratio_that_cannot_be_is_refused() {
     let (world, place) = (world(), Place::new());
     let prune = |ratio: &str| args!["prune", world.model, "-o", place.out("small.esp"), "--data", world.corpus, "--ratio", ratio];

@@ -65,6 +65,44 @@ fn a_command_line_that_cannot_be_is_a_usage_error() {
 }
 
 #[test]
+fn an_option_that_would_be_ignored_is_a_usage_error() {
+    let (world, place) = (world(), Place::new());
+    let (text, fasta) = (place.path("text.txt"), place.path("records.fa"));
+    std::fs::write(&text, "1 2 3 4 5 6 7 8").expect("a text");
+    std::fs::write(&fasta, ">one\nQV\n").expect("sequences");
+    let on_windows = args!["eval", world.model, "--data", world.corpus].to_vec();
+    let on_text = args!["eval", world.gpt2, "--text", text].to_vec();
+    let on_records = args!["eval", world.gpt2, "--text", fasta].to_vec();
+    let on_task = args!["eval", world.gpt2, "--task", "gsm8k", "--data", place.path("")].to_vec();
+    let lora = args!["train", "--lora", world.gpt2, "--data", world.corpus, "-o", place.out("x.esp")].to_vec();
+    let of_windows = ["--holdout", "--snr=3", "--reference=x.esp", "--without=N", "--seed=1"];
+    let on_signals = args!["train", "--data", world.corpus, "-o", place.out("x.esp")].to_vec();
+    let on_signals_wide = [&on_signals[..], &args!["--width", "16"]].concat();
+    let on_holdout = [&on_windows[..], &args!["--holdout"]].concat();
+    let cases: [(&[std::ffi::OsString], &[&str]); 10] = [
+        (&on_windows, &["--limit-examples=1", "--seq-len=8", "--windows=2", "--lines"]),
+        (&on_text, &of_windows),
+        (&on_text, &["--split=generic", "--task=piqa"]),
+        (&on_task, &of_windows),
+        (&on_task, &["--split=generic", "--seq-len=8", "--windows=2", "--lines", "--prefix=1", "--suffix=1"]),
+        (&on_records, &["--seq-len=8", "--windows=2"]),
+        (&lora, &["--weight-decay=0.1", "--layers=2", "--patch=64"]),
+        (&on_signals, &["--rank=4", "--alpha=8", "--ffn"]),
+        (&on_signals_wide, &["--rank=4", "--alpha=8", "--ffn"]),
+        (&on_holdout, &["--limit-examples=1", "--seq-len=8", "--lines"]),
+    ];
+    let mut faults = Vec::new();
+    for (command, options) in cases {
+        for option in options {
+            let arguments = command.iter().cloned().chain([option.into()]);
+            let refused = place.refuse(arguments, 2, &["--"]);
+            faults.extend(refused.into_iter().map(|fault| format!("{command:?} {option}: {fault}")));
+        }
+    }
+    assert_none(faults);
+}
+
+#[test]
 fn a_number_that_cannot_be_is_a_usage_error() {
     let (world, place) = (world(), Place::new());
     let mut faults = Vec::new();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::error::{AgentError, Result};
 use crate::signals::splits::Protocol;
 use crate::signals::window_set::Sets;
-use crate::signals::{Corpus, ReadOptions, SignalError, Split, TRAINING_HOP, WINDOW};
+use crate::signals::{Corpus, ReadOptions, Split, TRAINING_HOP, WINDOW};
 
 /// Which recordings, split how.
 #[derive(Debug, Clone, clap::Args)]
@@ -57,16 +57,7 @@ impl Data {
 
     /// Reads every training window once; the first that cannot be used is an error that names its recording.
     pub fn check(&self) -> Result<()> {
-        let windows = &self.sets.train;
-        let mut window = vec![0.0; windows.length()];
-        for index in 0..windows.len() {
-            if let Err(reason) = windows.window(index, &mut window) {
-                let place = windows.place(index);
-                let recording = self.corpus.entries[place.recording].path.display().to_string();
-                return Err(SignalError::Window { recording, start: place.start, reason }.into());
-            }
-        }
-        Ok(())
+        Ok(self.sets.train.check(&|recording| self.corpus.entries[recording].path.display().to_string())?)
     }
 
     /// The rate at which the recordings were sampled, in hertz; an error where they differ or none is known.

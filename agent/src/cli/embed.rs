@@ -6,7 +6,7 @@ use std::sync::Arc;
 use espalier_models::Artifact;
 use espalier_runtime::Scorer;
 
-use super::{Context, print};
+use super::{Context, print_while_read};
 use crate::error::{AgentError, Result};
 use crate::language::check_language_model;
 use crate::language::sequences::read_text;
@@ -72,7 +72,9 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         }
         let line = serde_json::to_string(&Line { index, tokens: ids.len(), embedding: &embedding });
         let line = line.map_err(|error| AgentError::Usage(format!("the embedding of text {} cannot be written: {error}", index + 1)))?;
-        print(&(line + "\n"))?;
+        if !print_while_read(&(line + "\n"))? {
+            break;
+        }
     }
     Ok(())
 }

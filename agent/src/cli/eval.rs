@@ -11,9 +11,9 @@ use super::eval_language::{self, LanguageArgs};
 use super::{Context, print, print_json};
 use crate::diagnosis_text::for_classes;
 use crate::error::Result;
-use crate::evaluate::{check_classes, predict, predict_by_text};
-use crate::metrics::Evaluation;
-use crate::signals::Noise;
+use crate::evaluate::{Evaluator, check_classes};
+use crate::metrics::{Evaluation, Predictions};
+use crate::signals::{Noise, WindowSet};
 
 /// Options of `eval`.
 #[derive(Debug, clap::Args)]
@@ -25,19 +25,19 @@ pub struct Args {
     #[command(flatten)]
     language: LanguageArgs,
     /// White noise at this signal-to-noise ratio, in dB, added to every test window before normalisation.
-    #[arg(long, allow_negative_numbers = true, value_parser = super::finite)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::finite, conflicts_with = "language")]
     snr: Option<f64>,
     /// Measure the holdout instead of the test windows: for choices, which test data must not make.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "language")]
     holdout: bool,
     /// A model to compare with: the share of windows on which both say the same.
-    #[arg(long, value_name = "FILE.esp")]
+    #[arg(long, value_name = "FILE.esp", conflicts_with = "language")]
     reference: Option<PathBuf>,
     /// Also the accuracy without this class.
-    #[arg(long, value_name = "CLASS")]
+    #[arg(long, value_name = "CLASS", conflicts_with = "language")]
     without: Option<String>,
     /// Seed of noise and bootstrap.
-    #[arg(long, default_value_t = 42)]
+    #[arg(long, default_value_t = 42, conflicts_with = "language")]
     seed: u64,
     /// Memory limit, such as 2GiB.
     #[arg(long, value_parser = super::size, value_name = "BYTES")]
@@ -72,23 +72,24 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let data = args.data.open()?;
     let by_text = diagnosis_by_text(&artifact, &data)?;
     reference.as_ref().map_or(Ok(()), |other| check_classes(other, &data.split.classes))?;
-    let (device, budget) = context.device(args.limit)?;
     let noise = args.snr.map(|snr_db| Noise { snr_db, seed: args.seed });
-    let sets = if args.holdout {
-        vec![("holdout".to_string(), data.sets.holdout.clone())]
+    let sets: Vec<(String, WindowSet)> = if args.holdout {
+        vec![("holdout".to_string(), data.sets.holdout.clone().with_noise(noise))]
     } else {
-        data.split.test.iter().map(|test| test.name.clone()).zip(data.sets.tests.iter().cloned()).collect()
+        data.split.test.iter().zip(&data.sets.tests).map(|(test, set)| (test.name.clone(), set.clone().with_noise(noise))).collect()
     };
-    let mut results = Vec::new();
-    for (set, windows) in sets {
-        let windows = windows.with_noise(noise);
-        let predictions = match &by_text {
-            Some(diagnosis) => predict_by_text(&device, &budget, &artifact, diagnosis.clone(), &windows, &context.stop)?,
-            None => predict(&device, &budget, &artifact, &windows, &context.stop)?,
-        };
-        let other = reference.as_ref().map(|other| predict(&device, &budget, other, &windows, &context.stop)).transpose()?;
-        let evaluation = predictions.evaluate(args.without.as_deref(), other.as_ref(), args.seed)?;
-        results.push(Named { set, evaluation });
+    let predictions = |model: &Arc<Artifact>, asked| -> Result<Vec<Predictions>> {
+        let (device, budget) = context.device(args.limit)?;
+        let mut evaluator = Evaluator::open(&device, &budget, model, asked)?;
+        sets.iter().map(|(_, windows)| evaluator.predict(windows, &context.stop)).collect()
+    };
+    let measured = predictions(&artifact, by_text)?;
+    let others = reference.as_ref().map(|other| predictions(other, None)).transpose()?;
+    let mut results = Vec::with_capacity(sets.len());
+    for (index, ((set, _), predictions)) in sets.iter().zip(&measured).enumerate() {
+        let other = others.as_ref().and_then(|others| others.get(index));
+        let evaluation = predictions.evaluate(args.without.as_deref(), other, args.seed)?;
+        results.push(Named { set: set.clone(), evaluation });
     }
     if args.json {
         return print_json(&results);

@@ -16,32 +16,37 @@ use crate::language::tasks::{Task, choice, files, solution};
 use crate::table::Table;
 use crate::text::Tokenizer;
 
+/// Options of the measurement on windows, which one on text does not read. Clap takes a requirement for met where something stands that
+/// conflicts with what is required, so an option of a text names both.
+const WINDOW_OPTIONS: [&str; 5] = ["snr", "holdout", "reference", "without", "seed"];
+
 /// What a language model is measured on.
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("language").args(["text", "task"])))]
 pub struct LanguageArgs {
     /// A language model's perplexity on this text, line ends read as `\n`; of a FASTA file (.fa, .fasta, .faa) every record is a sequence of its own.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "split", "task"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "split"])]
     text: Option<PathBuf>,
     /// Tokens of a window; windows do not overlap, and each but its first token is scored [default: 2048, or the model's context where that is less].
-    #[arg(long, value_name = "TOKENS", requires = "text", conflicts_with = "lines")]
+    #[arg(long, value_name = "TOKENS", requires = "text", conflicts_with_all = ["lines", "data", "split"])]
     seq_len: Option<usize>,
     /// Score only this many windows, from the start.
-    #[arg(long, value_name = "N", requires = "text", conflicts_with = "lines")]
+    #[arg(long, value_name = "N", requires = "text", conflicts_with_all = ["lines", "data", "split"])]
     windows: Option<usize>,
     /// Take every line that is not empty as a sequence of its own: the mean of their perplexities is reported too.
-    #[arg(long, requires = "text")]
+    #[arg(long, requires = "text", conflicts_with_all = ["data", "split"])]
     lines: bool,
     /// Put this before every sequence, as context that is not scored.
-    #[arg(long, value_name = "TEXT", requires = "text", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", requires = "text", conflicts_with_all = ["data", "split"], allow_hyphen_values = true)]
     prefix: Option<String>,
     /// Put this behind every sequence, scored with it.
-    #[arg(long, value_name = "TEXT", requires = "text", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", requires = "text", conflicts_with_all = ["data", "split"], allow_hyphen_values = true)]
     suffix: Option<String>,
     /// Questions with answers, from the folder or file --data, in the prompt formats of lm-evaluation-harness.
-    #[arg(long, value_enum, requires = "data")]
+    #[arg(long, value_enum, requires = "data", conflicts_with = "split")]
     task: Option<Task>,
     /// Only the first so many sequences or questions.
-    #[arg(long, value_name = "N", value_parser = super::count(u32::MAX))]
+    #[arg(long, value_name = "N", requires = "language", conflicts_with_all = WINDOW_OPTIONS, value_parser = super::count(u32::MAX))]
     limit_examples: Option<usize>,
 }
 
@@ -104,6 +109,12 @@ fn windows(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, pat
 }
 
 fn sequences(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, path: &Path, limit: Option<u64>, json: bool) -> Result<()> {
+    if args.seq_len.is_some() || args.windows.is_some() {
+        let path = path.display();
+        return Err(AgentError::Usage(format!(
+            "--seq-len and --windows belong to a running text, but {path} has sequences; leave them out"
+        )));
+    }
     let text = read_text(path)?;
     let lines = if is_fasta(path) && !args.lines {
         fasta_sequences(&text, path)?

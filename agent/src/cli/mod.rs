@@ -50,7 +50,7 @@ enum Command {
     Demo(demo::Args),
     /// Train a signal transformer on recordings, or a language model with LoRA to judge them by text, and write it as an artifact.
     Train(train::Args),
-    /// Make an artifact of a checkpoint: a folder with safetensors files, or a GGUF file.
+    /// Make an artifact of a checkpoint: a folder with safetensors or PyTorch files, a PyTorch file, or a GGUF file.
     Import(import::Args),
     /// Show what an artifact is, and what serving it will hold.
     Inspect(inspect::Args),
@@ -121,12 +121,16 @@ fn stop_on_signals() -> Result<Stop> {
 
 /// Prints to standard output; a reader that has gone away is no failure.
 pub(crate) fn print(text: &str) -> Result<()> {
+    print_while_read(text).map(|_| ())
+}
+
+/// Prints to standard output; false where the reader has gone away.
+pub(crate) fn print_while_read(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(crate::error::file_error("cannot write to", &PathBuf::from("standard output"), &error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(crate::error::file_error("cannot write to", &PathBuf::from("standard output"), &error)),
     }
 }
 

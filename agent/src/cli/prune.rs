@@ -186,7 +186,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let data = args.data.open()?;
     check_classes(&source, &data.split.classes)?;
     data.check()?;
-    let by_text = [prompts(&source, &data.sets.train)?, prompts(&source, &data.sets.holdout)?];
+    let by_text = by_text(&source, [&data.sets.train, &data.sets.holdout])?;
     let (device, budget) = context.device(args.limit)?;
     let needed = budget.used() + source.file_bytes() + Cascade::<espalier_kernels::CpuDevice>::needed_bytes(source.manifest(), &options);
     if needed > budget.limit() {
@@ -202,8 +202,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let mut cascade = Cascade {
         device,
         budget: &budget,
-        calibration: by_text[0].as_ref().map_or(&data.sets.train as &dyn Examples, |prompts| prompts),
-        holdout: by_text[1].as_ref().map_or(&data.sets.holdout as &dyn Examples, |prompts| prompts),
+        calibration: by_text.as_ref().map_or(&data.sets.train as &dyn Examples, |[calibration, _]| calibration),
+        holdout: by_text.as_ref().map_or(&data.sets.holdout as &dyn Examples, |[_, holdout]| holdout),
         options,
         folder,
         progress: &mut Bar::new(),
@@ -261,9 +261,10 @@ fn render(pruned: &Pruned) -> String {
     )
 }
 
-/// The windows as prompts, for a model that judges them by text.
-fn prompts<'a>(source: &Artifact, windows: &'a WindowSet) -> Result<Option<TextExamples<'a>>> {
+/// Sets of windows as prompts, for a model that judges them by text.
+fn by_text<'a>(source: &Artifact, sets: [&'a WindowSet; 2]) -> Result<Option<[TextExamples<'a>; 2]>> {
     let Some(diagnosis) = source.manifest().diagnosis.clone() else { return Ok(None) };
-    let context = source.manifest().architecture.context();
-    Ok(Some(TextExamples::new(windows, Prompts::new(source, diagnosis)?, context)?))
+    let prompts = Prompts::new(source, diagnosis)?.shared();
+    let [calibration, holdout] = sets.map(|windows| TextExamples::new(windows, prompts.clone()));
+    Ok(Some([calibration?, holdout?]))
 }

@@ -12,13 +12,13 @@ use super::Context;
 use super::data::DataArgs;
 use super::prune::RecoveryArgs;
 use crate::control::Thresholds;
-use crate::diagnosis::{Clip, Diagnosis, JsonLines, Options, Pace, RawStream, Recordings, Sink, Source};
+use crate::diagnosis::{Diagnosis, JsonLines, Options, Pace, RawStream, Recordings, Sink, Source};
 use crate::error::{AgentError, Result, file_error};
 use crate::evaluate::{check_classes, check_signal_model};
 use crate::node::{Node, NodeOptions, PruneSetup, artifact_id, open_engine, planned_bytes};
 use crate::prune::Target;
 use crate::prune::split::smallest_of_all;
-use crate::signals::{ReadOptions, summarise};
+use crate::prune::target::too_few_bytes;
 use crate::store::{Active, Store};
 use crate::table;
 use crate::train::Quiet;
@@ -61,8 +61,9 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let (store, new) = open_store(args)?;
     let serving = planned_bytes(&store.path(Active::Factory))?;
     let goal = args.budget.unwrap_or(u64::MAX);
-    let limit = args.limit.unwrap_or_else(|| if goal < serving { serving + serving / 2 } else { goal });
-    let prune = prune_setup(context, args, &store, goal, serving)?;
+    let room = Room { goal, source_bytes, serving };
+    let limit = args.limit.unwrap_or_else(|| if room.is_too_small() { goal.max(serving + serving / 2) } else { goal });
+    let prune = prune_setup(context, args, &store, &room)?;
     let active = store.path(store.active());
     let needed = planned_bytes(&active)?;
     if limit < needed {
@@ -108,7 +109,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     }
 }
 
-/// The source, and the bytes that its longest recording takes while it is read.
+/// The source, and the bytes that it holds at most beside the model.
 fn source(args: &Args) -> Result<(Box<dyn Source>, u64)> {
     let stdin = args.source.iter().any(|path| path == Path::new("-"));
     if stdin && args.source.len() > 1 {
@@ -118,9 +119,8 @@ fn source(args: &Args) -> Result<(Box<dyn Source>, u64)> {
         return Ok((Box::new(RawStream::stdin()?), 0));
     }
     let recordings = Recordings::open(&args.source)?;
-    let samples = |clip: &Clip| summarise(&clip.path, &ReadOptions::default()).map_or(0, |summary| summary.samples);
-    let longest = recordings.clips().iter().map(samples).max().unwrap_or(0);
-    Ok((Box::new(if args.repeat { recordings.repeated() } else { recordings }), 4 * longest as u64))
+    let source_bytes = recordings.largest_bytes()?;
+    Ok((Box::new(if args.repeat { recordings.repeated() } else { recordings }), source_bytes))
 }
 
 /// A store that was made for this run. Unless it is kept it is taken away again: after a run that was refused, it would only stand in the
@@ -188,34 +188,63 @@ fn open_store(args: &Args) -> Result<(Store, NewStore)> {
     Ok((store, NewStore { folder: None, existed }))
 }
 
+/// What the budget leaves for a model.
+struct Room {
+    /// The budget.
+    goal: u64,
+    /// Of it for the source.
+    source_bytes: u64,
+    /// What serving the factory artifact holds.
+    serving: u64,
+}
+
+impl Room {
+    /// Bytes for a model, as the node counts when it prunes.
+    fn model_bytes(&self) -> u64 {
+        self.goal.saturating_sub(self.source_bytes)
+    }
+
+    /// Whether the factory artifact has to be pruned.
+    fn is_too_small(&self) -> bool {
+        self.model_bytes() < self.serving
+    }
+
+    /// Why it has to be, and what would do, around `reason`.
+    fn refusal(&self, model: &Path, reason: &str, remedy: &str) -> AgentError {
+        let source = match self.source_bytes {
+            0 => String::new(),
+            bytes => format!(" and its longest recording {}", table::bytes(bytes)),
+        };
+        AgentError::Usage(format!(
+            "serving {} holds {}{source}, more than the budget of {}, and {reason}; {remedy} a budget of {} bytes",
+            model.display(),
+            table::bytes(self.serving),
+            table::bytes(self.goal),
+            self.serving.saturating_add(self.source_bytes)
+        ))
+    }
+}
+
 /// What the node prunes with; nothing where the budget never asks for it. A budget that no pruning can reach is refused now.
-fn prune_setup(context: &Context, args: &Args, store: &Store, goal: u64, serving: u64) -> Result<Option<PruneSetup>> {
+fn prune_setup(context: &Context, args: &Args, store: &Store, room: &Room) -> Result<Option<PruneSetup>> {
     let has_data = args.data.data.is_some() || std::env::var_os("ESPALIER_DATA").is_some();
     let artifact = Artifact::open(&store.path(Active::Factory))?;
     if artifact.manifest().diagnosis.is_some() {
-        if goal < serving {
-            return Err(AgentError::Usage(format!(
-                "serving {} holds {}, more than the budget of {}, and a model that makes its diagnosis by text cannot be pruned while it serves; give a budget of {serving} bytes",
-                args.model.display(),
-                table::bytes(serving),
-                table::bytes(goal)
-            )));
+        if room.is_too_small() {
+            let reason = "a model that makes its diagnosis by text cannot be pruned while it serves";
+            return Err(room.refusal(&args.model, reason, "give"));
         }
         return Ok(None);
     }
-    if goal < serving {
+    let target = Target::Serving(room.model_bytes());
+    if room.is_too_small() {
         let smallest = smallest_of_all(artifact.manifest());
-        let target = Target::Serving(goal);
         if !target.fits(artifact.manifest(), &smallest)? {
-            return Err(target.infeasible(artifact.manifest(), &smallest));
+            return Err(too_few_bytes(room.goal, room.source_bytes, artifact.manifest(), &smallest));
         }
         if !has_data {
-            return Err(AgentError::Usage(format!(
-                "serving {} holds {}, more than the budget of {}, and there are no recordings to recover a pruned model with; give --data DIR, or a budget of {serving} bytes",
-                args.model.display(),
-                table::bytes(serving),
-                table::bytes(goal)
-            )));
+            let reason = "there are no recordings to recover a pruned model with";
+            return Err(room.refusal(&args.model, reason, "give --data DIR, or"));
         }
     }
     if args.budget.is_none() || !has_data {
@@ -230,7 +259,7 @@ fn prune_setup(context: &Context, args: &Args, store: &Store, goal: u64, serving
     Ok(Some(PruneSetup {
         calibration: Arc::new(data.sets.train.clone()),
         holdout: Arc::new(data.sets.holdout.clone()),
-        options: args.recovery.options(Target::Serving(goal), None)?,
+        options: args.recovery.options(target, None)?,
         max_drop: args.max_drop / 100.0,
         threads: context.threads,
         keep_stages: false,

@@ -130,6 +130,13 @@ pub struct Trained {
     pub holdout: Evaluation,
 }
 
+impl Args {
+    /// How long the training is, `epochs` where nothing was said.
+    fn length(&self, epochs: f64) -> Length {
+        self.steps.map_or(Length::Epochs(self.epochs.unwrap_or(epochs)), Length::Steps)
+    }
+}
+
 pub fn run(context: &Context, args: &Args) -> Result<()> {
     let data = args.data.open()?;
     let (device, budget) = context.device(args.limit)?;
@@ -138,7 +145,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
             base,
             output: &args.output,
             lora: &args.lora,
-            length: args.steps.map_or(Length::Epochs(args.epochs.unwrap_or(LORA_EPOCHS)), Length::Steps),
+            length: args.length(LORA_EPOCHS),
             batch: args.batch,
             learning_rate: args.learning_rate,
             noise: args.noise,
@@ -147,11 +154,10 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         let trained = train_lora::train(&device, &budget, &data, &given, &mut Bar::new(), &context.stop)?;
         return report(args, &data, &trained);
     }
+    let per_epoch = data.sets.train.len().div_ceil(args.batch.max(1)) as f64;
     let options = DenseOptions {
         batch: args.batch.max(1),
-        steps: args
-            .steps
-            .unwrap_or((args.epochs.unwrap_or(DENSE_EPOCHS) * data.sets.train.len().div_ceil(args.batch.max(1)) as f64).round() as usize),
+        steps: args.length(DENSE_EPOCHS).steps(per_epoch),
         learning_rate: args.learning_rate,
         weight_decay: args.weight_decay,
         augment: Augment { noise: args.noise, ..Augment::default() },

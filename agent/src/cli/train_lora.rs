@@ -20,21 +20,25 @@ use crate::prune::selection::Selection;
 use crate::signals::Augment;
 use crate::train::{Length, Progress, RecoveryOptions, Stop, recover};
 
+/// Options of the training from scratch. Clap takes a requirement for met where something stands that conflicts with what is required, so
+/// every option of the adapters names these.
+const DENSE_OPTIONS: [&str; 8] = ["size", "layers", "width", "heads", "channels", "patch", "stride", "weight_decay"];
+
 /// LoRA on a language model.
 #[derive(Debug, clap::Args)]
 pub struct LoraArgs {
     /// Train this language model to judge windows by text: statistics of a window are its prompt, the class is what follows. LoRA adapters are
     /// trained and merged.
-    #[arg(long, value_name = "FILE.esp", conflicts_with_all = ["size", "layers", "width", "heads", "channels", "patch", "stride"])]
+    #[arg(long, value_name = "FILE.esp", conflicts_with_all = DENSE_OPTIONS)]
     pub lora: Option<PathBuf>,
     /// Rank of the adapters.
-    #[arg(long, requires = "lora", default_value_t = 8, value_parser = super::count(1024))]
+    #[arg(long, requires = "lora", conflicts_with_all = DENSE_OPTIONS, default_value_t = 8, value_parser = super::count(1024))]
     rank: usize,
     /// Factor of the adapters times their rank.
-    #[arg(long, requires = "lora", default_value_t = 16.0, value_parser = super::non_negative::<f32>)]
+    #[arg(long, requires = "lora", conflicts_with_all = DENSE_OPTIONS, default_value_t = 16.0, value_parser = super::non_negative::<f32>)]
     alpha: f32,
     /// Adapters on the FFN projections too, not on the attention projections alone.
-    #[arg(long, requires = "lora")]
+    #[arg(long, requires = "lora", conflicts_with_all = DENSE_OPTIONS)]
     ffn: bool,
 }
 
@@ -114,8 +118,7 @@ fn adapters(
 ) -> Result<(Vec<HostAdapter>, usize, f64)> {
     let _mapped = Reservation::new(budget.clone(), Purpose::Weights, base.file_bytes())?;
     let network = Network::load(device.for_purpose(Purpose::Weights), base, Residency::Resident)?;
-    let context = base.manifest().architecture.context();
-    let examples = TextExamples::new(&data.sets.train, Prompts::new(base, diagnosis.clone())?, context)?;
+    let examples = TextExamples::new(&data.sets.train, Prompts::new(base, diagnosis.clone())?.shared())?;
     let (adapters, report) = recover(&network, &examples, length, options, budget.available(), progress, stop)?;
     Ok((HostAdapter::download(device, &adapters)?, report.steps, report.seconds))
 }

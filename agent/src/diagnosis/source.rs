@@ -12,7 +12,7 @@ use super::feed::{Feed, WindowFormat};
 use super::queue::WAIT;
 use crate::error::{AgentError, Result, file_error};
 use crate::signals::read::EXTENSIONS;
-use crate::signals::{Corpus, Format, RawSource, SignalError, read_recording, summarise};
+use crate::signals::{Corpus, Format, RawSource, ReadOptions, SignalError, read_recording, summarise};
 
 /// Gives samples on a thread of its own.
 pub trait Source: Send {
@@ -87,6 +87,22 @@ impl Recordings {
         &self.clips
     }
 
+    /// The bytes of samples that are held at most while these are read: a recording is read whole, raw samples in pieces. Text tables tell
+    /// their length only when they are read through.
+    ///
+    /// # Errors
+    /// [`SignalError`] where a recording cannot be read.
+    pub fn largest_bytes(&self) -> Result<u64> {
+        let mut largest = 0;
+        for clip in &self.clips {
+            if !is_raw(&clip.path)? {
+                let samples = summarise(&clip.path, &ReadOptions::default())?.samples as u64;
+                largest = largest.max(samples.saturating_mul(size_of::<f32>() as u64));
+            }
+        }
+        Ok(largest)
+    }
+
     fn give(&self, index: usize, feed: &mut Feed) -> Result<ControlFlow<()>> {
         let (clip, number) = (&self.clips[index], index as u32);
         if is_raw(&clip.path)? {
@@ -119,7 +135,7 @@ impl Source for Recordings {
                 );
             }
             let rate = match clip.sample_rate_hz {
-                None if has_header(&clip.path) => summarise(&clip.path, &Default::default())?.sample_rate_hz,
+                None if has_header(&clip.path) => summarise(&clip.path, &ReadOptions::default())?.sample_rate_hz,
                 known => known,
             };
             format.check_rate(&clip.path, rate)?;

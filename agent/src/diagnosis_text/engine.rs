@@ -5,7 +5,7 @@ use std::sync::Arc;
 use espalier_kernels::Device;
 use espalier_models::Artifact;
 use espalier_models::manifest::TextDiagnosis;
-use espalier_runtime::{Budget, MAX_PROMPT_TOKENS, Scorer};
+use espalier_runtime::{Budget, Scorer};
 
 use super::prompts::Prompts;
 use crate::diagnosis::engine::{Engine, Host};
@@ -36,8 +36,7 @@ impl<D: Device> TextEngine<D> {
     /// Opens a language model to make this diagnosis, whether it was trained to or not.
     pub fn with(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, diagnosis: TextDiagnosis) -> Result<Self> {
         let prompts = Prompts::new(artifact, diagnosis)?;
-        let capacity = artifact.manifest().architecture.context().min(MAX_PROMPT_TOKENS);
-        let scorer = Scorer::open(device, budget, artifact, capacity)?;
+        let scorer = Scorer::open(device, budget, artifact, prompts.token_limit())?;
         Ok(Self { scorer, prompts, model_id: artifact.id(), losses: Vec::new(), probabilities: Vec::new() })
     }
 
@@ -45,13 +44,6 @@ impl<D: Device> TextEngine<D> {
     pub fn judge(&mut self, window: &[f32]) -> Result<&[f32]> {
         let mut ids = self.prompts.prompt(window)?;
         let (before, labels) = (ids.len(), self.prompts.labels());
-        let longest = labels.iter().map(Vec::len).max().unwrap_or(0);
-        if before + longest > self.scorer.capacity() {
-            let capacity = self.scorer.capacity();
-            return Err(AgentError::Usage(format!(
-                "the prompt of a window has {before} tokens; the model reads {capacity} with the label"
-            )));
-        }
         let firsts: Vec<u32> = labels.iter().filter_map(|label| label.first().copied()).collect();
         self.scorer.next_losses(&ids, &firsts, &mut self.losses)?;
         for (label, loss) in labels.iter().zip(&mut self.losses).filter(|(label, _)| label.len() > 1) {

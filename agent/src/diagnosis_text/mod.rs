@@ -8,7 +8,9 @@
 //! | [`engine`] | probabilities of the classes by the likelihood of their labels |
 //! | [`recovery`] | LoRA adapters trained on prompts with their labels |
 
+use espalier_models::Architecture;
 use espalier_models::manifest::TextDiagnosis;
+use espalier_runtime::MAX_PROMPT_TOKENS;
 
 pub mod engine;
 pub mod prompt;
@@ -20,6 +22,11 @@ pub use engine::TextEngine;
 pub use prompt::write_prompt;
 pub use prompts::{Prompts, TextExamples};
 pub use statistics::{Statistics, StatisticsOf};
+
+/// Tokens of a prompt with its label at most: what a model is trained on, it must be able to judge, prune and serve.
+pub fn token_limit(architecture: &Architecture) -> usize {
+    architecture.context().min(MAX_PROMPT_TOKENS)
+}
 
 /// What a model says for a class: a word of its own for the classes of bearings, else the class's name.
 fn label(class: &str) -> String {

@@ -6,6 +6,9 @@ use espalier_models::manifest::TextDiagnosis;
 
 use super::statistics::{FREQUENCY_NAMES, Statistics, TIME_NAMES};
 
+/// The last line of every prompt.
+pub const PROMPT_END: &str = "Condition:";
+
 /// Writes the prompt for a window with these statistics over `out`. The label of a class follows after a space.
 pub fn write_prompt(out: &mut String, statistics: &Statistics, diagnosis: &TextDiagnosis) {
     out.clear();
@@ -22,7 +25,8 @@ pub fn write_prompt(out: &mut String, statistics: &Statistics, diagnosis: &TextD
         out.push_str(if index > 0 { ", " } else { "" });
         out.push_str(label);
     }
-    out.push_str(".\nCondition:");
+    out.push_str(".\n");
+    out.push_str(PROMPT_END);
 }
 
 fn write_line(out: &mut String, name: &str, value: f64) {

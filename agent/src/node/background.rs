@@ -56,7 +56,28 @@ impl CascadeJob {
         Ok(Background { stop, receiver, thread })
     }
 
+    /// Runs it, and takes the stages' artifacts away, however it ends: they are as large as the model, and no later run goes on from them.
     fn run(self, progress: &mut dyn Progress, stop: &Stop) -> Result<CascadeResult> {
+        let (folder, keep) = (self.folder.clone(), self.keep_stages);
+        let result = self.compress(progress, stop);
+        if keep {
+            return result;
+        }
+        let removed = match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(file_error("cannot remove", &folder, &error)),
+            _ => Ok(()),
+        };
+        match (result, removed) {
+            (Ok(result), removed) => removed.map(|()| result),
+            (Err(error), Ok(())) => Err(error),
+            (Err(error), Err(left)) => {
+                log::warn!("{left}");
+                Err(error)
+            }
+        }
+    }
+
+    fn compress(self, progress: &mut dyn Progress, stop: &Stop) -> Result<CascadeResult> {
         std::fs::create_dir_all(&self.folder).map_err(|error| file_error("cannot make the folder", &self.folder, &error))?;
         // Windows come first: this thread, and the device's threads that it starts, yield to the loop. Refused, pruning competes with it.
         if let Err(error) = rustix::process::nice(BACKGROUND_NICE) {
@@ -76,9 +97,122 @@ impl CascadeJob {
         drop(self.mapped);
         let last = result.stages.last().ok_or_else(|| AgentError::Training("the cascade had no stages".into()))?;
         publish(&last.path, &self.candidate)?;
-        if !self.keep_stages {
-            std::fs::remove_dir_all(&self.folder).map_err(|error| file_error("cannot remove", &self.folder, &error))?;
-        }
         Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use espalier_kernels::Device;
+    use espalier_models::DType;
+    use espalier_models::tensor::model_tensors;
+    use espalier_runtime::{DeviceTensors, Network};
+
+    use super::*;
+    use crate::prune::Target;
+    use crate::prune::pack::write_network;
+    use crate::signal_model::{SignalSize, dense_manifest};
+    use crate::train::{Length, RecoveryOptions, Report};
+
+    const SIZE: SignalSize = SignalSize { layers: 3, width: 16, heads: 4, channels: 32, window: 32, patch: 8, stride: 8 };
+
+    /// Two classes of ramps.
+    struct Ramps;
+
+    impl Examples for Ramps {
+        fn count(&self) -> usize {
+            8
+        }
+
+        fn window(&self) -> usize {
+            SIZE.window
+        }
+
+        fn load(&self, index: usize, out: &mut [f32]) -> Result<Option<u32>> {
+            let slope = if index.is_multiple_of(2) { 0.1 } else { -0.1 };
+            out.iter_mut().enumerate().for_each(|(at, value)| *value = slope * (at as f32 - 15.5));
+            Ok(Some(index as u32 % 2))
+        }
+    }
+
+    /// Stops the job when its first stage is being recovered.
+    struct StopAtRecovery {
+        begun: std::sync::mpsc::Sender<()>,
+        stopped: Receiver<()>,
+    }
+
+    impl Progress for StopAtRecovery {
+        fn begin(&mut self, _: &str, _: usize) {
+            let _ = self.begun.send(());
+            let _ = self.stopped.recv();
+        }
+
+        fn step(&mut self, _: Report) {}
+
+        fn end(&mut self, _: &str) {}
+    }
+
+    fn artifact(folder: &Path, budget: &Arc<Budget>) -> Result<Arc<Artifact>> {
+        let device = CpuDevice::new(1, budget.clone())?;
+        let (architecture, shape) = (SIZE.architecture(&["up".into(), "down".into()], 1000.0)?, SIZE.shape());
+        let manifest = dense_manifest("ramps", architecture.clone(), &shape, String::new(), None);
+        let mut state = 1_u32;
+        let mut number = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        let columns: std::collections::BTreeMap<_, _> =
+            model_tensors(&architecture, &shape).iter().map(|spec| (spec.key, spec.columns)).collect();
+        let mut network = Network::initialise(device.clone(), architecture, shape, &mut number)?;
+        let tensors = network.trainable().into_iter();
+        let tensors = tensors.map(|(key, buffer)| (key, &*buffer, columns.get(&key).copied().unwrap_or(device.len(buffer)))).collect();
+        let path = folder.join("dense.esp");
+        write_network(manifest, DType::F32, &DeviceTensors::new(&device, tensors), &path)?;
+        Ok(Arc::new(Artifact::open(&path)?))
+    }
+
+    #[test]
+    fn a_job_leaves_no_stages_however_it_ends() -> Result<()> {
+        let mut failures = Vec::new();
+        for (stopped, keep_stages) in [(false, false), (true, false), (true, true)] {
+            let place = tempfile::tempdir().expect("a folder");
+            let budget = Arc::new(Budget::new(u64::MAX, 0));
+            let job = CascadeJob {
+                artifact: artifact(place.path(), &budget)?,
+                mapped: None,
+                options: CascadeOptions {
+                    target: Target::Ratio(1.3),
+                    split: None,
+                    lengths: [Length::Steps(2); 3],
+                    recovery: RecoveryOptions { batch: 4, ..RecoveryOptions::default() },
+                    trial_windows: 8,
+                    calibration_windows: 8,
+                },
+                calibration: Arc::new(Ramps),
+                holdout: Arc::new(Ramps),
+                budget,
+                threads: 1,
+                folder: place.path().join("stages"),
+                keep_stages,
+                candidate: place.path().join("candidate.esp"),
+            };
+            let (folder, candidate) = (job.folder.clone(), job.candidate.clone());
+            let ((begun, hears), (told, waits)) = (channel(), channel());
+            let background = job.start(Box::new(StopAtRecovery { begun, stopped: waits }))?;
+            let _ = hears.recv();
+            let during = folder.join("layers-cut.esp").exists();
+            if stopped {
+                background.stop.ask();
+            }
+            drop(told);
+            let result = background.receiver.recv().expect("a result");
+            background.thread.join().expect("no panic");
+            let found = (during, folder.exists(), candidate.exists(), matches!(result, Err(AgentError::Cancelled)));
+            if found != (true, keep_stages, !stopped, stopped) {
+                failures.push(format!("stopped {stopped}, keep {keep_stages}: {found:?}, {:?}", result.err()));
+            }
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+        Ok(())
     }
 }

@@ -13,13 +13,14 @@ use espalier_models::artifact::Artifact;
 use espalier_models::manifest::Measured;
 use espalier_models::tensor::layer_tensors;
 use espalier_models::{Manifest, ModelShape};
-use espalier_runtime::{Budget, Keep, LogitRows, MAX_PROMPT_TOKENS, Network, Residency, WorkspaceSize, workspace_bytes};
+use espalier_runtime::{Budget, Keep, LogitRows, Network, Residency, WorkspaceSize, workspace_bytes};
 
 use super::pack::{HostAdapter, PackNote, pack};
 use super::selection::Selection;
 use super::split::{Cutter, Split};
 use super::target::{Target, describe};
 use super::trial::{HoldoutScore, Trial};
+use crate::diagnosis_text::token_limit;
 use crate::error::{AgentError, Result, file_error};
 use crate::train::recovery::with_margin;
 use crate::train::{Examples, Length, Progress, RecoveryOptions, Stop, recover};
@@ -116,10 +117,9 @@ impl<D: Device> Cascade<'_, D> {
         let shape = manifest.shape();
         let rank = options.recovery.adapters.rank;
         // A language model that judges by text reads a prompt where another reads patches.
-        let prompt = || architecture.context().min(MAX_PROMPT_TOKENS);
         let size = WorkspaceSize {
             batch: 1,
-            sequence: manifest.diagnosis.as_ref().map_or(architecture.patches(), |_| prompt()),
+            sequence: manifest.diagnosis.as_ref().map_or(architecture.patches(), |_| token_limit(architecture)),
             keep: Keep::LayerInputs,
             logits: LogitRows::All,
             rank,

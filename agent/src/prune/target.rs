@@ -64,15 +64,26 @@ impl Target {
                     (reachable * 100.0).floor() / 100.0
                 ))
             }
-            Target::Serving(bytes) => match serving_bytes(source, smallest) {
-                Ok(needed) => AgentError::Infeasible(format!(
-                    "{bytes} bytes are too few: serving the smallest network that this architecture allows ({described}) holds {needed} \
-                     bytes; give at least {needed} bytes"
-                )),
-                Err(error) => error,
-            },
+            Target::Serving(bytes) => too_few_bytes(*bytes, 0, source, smallest),
         }
     }
+}
+
+/// The sentence for `bytes`, `source_bytes` of them for recordings as they are read, in which even `smallest` cannot be served.
+pub fn too_few_bytes(bytes: u64, source_bytes: u64, source: &Manifest, smallest: &Selection) -> AgentError {
+    let needed = match serving_bytes(source, smallest) {
+        Ok(needed) => needed,
+        Err(error) => return error,
+    };
+    let described = describe(&smallest.shape(&source.shape()));
+    let (recording, all) = match source_bytes {
+        0 => (String::new(), needed),
+        _ => (format!(", and the longest recording {source_bytes} bytes"), needed.saturating_add(source_bytes)),
+    };
+    AgentError::Infeasible(format!(
+        "{bytes} bytes are too few: serving the smallest network that this architecture allows ({described}) holds {needed} \
+         bytes{recording}; give at least {all} bytes"
+    ))
 }
 
 /// Bytes that serving the selected network holds.

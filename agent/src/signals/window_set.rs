@@ -132,13 +132,14 @@ impl WindowSet {
         counts
     }
 
-    /// Reads every window once; the first that cannot be normalised is the error, with its recording's number and place.
-    pub fn check(&self) -> Result<(), SignalError> {
+    /// Reads every window once; the first that cannot be normalised is the error, with its place in the recording that `name` names by its
+    /// number in the store.
+    pub fn check(&self, name: &dyn Fn(usize) -> String) -> Result<(), SignalError> {
         let mut window = vec![0.0; self.length];
         for index in 0..self.len() {
             if let Err(reason) = self.window(index, &mut window) {
                 let place = self.place(index);
-                return Err(SignalError::Window { recording: format!("recording {}", place.recording), start: place.start, reason });
+                return Err(SignalError::Window { recording: name(place.recording), start: place.start, reason });
             }
         }
         Ok(())

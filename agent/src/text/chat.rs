@@ -6,6 +6,9 @@ use espalier_models::Manifest;
 use super::{Tokenizer, parse_config, special_token};
 use crate::error::{AgentError, Result};
 
+/// The longest template. The longest that models come with have tens of KiB.
+const MAX_TEMPLATE_BYTES: usize = 256 << 10;
+
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Message {
@@ -47,6 +50,12 @@ impl ChatTemplate {
         let name = manifest.name.clone();
         let missing = || AgentError::Usage(format!("{name} has no chat template: it is no chat model; leave out --chat"));
         let source = source.ok_or_else(missing)?;
+        if source.len() > MAX_TEMPLATE_BYTES {
+            return Err(AgentError::Usage(format!(
+                "the chat template of {name} has {} bytes, more than {MAX_TEMPLATE_BYTES}; leave out --chat, and give the whole prompt",
+                source.len()
+            )));
+        }
         // Some checkpoints name these tokens, others number them.
         let token = |name: &str| {
             let id = || config[format!("{name}_id")].as_u64().and_then(|id| tokenizer.token(u32::try_from(id).ok()?));
@@ -78,6 +87,7 @@ impl ChatTemplate {
 #[cfg(feature = "text")]
 mod render {
     use std::fmt::Write;
+    use std::io;
 
     use minijinja::value::{Kwargs, ValueKind};
     use minijinja::{Environment, Error, ErrorKind, Value};
@@ -86,6 +96,9 @@ mod render {
 
     /// Steps that a template may take: thousands of times what a long conversation needs, and soon over where a template loops.
     const MAX_STEPS: u64 = 50_000_000;
+
+    /// The longest prompt: more than any model reads. What a template holds in variables is not bounded: the library counts its steps only.
+    pub const MAX_OUTPUT_BYTES: usize = 16 << 20;
 
     /// Values inside each other that `tojson` follows.
     const MAX_DEPTH: usize = 64;
@@ -110,7 +123,35 @@ mod render {
                 variables.insert(name, Value::from(token.as_str()));
             }
         }
-        environment.render_str(&template.source, variables)
+        let mut out = Bounded { text: Vec::new(), full: false };
+        let rendered = environment.template_from_str(&template.source)?.render_captured_to(variables, &mut out).map(|_| ());
+        if out.full {
+            let problem = format!("the prompt grows beyond {MAX_OUTPUT_BYTES} bytes");
+            return Err(Error::new(ErrorKind::InvalidOperation, problem));
+        }
+        rendered?;
+        String::from_utf8(out.text).map_err(|_| Error::new(ErrorKind::InvalidOperation, "the prompt is not UTF-8 text"))
+    }
+
+    /// Takes [`MAX_OUTPUT_BYTES`].
+    struct Bounded {
+        text: Vec<u8>,
+        full: bool,
+    }
+
+    impl io::Write for Bounded {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if bytes.len() > MAX_OUTPUT_BYTES - self.text.len() {
+                self.full = true;
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+            self.text.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
     }
 
     fn raise_exception(message: String) -> Result<Value, Error> {
@@ -228,6 +269,9 @@ mod tests {
         let endless =
             "{% for a in range(10000) %}{% for b in range(10000) %}{% for c in range(10000) %}{% endfor %}{% endfor %}{% endfor %}";
         assert!(template(endless).render(&[]).is_err());
+        let long = "{% set s = 'x' * 100000 %}{% for i in range(1000) %}{{ s }}{% endfor %}";
+        let error = template(long).render(&[]).expect_err("100 MB");
+        assert!(error.to_string().contains(&format!("beyond {} bytes", render::MAX_OUTPUT_BYTES)), "{error}");
         assert!(template("{{ strftime_now('%Q') }}").render(&[]).is_err());
         let year = template("{{ strftime_now('%Y') }}").render(&[]);
         assert!(year.is_ok_and(|year| year.len() == 4 && year.starts_with("20")));

@@ -7,6 +7,9 @@ use crate::error::Result;
 /// told from a character that is not whole. Then all but the last is shown.
 const MAX_WAITING_TOKENS: usize = 16;
 
+/// Tokens of one character at most, each a byte of it.
+const CHARACTER_TOKENS: usize = 4;
+
 /// Tokens of the prompt that the first generated ones are decoded after: tokenizers leave out a text's first space, which is no first
 /// space here.
 const CONTEXT_TOKENS: usize = 4;
@@ -62,8 +65,7 @@ impl<'a> Decoder<'a> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids)?;
         let waiting = self.ids.len() - self.known;
-        // Byte tokens after a character of byte tokens are, until they are whole, decoded as invalid together with it: they wait.
-        let Some(new) = text.strip_prefix(self.shown.as_str()) else { return Ok(()) };
+        let Some(new) = text.strip_prefix(self.shown.as_str()) else { return self.push_apart(waiting, out) };
         match new.strip_suffix(char::REPLACEMENT_CHARACTER) {
             // A special token says nothing; kept, it would only make later decoding longer.
             None if new.is_empty() && waiting == 1 && !self.shown.is_empty() => {
@@ -72,16 +74,40 @@ impl<'a> Decoder<'a> {
             None if new.is_empty() => {}
             None => {
                 out.push_str(new);
-                self.ids.drain(..self.known);
-                self.known = self.ids.len();
-                self.shown = self.tokenizer.decode(&self.ids)?;
+                self.forget_known()?;
             }
             Some(settled) if waiting > MAX_WAITING_TOKENS => {
                 out.push_str(settled);
-                self.shown.push_str(settled);
+                self.forget_known()?;
+                if self.shown.ends_with(char::REPLACEMENT_CHARACTER) {
+                    self.shown.pop();
+                }
+                // What is not shown is of the last character's tokens.
+                self.known = self.ids.len() - CHARACTER_TOKENS;
             }
             Some(_) => {}
         }
+        Ok(())
+    }
+
+    /// Takes the waiting tokens where they change the text before them. Byte tokens after a character of byte tokens do: until they are whole
+    /// they are decoded as invalid together with it, and where they never become a character that remains so. They wait until by
+    /// themselves they are text.
+    fn push_apart(&mut self, waiting: usize, out: &mut String) -> Result<()> {
+        let own = self.tokenizer.decode(&self.ids[self.known..])?;
+        let whole = !own.is_empty() && !own.ends_with(char::REPLACEMENT_CHARACTER);
+        if whole || waiting > MAX_WAITING_TOKENS {
+            out.push_str(&own);
+            self.forget_known()?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with the tokens that waited as those whose text is shown.
+    fn forget_known(&mut self) -> Result<()> {
+        self.ids.drain(..self.known);
+        self.known = self.ids.len();
+        self.shown = self.tokenizer.decode(&self.ids)?;
         Ok(())
     }
 
@@ -176,6 +202,33 @@ mod tests {
         let (parts, _) = shown(&tokenizer, &[], &ids, &[])?;
         assert_eq!(parts.concat(), tokenizer.decode(&ids)?);
         assert!(parts[..20].iter().any(|part| !part.is_empty()));
+        Ok(())
+    }
+
+    #[test]
+    fn bytes_that_spoil_the_character_before_them_hold_nothing_up() -> Result<()> {
+        let tokenizer = byte_fallback();
+        let [character, letters] = [tokenizer.encode("é", false)?, tokenizer.encode("ab ab", false)?];
+        // After `▁` come the bytes of é, each a token, in the order of their values.
+        let [first, second] = character[character.len() - 2..] else { panic!("{character:?}") };
+        assert_eq!([tokenizer.token(first), tokenizer.token(second)], [Some("<0xC3>".into()), Some("<0xA9>".into())]);
+        let invalid = first + (0xff - 0xc3);
+        let text = [vec![first, second, invalid], letters.clone()].concat();
+        let (parts, stopped) = shown(&tokenizer, &[], &text, &["ab a"])?;
+        assert_eq!((parts.concat().as_str(), stopped), ("é\u{fffd} ", true));
+        let (parts, _) = shown(&tokenizer, &[], &text, &[])?;
+        assert_eq!(parts.concat(), "é\u{fffd} ab ab");
+        // Without end.
+        let run = [vec![first, second], vec![invalid; 200]].concat();
+        let mut decoder = Decoder::new(&tokenizer, &[])?;
+        let (mut out, mut longest) = (String::new(), 0);
+        for id in run {
+            decoder.push(id, &mut out)?;
+            longest = longest.max(decoder.ids.len());
+        }
+        assert!(longest <= 3 * MAX_WAITING_TOKENS, "{longest} tokens are decoded for one");
+        decoder.finish(&mut out)?;
+        assert_eq!(out, format!("é{}", "\u{fffd}".repeat(200)));
         Ok(())
     }
 

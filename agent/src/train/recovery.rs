@@ -22,12 +22,23 @@ pub enum Length {
     Epochs(f64),
 }
 
+impl Length {
+    /// Optimizer steps, where a pass over the set has `per_epoch`. Any part of an epoch is at least one step.
+    pub fn steps(self, per_epoch: f64) -> usize {
+        match self {
+            Length::Steps(steps) => steps,
+            Length::Epochs(epochs) if epochs > 0.0 => ((epochs * per_epoch).round() as usize).max(1),
+            Length::Epochs(_) => 0,
+        }
+    }
+}
+
 /// How a cut is recovered.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RecoveryOptions {
     /// Which adapters.
     pub adapters: AdapterOptions,
-    /// Windows in a step. Where memory is short they are taken a few at a time and their gradients added up.
+    /// Windows in a step. Where memory is short they are taken a few at a time, the last few in full, and their gradients added up.
     pub batch: usize,
     /// Peak learning rate.
     pub learning_rate: f32,
@@ -57,8 +68,8 @@ pub struct RecoveryReport {
 }
 
 /// Trains fresh adapters on `network`. Of the sizes `batch`, `batch / 2` … as many windows are taken at a time as have activations that fit
-/// `available` bytes, keeping all activations where that fits too; the gradients of a step are added up, so that a step is the same
-/// whatever the memory, only slower.
+/// `available` bytes, keeping all activations where that fits too; the gradients of a step are added up. Where `batch` is a power of two a
+/// step is the same whatever the memory, only slower; else it rounds up to whole micro-batches.
 pub fn recover<D: Device>(
     network: &Network<D>,
     examples: &dyn Examples,
@@ -131,10 +142,7 @@ impl Training<'_> {
         let mut workspace = Workspace::new(device, &network.architecture, &network.shape, size)?;
         let parts = options.batch.max(1).div_ceil(size.batch);
         let mut batches = Batches::new(examples, size.batch, options.augment, options.seed ^ 0x10aa)?;
-        let steps = match length {
-            Length::Steps(steps) => steps,
-            Length::Epochs(epochs) => (epochs * batches.per_epoch() as f64 / parts as f64).round() as usize,
-        };
+        let steps = length.steps(batches.per_epoch() as f64 / parts as f64);
         let schedule = Schedule { peak: options.learning_rate, warmup: (steps / 10).max(1), total: steps };
         let rows = match network.architecture.output {
             Output::Classes { .. } => size.batch,
@@ -195,4 +203,27 @@ impl Training<'_> {
 /// Bytes of activations with what goes with them: the windows of a batch on the host and the scratch of matrix products.
 pub fn with_margin(activations: u64) -> u64 {
     activations + activations / 4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_an_epoch_is_at_least_one_step_and_none_is_none() {
+        let cases = [
+            (Length::Steps(0), 10.0, 0),
+            (Length::Steps(7), 0.1, 7),
+            (Length::Epochs(0.0), 10.0, 0),
+            (Length::Epochs(1.0), 10.0 / 32.0, 1),
+            (Length::Epochs(1e-9), 10.0, 1),
+            (Length::Epochs(2.0), 10.0, 20),
+        ];
+        let failures: Vec<String> = cases
+            .iter()
+            .filter(|(length, per_epoch, steps)| length.steps(*per_epoch) != *steps)
+            .map(|(length, per_epoch, steps)| format!("{length:?} of {per_epoch}: {}, expected {steps}", length.steps(*per_epoch)))
+            .collect();
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    }
 }

@@ -49,6 +49,24 @@ fn a_recording_at_another_rate_is_refused_before_anything_runs() {
 }
 
 #[test]
+fn only_recordings_that_are_read_whole_are_held() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs_file(&at("day.f32")).write_all(&[0; 1 << 20]).unwrap();
+    let bytes = |names: &[&str]| Recordings::open(&names.iter().map(|name| at(name)).collect::<Vec<_>>()).unwrap().largest_bytes();
+    assert_eq!(bytes(&["day.f32"]).unwrap(), 0);
+    write_wav(&at("short.wav"), 12_000, 2);
+    write_wav(&at("long.wav"), 12_000, 5);
+    assert_eq!(bytes(&["short.wav", "day.f32", "long.wav"]).unwrap(), 4 * 5 * WINDOW as u64);
+    fs_file(&at("table.csv")).write_all(b"1,2\nx").unwrap();
+    fs_file(&at("cut.npy")).write_all(b"\x93NUMPY").unwrap();
+    for broken in ["table.csv", "cut.npy"] {
+        let error = bytes(&["short.wav", broken]).expect_err(broken).to_string();
+        assert!(error.contains(broken), "{error}");
+    }
+}
+
+#[test]
 fn files_and_folders_are_read_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let raw = |name: &str, windows: usize| {

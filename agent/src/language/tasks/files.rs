@@ -17,22 +17,22 @@ pub fn piqa(path: &Path) -> Result<Vec<ChoiceQuestion>> {
     let missing = || wrong(path, "its labels are missing", &format!("the file {stem}-labels.lst beside it"));
     let labels_path = candidates.iter().find(|path| path.is_file()).ok_or_else(missing)?;
     let labels = read_text(labels_path)?;
-    let labels: Vec<&str> = labels.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let labels: Vec<(usize, &str)> = full_lines(&labels).collect();
     let lines = json_lines(path)?;
     if labels.len() != lines.len() {
         let problem = format!("it has {} labels for {} questions", labels.len(), lines.len());
         return Err(wrong(labels_path, &problem, "one label a question"));
     }
-    let question = |(index, (value, label)): (usize, (Value, &str))| {
-        let right = match label {
+    let question = |((line, value), (label_line, label)): ((usize, Value), (usize, &str))| {
+        let right = match label.trim() {
             "0" => 0,
             "1" => 1,
-            _ => return Err(wrong(labels_path, &format!("line {}: `{label}` is no label", index + 1), "0 or 1")),
+            other => return Err(wrong(labels_path, &format!("line {label_line}: `{other}` is no label"), "0 or 1")),
         };
-        let field = |name| text_field(path, index, &value, name);
+        let field = |name| text_field(path, &format!("line {line}"), &value, name);
         Ok(ChoiceQuestion { question: field("goal")?, choices: vec![field("sol1")?, field("sol2")?], right })
     };
-    lines.into_iter().zip(labels).enumerate().map(question).collect()
+    lines.into_iter().zip(labels).map(question).collect()
 }
 
 /// ARC: an array of objects whose `instruction` holds question and answers in one text
@@ -42,10 +42,11 @@ pub fn arc(path: &Path) -> Result<Vec<ChoiceQuestion>> {
     let expected = "an array of objects with `instruction` and `answer`";
     let list: Vec<Value> = serde_json::from_str(&text).map_err(|error| wrong(path, &error.to_string(), expected))?;
     let question = |(index, value): (usize, &Value)| {
-        let instruction = text_field(path, index, value, "instruction")?;
-        let answer = text_field(path, index, value, "answer")?;
+        let place = format!("question {}", index + 1);
+        let instruction = text_field(path, &place, value, "instruction")?;
+        let answer = text_field(path, &place, value, "answer")?;
         parse_instruction(&instruction, &answer).ok_or_else(|| {
-            let problem = format!("question {}: its instruction or its answer `{answer}` cannot be understood", index + 1);
+            let problem = format!("{place}: its instruction or its answer `{answer}` cannot be understood");
             wrong(path, &problem, "`…the question: …`, an empty line, `Answer1: … Answer2: …`, and `answer1` or another of them")
         })
     };
@@ -76,25 +77,39 @@ fn parse_instruction(instruction: &str, answer: &str) -> Option<ChoiceQuestion> 
 
 /// GSM8K: one object a line, `question` and `answer`, whose last number follows `####`.
 pub fn gsm8k(path: &Path) -> Result<Vec<NumberQuestion>> {
-    let question = |(index, value): (usize, Value)| {
-        let answer = text_field(path, index, &value, "answer")?;
+    let question = |(line, value): (usize, Value)| {
+        let place = format!("line {line}");
+        let answer = text_field(path, &place, &value, "answer")?;
         let number = answer.rsplit_once("####").and_then(|(_, number)| last_number(number));
-        let problem = || wrong(path, &format!("line {}: its answer has no number", index + 1), "`#### ` and a number at its end");
-        Ok(NumberQuestion { question: text_field(path, index, &value, "question")?, answer: number.ok_or_else(problem)? })
+        let problem = || wrong(path, &format!("{place}: its answer has no number"), "`#### ` and a number at its end");
+        Ok(NumberQuestion { question: text_field(path, &place, &value, "question")?, answer: number.ok_or_else(problem)? })
     };
-    json_lines(path)?.into_iter().enumerate().map(question).collect()
+    json_lines(path)?.into_iter().map(question).collect()
 }
 
-fn json_lines(path: &Path) -> Result<Vec<Value>> {
+/// The lines that are not empty, each with its number in the file.
+fn full_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(|(index, line)| (index + 1, line))
+}
+
+/// The values of a file, each with the number of its line.
+fn json_lines(path: &Path) -> Result<Vec<(usize, Value)>> {
     let text = read_text(path)?;
-    let parse = |(index, line): (usize, &str)| {
-        serde_json::from_str(line).map_err(|error| wrong(path, &format!("line {}: {error}", index + 1), "one JSON object a line"))
+    let parse = |(line, value): (usize, &str)| match serde_json::from_str(value) {
+        Ok(value) => Ok((line, value)),
+        Err(error) => {
+            // The parser sees one line, and calls it the first.
+            let said = error.to_string();
+            let reason = said.split(" at line ").next().unwrap_or(&said);
+            Err(wrong(path, &format!("line {line}, column {}: {reason}", error.column()), "one JSON object a line"))
+        }
     };
-    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
+    full_lines(&text).map(parse).collect()
 }
 
-fn text_field(path: &Path, index: usize, value: &Value, name: &str) -> Result<String> {
-    let missing = || wrong(path, &format!("question {} has no text `{name}`", index + 1), &format!("a text field `{name}`"));
+/// A text of the object at `place`.
+fn text_field(path: &Path, place: &str, value: &Value, name: &str) -> Result<String> {
+    let missing = || wrong(path, &format!("{place}: it has no text `{name}`"), &format!("a text field `{name}`"));
     value[name].as_str().map(|text| text.trim().to_string()).ok_or_else(missing)
 }
 
@@ -146,6 +161,10 @@ mod tests {
             ("b-labels.lst", "2\n"),
             ("c.jsonl", "{\"question\": \"How many?\", \"answer\": \"none\"}\n"),
             ("d.jsonl", "{\n"),
+            ("f.jsonl", "\n{\"question\": \"How many?\", \"answer\": \"#### 1\"}\n\n{\"question\": 3, \"answer\": \"#### 1\"}\n"),
+            ("h.jsonl", "\n\n{]\n"),
+            ("i.jsonl", "\n{\"goal\": \"Boil\", \"sol1\": \"a\", \"sol2\": \"b\"}\n"),
+            ("i-labels.lst", "\n\nx\n"),
             ("e.json", "[{\"instruction\": \"x\", \"answer\": \"answer1\"}]"),
         ]);
         let at = |name: &str| folder.path().join(name);
@@ -154,6 +173,9 @@ mod tests {
             (piqa(&at("b.jsonl")).err(), "`2` is no label"),
             (gsm8k(&at("c.jsonl")).err(), "line 1: its answer has no number"),
             (gsm8k(&at("d.jsonl")).err(), "line 1"),
+            (gsm8k(&at("f.jsonl")).err(), "line 4: it has no text `question`"),
+            (gsm8k(&at("h.jsonl")).err(), "line 3, column 2"),
+            (piqa(&at("i.jsonl")).err(), "i-labels.lst: line 3: `x` is no label"),
             (arc(&at("e.json")).err(), "question 1"),
         ];
         for (error, word) in said {
