@@ -23,6 +23,8 @@ pub enum Purpose {
     Optimizer,
     /// Rows on their way into an artifact.
     Pack,
+    /// Vocabulary and merges of a language model.
+    Tokenizer,
 }
 
 impl Purpose {
@@ -37,6 +39,7 @@ impl Purpose {
             Purpose::Gradients => "gradients",
             Purpose::Optimizer => "optimizer moments",
             Purpose::Pack => "packing",
+            Purpose::Tokenizer => "the tokenizer",
         }
     }
 }

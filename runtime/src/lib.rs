@@ -37,7 +37,7 @@ pub use load::DeviceTensors;
 pub use network::Network;
 pub use page_allocator::{PageAllocator, release_free_memory, tune_system_allocator};
 pub use pages::Residency;
-pub use plan::{MAX_PROMPT_TOKENS, PROCESS_BYTES, Plan, PlanLine};
+pub use plan::{MAX_PROMPT_TOKENS, PROCESS_BYTES, Plan, PlanLine, tokenizer_bytes};
 pub use sampling::{Sampler, Sampling};
 pub use score::Scorer;
 pub use workspace::{Keep, LogitRows, Workspace, WorkspaceSize, workspace_bytes};

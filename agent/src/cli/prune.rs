@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use espalier_kernels::{Purpose, Reservation};
 use espalier_models::Artifact;
-use espalier_runtime::{AdapterOptions, gauges};
+use espalier_runtime::{AdapterOptions, Budget, gauges};
 
 use super::bar::Bar;
 use super::data::DataArgs;
@@ -186,8 +186,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let data = args.data.open()?;
     check_classes(&source, &data.split.classes)?;
     data.check()?;
-    let by_text = by_text(&source, [&data.sets.train, &data.sets.holdout])?;
     let (device, budget) = context.device(args.limit)?;
+    let by_text = by_text(&budget, &source, [&data.sets.train, &data.sets.holdout])?;
     let needed = budget.used() + source.file_bytes() + Cascade::<espalier_kernels::CpuDevice>::needed_bytes(source.manifest(), &options);
     if needed > budget.limit() {
         return Err(AgentError::LimitTooSmall { what: format!("pruning {}", args.model.display()), needed, limit: budget.limit() });
@@ -262,9 +262,9 @@ fn render(pruned: &Pruned) -> String {
 }
 
 /// Sets of windows as prompts, for a model that judges them by text.
-fn by_text<'a>(source: &Artifact, sets: [&'a WindowSet; 2]) -> Result<Option<[TextExamples<'a>; 2]>> {
+fn by_text<'a>(budget: &Arc<Budget>, source: &Artifact, sets: [&'a WindowSet; 2]) -> Result<Option<[TextExamples<'a>; 2]>> {
     let Some(diagnosis) = source.manifest().diagnosis.clone() else { return Ok(None) };
-    let prompts = Prompts::new(source, diagnosis)?.shared();
+    let prompts = Prompts::open(budget, source, diagnosis)?.shared();
     let [calibration, holdout] = sets.map(|windows| TextExamples::new(windows, prompts.clone()));
     Ok(Some([calibration?, holdout?]))
 }

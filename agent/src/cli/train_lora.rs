@@ -118,7 +118,7 @@ fn adapters(
 ) -> Result<(Vec<HostAdapter>, usize, f64)> {
     let _mapped = Reservation::new(budget.clone(), Purpose::Weights, base.file_bytes())?;
     let network = Network::load(device.for_purpose(Purpose::Weights), base, Residency::Resident)?;
-    let examples = TextExamples::new(&data.sets.train, Prompts::new(base, diagnosis.clone())?.shared())?;
+    let examples = TextExamples::new(&data.sets.train, Prompts::open(budget, base, diagnosis.clone())?.shared())?;
     let (adapters, report) = recover(&network, &examples, length, options, budget.available(), progress, stop)?;
     Ok((HostAdapter::download(device, &adapters)?, report.steps, report.seconds))
 }

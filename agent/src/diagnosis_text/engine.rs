@@ -35,7 +35,7 @@ impl<D: Device> TextEngine<D> {
 
     /// Opens a language model to make this diagnosis, whether it was trained to or not.
     pub fn with(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, diagnosis: TextDiagnosis) -> Result<Self> {
-        let prompts = Prompts::new(artifact, diagnosis)?;
+        let prompts = Prompts::open(budget, artifact, diagnosis)?;
         let scorer = Scorer::open(device, budget, artifact, prompts.token_limit())?;
         Ok(Self { scorer, prompts, model_id: artifact.id(), losses: Vec::new(), probabilities: Vec::new() })
     }

@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use espalier_kernels::{Device, NO_TARGET};
+use espalier_kernels::{Device, NO_TARGET, Purpose, Reservation};
 use espalier_models::Artifact;
 use espalier_models::manifest::TextDiagnosis;
-use espalier_runtime::{Input, Pass, RuntimeError, Workspace};
+use espalier_runtime::{Budget, Input, Pass, RuntimeError, Workspace, release_free_memory, tokenizer_bytes};
 
 use super::prompt::{PROMPT_END, write_prompt};
 use super::statistics::StatisticsOf;
@@ -23,17 +23,23 @@ pub struct Prompts {
     labels: Vec<Vec<u32>>,
     token_limit: usize,
     text: String,
+    _booked: Option<Reservation>,
 }
 
 impl Prompts {
-    /// For a model that makes this diagnosis.
-    pub fn new(artifact: &Artifact, diagnosis: TextDiagnosis) -> Result<Self> {
+    /// For a model that makes this diagnosis; its tokenizer is booked in `budget`.
+    pub fn open(budget: &Arc<Budget>, artifact: &Artifact, diagnosis: TextDiagnosis) -> Result<Self> {
         let in_file = |error| match error {
             AgentError::Usage(said) => AgentError::Usage(format!("{}: {said}", artifact.path().display())),
             other => other,
         };
         let limit = token_limit(&artifact.manifest().architecture);
-        Self::with(Tokenizer::of(artifact)?, diagnosis, limit).map_err(in_file)
+        let booked = Reservation::new(budget.clone(), Purpose::Tokenizer, tokenizer_bytes(artifact.manifest()))?;
+        let tokenizer = Tokenizer::of(artifact)?;
+        // The library leaves more behind than it keeps.
+        release_free_memory();
+        let prompts = Self::with(tokenizer, diagnosis, limit).map_err(in_file)?;
+        Ok(Self { _booked: Some(booked), ..prompts })
     }
 
     fn with(tokenizer: Tokenizer, diagnosis: TextDiagnosis, token_limit: usize) -> Result<Self> {
@@ -43,7 +49,7 @@ impl Prompts {
         }
         let labels = label_tokens(&tokenizer, &diagnosis)?;
         let statistics = StatisticsOf::new(diagnosis.window, diagnosis.sample_rate_hz);
-        Ok(Self { tokenizer, diagnosis, statistics, labels, token_limit, text: String::new() })
+        Ok(Self { tokenizer, diagnosis, statistics, labels, token_limit, text: String::new(), _booked: None })
     }
 
     /// For training and judging at once.
