@@ -105,7 +105,7 @@ fn plan(manifest: &Manifest, family: &Family, source: &dyn TensorSource) -> Resu
     planned.collect()
 }
 
-/// ggml's number for what most matrices are.
+/// ggml's number for the file: that of the first number format that is not f32, of f32 where there is none.
 fn file_type(planned: &[Planned]) -> u32 {
     match planned.iter().map(|planned| planned.dtype).find(|dtype| *dtype != DType::F32) {
         Some(DType::F16) => 1,
@@ -167,10 +167,10 @@ fn describe_span(header: &mut Header, key: &dyn Fn(&str) -> String, span: &Atten
 fn rotary_factors(architecture: &Architecture) -> Vec<f32> {
     let Positions::Rotary { dims, .. } = architecture.positions else { return Vec::new() };
     let Some(rotary) = architecture.spans.first().and_then(|span| span.rotary) else { return Vec::new() };
-    let RotaryScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } = rotary.scaling else { return Vec::new() };
-    let parameters = (factor, low_freq_factor, high_freq_factor, original_context as f64);
-    let pairs = dims / 2;
-    (0..pairs).map(|pair| rotary::factor(parameters, rotary.base, pair as f64 / pairs as f64) as f32).collect()
+    match rotary.scaling {
+        RotaryScaling::Llama3 { .. } => rotary::of(rotary, dims).into_iter().map(|factor| factor as f32).collect(),
+        RotaryScaling::None | RotaryScaling::Linear { .. } => Vec::new(),
+    }
 }
 
 /// Writes the file beside `out`, checks what its head says, and puts it in its place.
