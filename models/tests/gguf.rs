@@ -314,7 +314,7 @@ fn rotary_scaling_is_what_llama_cpp_takes_it_for() {
         keys.extend(factor.map(|factor| ("llama.rope.scaling.factor", Meta::Number(factor))));
         if frequencies > 0 {
             // With the base 10 000 and 16 dimensions, Llama 3.1 stretches the longest of 8 wavelengths by 8, and the one before it by less.
-            let factors = [1.0f32, 1.0, 1.0, 1.0, 1.0, 1.0, 4.681_482_6, 8.0];
+            let factors = [1.0f32, 1.0, 1.0, 1.0, 1.0, 1.0, 4.681_483, 8.0];
             tensors.push((
                 "rope_freqs.weight",
                 vec![frequencies as u64],
