@@ -3,7 +3,7 @@
 # every fixture that can be exported. Needs a Rust toolchain, Python 3.11 on x86-64 Linux (PYTHON names it; python3 by default) and, the
 # first time, the network.
 #
-#   scripts/check-exports.sh
+#   scripts/check-exports.sh [--prepare]     --prepare: bring the packages, compare nothing
 #
 # The packages (about 300 MB, pinned by version and SHA-256 in check-exports.txt) go into target/exports-venv. transformers runs there with
 # Flax: PyTorch from PyPI is 900 MB and wants gigabytes of CUDA libraries even where there is no GPU. llama.cpp comes as xllamacpp, wheels
@@ -17,13 +17,15 @@ fail() {
     exit 1
 }
 
+prepare=
 case ${1:-} in
 -h | --help)
     sed -n '2,10s/^# \{0,1\}//p' "$0"
     exit
     ;;
+--prepare) prepare=true ;;
 '') ;;
-*) fail "unexpected argument \`$1\`; it takes none" ;;
+*) fail "unexpected argument \`$1\`; it takes --prepare or none" ;;
 esac
 python=${PYTHON:-python3}
 command -v "$python" >/dev/null || fail "$python is missing; install Python 3.11"
@@ -37,6 +39,7 @@ if ! cmp -s scripts/check-exports.txt "$venv/installed.txt"; then
         fail "pip could not install scripts/check-exports.txt; check the network"
     cp scripts/check-exports.txt "$venv/installed.txt"
 fi
+[ -z "$prepare" ] || exit 0
 log=target/check-exports.log
 cargo test --quiet -p espalier --test exports -- --ignored
 "$venv/bin/python" scripts/check_exports.py target/exports tests/parity 2>"$log" || {

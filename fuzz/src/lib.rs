@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use espalier_agent::signals::{ReadOptions, read_recording_with, summarise};
 use espalier_agent::text::Tokenizer;
+use espalier_models::artifact::FORMAT_VERSION;
 use espalier_models::checkpoint::import;
 use espalier_models::{Artifact, Manifest};
 
@@ -84,7 +85,8 @@ pub fn artifact(bytes: &[u8]) {
     }
 }
 
-/// The artifact with the checksums of its manifest, its chunk table and its header, and its length, set to what they are.
+/// The artifact with the current format version, and with the checksums of its manifest, its chunk table and its header, and its length, set
+/// to what they are.
 fn with_checksums(mut bytes: Vec<u8>) -> Vec<u8> {
     if bytes.len() < 64 {
         return bytes;
@@ -94,7 +96,8 @@ fn with_checksums(mut bytes: Vec<u8>) -> Vec<u8> {
     let table = manifest.end..manifest.end + long(24);
     let crcs = (bytes.get(manifest).map(crc32c::crc32c), bytes.get(table).map(crc32c::crc32c));
     let length = (bytes.len() as u64).to_le_bytes();
-    bytes[..12].copy_from_slice(b"\x89ESP\r\n\x1a\n\x01\0\0\0");
+    bytes[..8].copy_from_slice(b"\x89ESP\r\n\x1a\n");
+    bytes[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
     bytes[12..16].copy_from_slice(&crcs.0.unwrap_or(0).to_le_bytes());
     bytes[40..48].copy_from_slice(&length);
     bytes[48..52].copy_from_slice(&crcs.1.unwrap_or(0).to_le_bytes());

@@ -213,9 +213,30 @@ fn advice(error: &io::Error) -> &'static str {
 /// The first names of a list, and how many more there are.
 fn listed(names: &[String]) -> String {
     const SHOWN: usize = 8;
-    let mut text = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let mut text = names.iter().take(SHOWN).map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN {
         text.push_str(&format!(" and {} more", names.len() - SHOWN));
     }
     text
+}
+
+/// A text from outside in a sentence: at most its first 80 characters, in backquotes.
+pub(crate) fn quoted(text: &str) -> String {
+    const SHOWN: usize = 80;
+    match text.char_indices().nth(SHOWN) {
+        None => format!("`{text}`"),
+        Some((end, _)) => format!("`{}…`", &text[..end]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoted_texts_are_short() {
+        let (fits, long) = ("é".repeat(80), "é".repeat(81));
+        assert_eq!(quoted(&fits), format!("`{fits}`"));
+        assert_eq!(quoted(&long), format!("`{fits}…`"));
+    }
 }

@@ -13,8 +13,8 @@
 
 use std::ops::Range;
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
 use crate::tensor::{DType, Layout, Part, TensorSpec};
 
@@ -148,6 +148,15 @@ impl Format {
             }
         }
         Ok(out)
+    }
+}
+
+/// `value` as f16 or bf16 holds it; other formats are taken to hold it as it is.
+pub(crate) fn rounded(dtype: DType, value: f32) -> f32 {
+    match dtype {
+        DType::F16 => f16::from_f32(value).to_f32(),
+        DType::Bf16 => bf16::from_f32(value).to_f32(),
+        _ => value,
     }
 }
 

@@ -277,6 +277,77 @@ fn what_cannot_be_done_exactly_is_refused_by_name() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// A sentence for a person has no room for a name of a megabyte.
+#[test]
+fn long_texts_in_a_file_make_no_long_sentence() {
+    let long: &'static str = Box::leak("x".repeat(60_000).into_boxed_str());
+    let names: [&'static str; 5] =
+        ["general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre", "llama.rope.scaling.type", "llama.block_count"];
+    let changed = names.map(|name| (name, name, Meta::Text(long)));
+    let unknown: &'static str = Box::leak(format!("llama.{long}").into_boxed_str());
+    let cases = changed.into_iter().chain([
+        ("an unknown key", unknown, Meta::Count(1)),
+        ("a long token", "tokenizer.ggml.tokens", Meta::Texts(vec!["a", "b", "ab", "c", long])),
+        ("a token twice", "tokenizer.ggml.tokens", Meta::Texts(vec!["a", "b", "ab", &long[..1000], &long[..1000]])),
+        ("a long merge", "tokenizer.ggml.merges", Meta::Texts(vec![long])),
+    ]);
+    let mut wrong = Vec::new();
+    for (what, key, value) in cases {
+        let mut keys = llama_keys();
+        keys.retain(|(name, _)| *name != key);
+        keys.push((key, value));
+        match attempt(&file(3, &keys, &llama_tensors())) {
+            Err(error) if error.to_string().len() < 1024 => {}
+            Err(error) => wrong.push(format!("{what}: a sentence of {} bytes", error.to_string().len())),
+            Ok(_) => wrong.push(format!("{what}: accepted")),
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// llama.cpp takes scaling for linear where no type is named, and the factors 0 and 1 for none.
+#[test]
+fn rotary_scaling_is_what_llama_cpp_takes_it_for() {
+    let scaled = |kind: Option<&'static str>, factor: Option<f32>, frequencies: usize| {
+        let (mut keys, mut tensors) = (llama_keys(), llama_tensors());
+        keys.extend(kind.map(|kind| ("llama.rope.scaling.type", Meta::Text(kind))));
+        keys.extend(factor.map(|factor| ("llama.rope.scaling.factor", Meta::Number(factor))));
+        if frequencies > 0 {
+            // With the base 10 000 and 16 dimensions, Llama 3.1 stretches the longest of 8 wavelengths by 8, and the one before it by less.
+            let factors = [1.0f32, 1.0, 1.0, 1.0, 1.0, 1.0, 4.681_483, 8.0];
+            tensors.push((
+                "rope_freqs.weight",
+                vec![frequencies as u64],
+                0,
+                factors[..frequencies].iter().flat_map(|f| f.to_le_bytes()).collect(),
+            ));
+        }
+        attempt(&file(3, &keys, &tensors)).map(|config| config["rope_scaling"].clone()).map_err(|error| error.to_string())
+    };
+    let linear = json!({ "rope_type": "linear", "factor": 2.5 });
+    let cases = [
+        (None, None, Value::Null),
+        (None, Some(0.0), Value::Null),
+        (None, Some(1.0), Value::Null),
+        (None, Some(2.5), linear.clone()),
+        (Some("linear"), Some(2.5), linear),
+        (Some("linear"), Some(1.0), Value::Null),
+        (Some("none"), Some(2.5), Value::Null),
+    ];
+    let found = cases.map(|(kind, factor, expected)| (kind, factor, scaled(kind, factor, 0), Ok(expected)));
+    let wrong: Vec<_> = found.iter().filter(|(_, _, found, expected)| found != expected).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let refused = [
+        ("expected 8, one for each pair", scaled(None, None, 1)),
+        ("expected a number", scaled(Some("linear"), None, 0)),
+        ("together with the tensor `rope_freqs.weight`", scaled(None, Some(2.5), 8)),
+        ("together with the tensor `rope_freqs.weight`", scaled(Some("linear"), Some(2.5), 8)),
+    ];
+    let wrong: Vec<_> = refused.iter().filter(|(reason, found)| !found.as_ref().is_err_and(|found| found.contains(reason))).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(scaled(None, None, 8).unwrap()["rope_type"], json!("llama3"));
+}
+
 #[test]
 fn files_that_lie_are_refused() {
     let sound = llama();

@@ -110,12 +110,12 @@ fn text_diagnosis(diagnosis: &TextDiagnosis, architecture: &Architecture) -> Che
     }
     within("the number of classes", diagnosis.classes.len(), MAX_CLASSES)?;
     within("the window", diagnosis.window, MAX_LENGTH)?;
-    if diagnosis.labels.len() != diagnosis.classes.len() || diagnosis.labels.iter().any(String::is_empty) {
-        return Err(format!(
-            "it has the labels {:?} for {} classes; expected one that says something for each",
-            diagnosis.labels,
-            diagnosis.classes.len()
-        ));
+    let (labels, classes) = (diagnosis.labels.len(), diagnosis.classes.len());
+    if labels != classes {
+        return Err(format!("it has {labels} labels for {classes} classes; expected one for each"));
+    }
+    if let Some(index) = diagnosis.labels.iter().position(String::is_empty) {
+        return Err(format!("the label of class {index} is empty; expected a text"));
     }
     if !(diagnosis.sample_rate_hz.is_finite() && diagnosis.sample_rate_hz > 0.0) {
         return Err(format!("the sample rate is {} Hz; expected a finite number above 0", diagnosis.sample_rate_hz));

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::architecture::Activation;
 use crate::artifact::validate::MAX_LENGTH;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 /// The longest `config.json`. An espalier model lists the original index of every unit in it.
 const MAX_CONFIG_BYTES: u64 = 256 << 20;
@@ -55,10 +55,7 @@ impl Config {
     /// The error that a field is not what it must be.
     pub fn wrong(&self, name: &str, expected: &str) -> Error {
         match self.get(name) {
-            Some(value) => {
-                let found: String = value.to_string().chars().take(80).collect();
-                Error::checkpoint(&self.path, format!("`{name}` is {found}; expected {expected}"))
-            }
+            Some(value) => Error::checkpoint(&self.path, format!("`{name}` is {}; expected {expected}", quoted(&value.to_string()))),
             None => Error::checkpoint(&self.path, format!("`{name}` is missing; expected {expected}")),
         }
     }
@@ -101,7 +98,7 @@ impl Config {
     pub fn require_none(&self, name: &str) -> Result<()> {
         match self.get(name) {
             None => Ok(()),
-            Some(value) => Err(self.unsupported(format!("`{name}` = {value}"), "only null is")),
+            Some(value) => Err(self.unsupported(format!("`{name}` = {}", quoted(&value.to_string())), "only null is")),
         }
     }
 
@@ -153,7 +150,10 @@ impl Config {
             "gelu" => Ok(Activation::GeluExact),
             "relu" => Ok(Activation::Relu),
             "silu" | "swish" => Ok(Activation::Silu),
-            other => Err(self.unsupported(format!("`{name}` = `{other}`"), "gelu_new, gelu_pytorch_tanh, gelu, relu, silu and swish are")),
+            other => {
+                Err(self
+                    .unsupported(format!("`{name}` = {}", quoted(other)), "gelu_new, gelu_pytorch_tanh, gelu, relu, silu and swish are"))
+            }
         }
     }
 }

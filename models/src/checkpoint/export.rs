@@ -1,31 +1,22 @@
 //! Writes a checkpoint folder: `config.json`, `model.safetensors` and, where there is one, `tokenizer.json`.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use half::{bf16, f16};
 use serde_json::{Map, json};
 
 use super::Dialect;
 use super::dialects::describe;
-use super::names::{Form, SourceTensor, names, prefix, source_tensors};
-use super::streams::gather;
+use super::names::{SourceTensor, names, prefix, source_tensors};
+use super::streams::{Planned, gather, plan};
 use crate::artifact::folder;
 use crate::error::{Error, Result};
-use crate::formats::encode_values;
+use crate::formats::{encode_values, rounded};
 use crate::manifest::Manifest;
 use crate::source::TensorSource;
-use crate::tensor::{DType, TensorKey};
-
-/// A tensor that is to be written and its number format in the file.
-struct Planned {
-    tensor: SourceTensor,
-    dtype: DType,
-    bytes: u64,
-}
+use crate::tensor::DType;
 
 /// Writes the model as a checkpoint to the folder `dir`, which must not exist or be empty, in `dialect` or, where that is none, in the
 /// dialect it came from.
@@ -78,7 +69,12 @@ fn common_dtype(manifest: &Manifest) -> DType {
 
 /// Writes `model.safetensors`: length, header, then the tensors, f32 first so that every number is aligned.
 fn write_tensors(source: &dyn TensorSource, manifest: &Manifest, dialect: Dialect, common: DType, path: &Path) -> Result<()> {
-    let mut planned = plan(source, manifest, dialect, common)?;
+    let tensors = source_tensors(names(dialect), prefix(dialect), &manifest.architecture, &manifest.shape());
+    let is_exact = |&value: &f32| rounded(common, value).to_bits() == value.to_bits();
+    let mut planned = plan(manifest, tensors, &|tensor, stored| {
+        let shares = tensor.form.is_vector() && weights(tensor, source)?.iter().all(is_exact);
+        Ok(if shares { common } else { stored })
+    })?;
     planned.sort_by_key(|planned| planned.dtype != DType::F32);
     let header = header(&planned).ok_or_else(|| Error::Write { path: path.to_path_buf(), problem: "it would be too large".to_string() })?;
     let file = File::create_new(path).map_err(Error::io("create", path))?;
@@ -97,25 +93,6 @@ fn write_tensors(source: &dyn TensorSource, manifest: &Manifest, dialect: Dialec
     file.into_inner().map_err(|error| error.into_error()).and_then(|file| file.sync_all()).map_err(Error::io("write", path))
 }
 
-/// Every tensor with the format in which it is exact.
-fn plan(source: &dyn TensorSource, manifest: &Manifest, dialect: Dialect, common: DType) -> Result<Vec<Planned>> {
-    let stored: HashMap<TensorKey, DType> = manifest.tensors.iter().map(|tensor| (tensor.key, tensor.dtype)).collect();
-    let mut planned = Vec::new();
-    for tensor in source_tensors(names(dialect), prefix(dialect), &manifest.architecture, &manifest.shape()) {
-        let mut pieces = tensor.pieces.iter().map(|piece| stored.get(&piece.spec.key).copied());
-        let dtype = match (tensor.form, pieces.next().flatten()) {
-            (form, _) if form.is_vector() && weights(&tensor, source)?.iter().all(|&value| is_exact(common, value)) => common,
-            (Form::Rows | Form::Transposed, Some(first @ (DType::F16 | DType::Bf16))) if pieces.all(|piece| piece == Some(first)) => first,
-            _ => DType::F32,
-        };
-        let numbers = tensor.shape.iter().try_fold(1u64, |numbers, &size| numbers.checked_mul(size as u64));
-        let bytes = numbers.and_then(|numbers| numbers.checked_mul(if dtype == DType::F32 { 4 } else { 2 }));
-        let bytes = bytes.ok_or_else(|| Error::request(tensor.pieces[0].spec.key, "it is larger than a file can be"))?;
-        planned.push(Planned { tensor, dtype, bytes });
-    }
-    Ok(planned)
-}
-
 /// One source tensor's weights, as the source stores them.
 fn weights(tensor: &SourceTensor, source: &dyn TensorSource) -> Result<Vec<f32>> {
     let mut numbers = gather(tensor, source)?;
@@ -124,16 +101,6 @@ fn weights(tensor: &SourceTensor, source: &dyn TensorSource) -> Result<Vec<f32>>
         numbers.iter_mut().for_each(|number| *number -= offset);
     }
     Ok(numbers)
-}
-
-/// Whether `dtype` holds `value` without rounding.
-fn is_exact(dtype: DType, value: f32) -> bool {
-    let rounded = match dtype {
-        DType::F16 => f16::from_f32(value).to_f32(),
-        DType::Bf16 => bf16::from_f32(value).to_f32(),
-        _ => value,
-    };
-    rounded.to_bits() == value.to_bits()
 }
 
 /// The JSON header, padded with spaces to a multiple of 8 bytes; none where the offsets do not fit.

@@ -1,5 +1,6 @@
 //! Makes an artifact of a checkpoint, block of rows by block of rows.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -17,7 +18,7 @@ use crate::tensor::DType;
 
 /// Makes the artifact `out` of the checkpoint `src`, a folder, a GGUF file, or a PyTorch file with its `config.json` beside it, in `dtype`
 /// or, where that is none, in the number format of the checkpoint's matrices: bf16 where any is quantised, f32 where they differ. Calls
-/// `progress(done_bytes, total_bytes)` after every block. Memory: a few MiB beside the tokenizer; the checkpoint is mapped.
+/// `progress(done_bytes, total_bytes)` after every block. Memory: at most a few times 16 MiB beside the tokenizer; the checkpoint is mapped.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] where a file of the checkpoint cannot be understood, [`Error::Unsupported`] where it asks for what cannot be done
@@ -72,7 +73,7 @@ pub fn import_until(
 }
 
 /// The manifest without tensors and parameter count, and the tokenizer that goes with it.
-fn draft(described: &Described, checkpoint: &Checkpoint, src: &Path) -> Result<(Manifest, Option<Vec<u8>>)> {
+fn draft<'a>(described: &Described, checkpoint: &'a Checkpoint, src: &Path) -> Result<(Manifest, Option<Cow<'a, [u8]>>)> {
     let named = || src.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
     let name = named().unwrap_or_else(|| "model".to_string());
     let dialect = described.dialect.name();
@@ -148,14 +149,15 @@ impl Copying<'_> {
         let (rows, columns) = (tensor.rows as usize, tensor.columns as usize);
         let numbers = self.tensors.find(&self.source.name).map(|found| found.numbers);
         let is_matrix = !self.source.form.is_vector();
+        let quantised = matches!(numbers, Some(Numbers::Quantised(_)));
         let loses = is_matrix && numbers.is_some_and(|numbers| may_lose(numbers, tensor.dtype));
         self.report.tensors += 1;
         self.report.numbers += tensor.rows * tensor.columns;
-        self.report.quantised += usize::from(is_matrix && matches!(numbers, Some(Numbers::Quantised(_))));
+        self.report.quantised += usize::from(is_matrix && quantised);
         if columns == 0 {
             return Ok(());
         }
-        let step = rows_at_once(self.source.form, columns);
+        let step = rows_at_once(quantised && self.source.form == Form::Transposed, columns);
         let (mut block, mut strip) = (Vec::new(), Vec::new());
         for start in (0..rows).step_by(step) {
             let count = step.min(rows - start);
@@ -196,14 +198,19 @@ impl Copying<'_> {
     }
 }
 
-/// Rows that are copied at once. The rows of a transposed tensor are columns of the source: as many as make whole blocks there, so that no
-/// block is decoded twice.
-fn rows_at_once(form: Form, columns: usize) -> usize {
-    const LARGEST_BLOCK: usize = 256;
-    const SMALLEST_BLOCK: usize = 32;
+/// Numbers of a block: of the K formats, and of all others.
+const BLOCKS: [usize; 2] = [256, 32];
+/// The most numbers that are read at once so that blocks are whole: 16 MiB.
+const MOST_NUMBERS: usize = 4 << 20;
+
+/// Rows that are copied at once. Where the rows are columns of quantised blocks, they are as many as make whole blocks, so that no block is
+/// decoded twice; but not more than [`MOST_NUMBERS`] allow, beyond which a block is decoded once for each part of it that is read.
+fn rows_at_once(across_blocks: bool, columns: usize) -> usize {
     let step = (BLOCK_NUMBERS / columns).max(1);
-    let whole = if step >= LARGEST_BLOCK { LARGEST_BLOCK } else { SMALLEST_BLOCK };
-    if form == Form::Transposed && step >= whole { step - step % whole } else { step }
+    match BLOCKS.into_iter().find(|block| columns <= MOST_NUMBERS / block) {
+        Some(block) if across_blocks => (step - step % block).max(block),
+        _ => step,
+    }
 }
 
 /// Reads the columns from `first` on of `source [columns, units]` as the rows of `block [strip, columns]`.
@@ -216,4 +223,19 @@ fn read_transposed(tensors: &dyn Tensors, source: &SourceTensor, first: usize, s
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_of_quantised_blocks_are_read_as_whole_blocks() {
+        let cases =
+            [(64, 4096), (768, 256), (1024, 256), (1025, 256), (5376, 256), (16_384, 256), (16_385, 32), (131_072, 32), (131_073, 1)];
+        let wrong: Vec<_> = cases.iter().map(|&(columns, rows)| (columns, rows_at_once(true, columns), rows)).collect();
+        let wrong: Vec<_> = wrong.into_iter().filter(|(_, found, rows)| found != rows).collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
+        assert_eq!((rows_at_once(false, 1025), rows_at_once(false, 1 << 20)), (255, 1));
+    }
 }

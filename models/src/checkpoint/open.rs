@@ -1,5 +1,6 @@
 //! Opens a checkpoint, whatever kind it is: what describes the model, where its numbers are and what they are called.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::config::Config;
@@ -20,10 +21,19 @@ pub(super) struct Checkpoint {
     pub tensors: Box<dyn Tensors>,
     /// The `config.json`, or what the file has in its place.
     pub config: Config,
-    /// What a GGUF file says beside its tensors.
-    gguf: Option<(FileLayout, Option<Vec<u8>>)>,
-    /// The folder of the `config.json`; none for a GGUF file.
-    folder: Option<PathBuf>,
+    description: Description,
+}
+
+/// Where what is no tensor comes from.
+enum Description {
+    /// The folder of the `config.json`, which may have a tokenizer.
+    Folder(PathBuf),
+    /// A GGUF file, which says it beside its tensors.
+    Gguf {
+        layout: FileLayout,
+        /// The `tokenizer.json` of the same model, where the file has a vocabulary.
+        tokenizer: Option<Vec<u8>>,
+    },
 }
 
 impl Checkpoint {
@@ -39,7 +49,7 @@ impl Checkpoint {
         if Gguf::is_at(src) {
             let gguf = Gguf::open(src)?;
             let (config, tokenizer, layout) = gguf::understand(&gguf)?;
-            return Ok(Self { tensors: Box::new(gguf), config, gguf: Some((layout, tokenizer)), folder: None });
+            return Ok(Self { tensors: Box::new(gguf), config, description: Description::Gguf { layout, tokenizer } });
         }
         if pytorch::recognises(src) {
             let folder = src.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -53,30 +63,33 @@ impl Checkpoint {
     /// A checkpoint whose `config.json` and tokenizer are in `folder`.
     fn described_in(folder: &Path, open: impl FnOnce() -> Result<Box<dyn Tensors>>) -> Result<Self> {
         let config = Config::read(folder)?;
-        Ok(Self { tensors: open()?, config, gguf: None, folder: Some(folder.to_path_buf()) })
+        Ok(Self { tensors: open()?, config, description: Description::Folder(folder.to_path_buf()) })
     }
 
     /// The `config.json` with what a conversation needs (chat template, names of special tokens).
     pub fn config_text(&self) -> Result<String> {
-        match &self.folder {
-            Some(folder) => conversation::with_conversation(&self.config, folder),
-            None => Ok(self.config.text.clone()),
+        match &self.description {
+            Description::Folder(folder) => conversation::with_conversation(&self.config, folder),
+            Description::Gguf { .. } => Ok(self.config.text.clone()),
         }
     }
 
     /// The `tokenizer.json` of a model that reads `input`, where there is one.
-    pub fn tokenizer(&self, input: &Input) -> Result<Option<Vec<u8>>> {
+    pub fn tokenizer(&self, input: &Input) -> Result<Option<Cow<'_, [u8]>>> {
         if !matches!(input, Input::Tokens { .. }) {
             return Ok(None);
         }
-        match &self.folder {
-            Some(folder) => vocabulary::tokenizer(folder, &self.config),
-            None => Ok(self.gguf.as_ref().and_then(|(_, tokenizer)| tokenizer.clone())),
+        match &self.description {
+            Description::Folder(folder) => Ok(vocabulary::tokenizer(folder, &self.config)?.map(Cow::Owned)),
+            Description::Gguf { tokenizer, .. } => Ok(tokenizer.as_deref().map(Cow::Borrowed)),
         }
     }
 
     fn layout(&self) -> Option<FileLayout> {
-        self.gguf.as_ref().map(|(layout, _)| *layout)
+        match self.description {
+            Description::Folder(_) => None,
+            Description::Gguf { layout, .. } => Some(layout),
+        }
     }
 
     /// The names that its tensors may have.
@@ -84,7 +97,7 @@ impl Checkpoint {
         self.layout().map_or_else(|| names(dialect), |layout| layout.names())
     }
 
-    /// The prefix of the names: the first with which its layers' or its other names begin.
+    /// The prefix of the names: the first with which it has a tensor that is in no layer; the usual one where there is none.
     pub fn prefix(&self, names: &Names) -> &'static str {
         let found = |prefix: &str| names.under_prefix.iter().any(|(name, ..)| self.tensors.find(&format!("{prefix}{name}")).is_some());
         names.prefixes.iter().copied().find(|prefix| found(prefix)).unwrap_or(names.prefixes[0])

@@ -1,8 +1,7 @@
 //! What an import did to the numbers.
 
-use half::{bf16, f16};
-
 use super::tensors::Numbers;
+use crate::formats::rounded;
 use crate::tensor::DType;
 
 /// What an import did.
@@ -41,11 +40,7 @@ impl RoundingError {
     /// Counts numbers that are stored as `dtype`.
     pub(super) fn count(&mut self, dtype: DType, exact: &[f32]) {
         for &exact in exact.iter().filter(|exact| **exact != 0.0) {
-            let stored = match dtype {
-                DType::F16 => f16::from_f32(exact).to_f32(),
-                DType::Bf16 => bf16::from_f32(exact).to_f32(),
-                _ => exact,
-            };
+            let stored = rounded(dtype, exact);
             self.numbers += 1;
             if stored != exact {
                 let error = (f64::from(stored) - f64::from(exact)).abs() / f64::from(exact).abs();

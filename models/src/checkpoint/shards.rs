@@ -142,7 +142,7 @@ impl Index {
 }
 
 /// Maps the file `path`, which must not be empty.
-fn map(path: &Path) -> Result<Mmap> {
+pub(super) fn map(path: &Path) -> Result<Mmap> {
     if !std::fs::metadata(path).map_err(Error::io("open", path))?.is_file() {
         return Err(Error::checkpoint(path, "it is not a file"));
     }

@@ -1,10 +1,13 @@
-//! Yields tensors in the source's names and layouts, one at a time.
+//! Yields tensors in the source's names and layouts, one at a time, and plans which of them a file gets in which number format.
+
+use std::collections::HashMap;
 
 use super::Dialect;
 use super::names::{Form, Piece, SourceTensor, names, prefix, source_tensors};
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
 use crate::source::TensorSource;
+use crate::tensor::{DType, TensorKey};
 
 /// Numbers that are moved at once: 1 MiB.
 pub(super) const BLOCK_NUMBERS: usize = 256 * 1024;
@@ -44,6 +47,41 @@ pub fn for_each_source_tensor(
         each(&tensor.name, &tensor.shape, &gather(&tensor, source)?)?;
     }
     Ok(())
+}
+
+/// A tensor that is to be written to a file.
+pub(super) struct Planned {
+    pub tensor: SourceTensor,
+    /// Its number format in the file: f32, f16 or bf16.
+    pub dtype: DType,
+    /// Its bytes there.
+    pub bytes: u64,
+}
+
+/// Plans to write `tensors` of the model. `choose` gets a tensor and the number format in which it is stored, where that is f16 or bf16 and
+/// it is a matrix, else f32; it returns the one in the file.
+///
+/// # Errors
+/// What `choose` returns, and [`Error::Request`] where a tensor is larger than a file can be.
+pub(super) fn plan(
+    manifest: &Manifest,
+    tensors: Vec<SourceTensor>,
+    choose: &dyn Fn(&SourceTensor, DType) -> Result<DType>,
+) -> Result<Vec<Planned>> {
+    let stored: HashMap<TensorKey, DType> = manifest.tensors.iter().map(|tensor| (tensor.key, tensor.dtype)).collect();
+    let planned = tensors.into_iter().map(|tensor| {
+        let mut pieces = tensor.pieces.iter().map(|piece| stored.get(&piece.spec.key).copied());
+        let stored = match pieces.next().flatten() {
+            Some(first @ (DType::F16 | DType::Bf16)) if !tensor.form.is_vector() && pieces.all(|piece| piece == Some(first)) => first,
+            _ => DType::F32,
+        };
+        let dtype = choose(&tensor, stored)?;
+        let numbers = tensor.shape.iter().try_fold(1u64, |numbers, &size| numbers.checked_mul(size as u64));
+        let bytes = numbers.and_then(|numbers| numbers.checked_mul(if dtype == DType::F32 { 4 } else { 2 }));
+        let bytes = bytes.ok_or_else(|| Error::request(tensor.pieces[0].spec.key, "it is larger than a file can be"))?;
+        Ok(Planned { tensor, dtype, bytes })
+    });
+    planned.collect()
 }
 
 /// One source tensor's numbers, in the source's layout; no [`Form::offset`] is taken off.

@@ -16,13 +16,13 @@ use super::config::{Config, read_limited};
 use crate::error::{Error, Result};
 
 /// The longest `tokenizer.json`.
-const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+pub(super) const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 /// The longest `vocab.txt`: the JSON made of it is a few times longer.
 const MAX_VOCABULARY_BYTES: u64 = 8 << 20;
 /// The longest `tokenizer_config.json`.
 const MAX_TOKENIZER_CONFIG_BYTES: u64 = 16 << 20;
 /// The most bytes of one token.
-const MAX_TOKEN_BYTES: usize = 1024;
+pub(super) const MAX_TOKEN_BYTES: usize = 1024;
 
 /// The tokenizer of the checkpoint `folder`, whose `config.json` is `config`, as a `tokenizer.json`: the file of that name, else, for a
 /// model with a `vocab_size`, what `vocab.txt` says, in the folder itself or, for models that share one, in the folder above where it has a

@@ -1,10 +1,11 @@
 //! The number formats of GGUF tensors, and how blocks of them become f32.
 //!
-//! Every function does in f32 what ggml's reference does, operation by operation, so that the numbers are equal bit for bit. A block of
+//! Every function for blocks does in f32 what ggml's reference does, operation by operation, so that the numbers are equal bit for bit. A block of
 //! the K formats holds 256 numbers in sub-blocks whose scales are integers times the block's f16 scale; the others hold 32.
 
-use half::{bf16, f16};
+use half::f16;
 
+use crate::checkpoint::tensors;
 use crate::tensor::DType;
 
 /// The most numbers in a block.
@@ -12,6 +13,17 @@ pub(super) const MAX_BLOCK: usize = 256;
 
 /// Decodes one block.
 type Decode = fn(&[u8], &mut [f32]);
+
+/// How numbers become f32.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Coding {
+    /// Each by itself: the artifact's number format that is the same.
+    Float(DType),
+    /// A block of `bytes` bytes at once, to `numbers` numbers.
+    Blocks(Decode),
+    /// They are not read.
+    Unread,
+}
 
 /// A number format: how many numbers a block has in how many bytes.
 #[derive(Debug, Clone, Copy)]
@@ -24,25 +36,25 @@ pub(super) struct BlockType {
     pub numbers: usize,
     /// Bytes of a block.
     pub bytes: usize,
-    /// Decodes a block of `bytes` bytes to `numbers` numbers; none for formats that are not read.
-    pub decode: Option<Decode>,
+    /// How its numbers become f32.
+    pub coding: Coding,
 }
 
 /// All formats that ggml has or had in files. Those without a decoder are here so that they are refused by name.
 const TYPES: &[BlockType] = &[
-    read(0, "F32", 1, 4, decode_f32),
-    read(1, "F16", 1, 2, decode_f16),
-    read(2, "Q4_0", 32, 18, decode_q4_0),
-    read(3, "Q4_1", 32, 20, decode_q4_1),
-    read(6, "Q5_0", 32, 22, decode_q5_0),
-    read(7, "Q5_1", 32, 24, decode_q5_1),
-    read(8, "Q8_0", 32, 34, decode_q8_0),
+    float(0, "F32", 4, DType::F32),
+    float(1, "F16", 2, DType::F16),
+    blocks(2, "Q4_0", 32, 18, decode_q4_0),
+    blocks(3, "Q4_1", 32, 20, decode_q4_1),
+    blocks(6, "Q5_0", 32, 22, decode_q5_0),
+    blocks(7, "Q5_1", 32, 24, decode_q5_1),
+    blocks(8, "Q8_0", 32, 34, decode_q8_0),
     named(9, "Q8_1", 32, 40),
     named(10, "Q2_K", 256, 84),
     named(11, "Q3_K", 256, 110),
-    read(12, "Q4_K", 256, 144, decode_q4_k),
-    read(13, "Q5_K", 256, 176, decode_q5_k),
-    read(14, "Q6_K", 256, 210, decode_q6_k),
+    blocks(12, "Q4_K", 256, 144, decode_q4_k),
+    blocks(13, "Q5_K", 256, 176, decode_q5_k),
+    blocks(14, "Q6_K", 256, 210, decode_q6_k),
     named(15, "Q8_K", 256, 292),
     named(16, "IQ2_XXS", 256, 66),
     named(17, "IQ2_XS", 256, 74),
@@ -58,18 +70,22 @@ const TYPES: &[BlockType] = &[
     named(27, "I64", 1, 8),
     named(28, "F64", 1, 8),
     named(29, "IQ1_M", 256, 56),
-    read(30, "BF16", 1, 2, decode_bf16),
+    float(30, "BF16", 2, DType::Bf16),
     named(34, "TQ1_0", 256, 54),
     named(35, "TQ2_0", 256, 66),
     named(39, "MXFP4", 32, 17),
 ];
 
-const fn read(id: u32, name: &'static str, numbers: usize, bytes: usize, decode: Decode) -> BlockType {
-    BlockType { id, name, numbers, bytes, decode: Some(decode) }
+const fn float(id: u32, name: &'static str, bytes: usize, dtype: DType) -> BlockType {
+    BlockType { id, name, numbers: 1, bytes, coding: Coding::Float(dtype) }
+}
+
+const fn blocks(id: u32, name: &'static str, numbers: usize, bytes: usize, decode: Decode) -> BlockType {
+    BlockType { id, name, numbers, bytes, coding: Coding::Blocks(decode) }
 }
 
 const fn named(id: u32, name: &'static str, numbers: usize, bytes: usize) -> BlockType {
-    BlockType { id, name, numbers, bytes, decode: None }
+    BlockType { id, name, numbers, bytes, coding: Coding::Unread }
 }
 
 impl BlockType {
@@ -80,28 +96,23 @@ impl BlockType {
 
     /// The format in which numbers of `dtype` are written.
     pub fn of_dtype(dtype: DType) -> &'static BlockType {
-        let name = match dtype {
-            DType::F16 => "F16",
-            DType::Bf16 => "BF16",
-            _ => "F32",
-        };
-        TYPES.iter().find(|found| found.name == name).unwrap_or(&TYPES[0])
+        TYPES.iter().find(|found| matches!(found.coding, Coding::Float(float) if float == dtype)).unwrap_or(&TYPES[0])
     }
 
-    /// The artifact's number format that is the same, none for blocks.
-    pub fn float(&self) -> Option<DType> {
-        match self.name {
-            "F32" => Some(DType::F32),
-            "F16" => Some(DType::F16),
-            "BF16" => Some(DType::Bf16),
-            _ => None,
+    /// Decodes the numbers from `first` on of a tensor whose blocks are `bytes` into `out`: where the first that is not finite is. None
+    /// where the format is not read. The caller has checked that the numbers are there.
+    pub fn decode_range(&self, bytes: &[u8], first: usize, out: &mut [f32]) -> Option<Option<usize>> {
+        match self.coding {
+            Coding::Float(dtype) => Some(tensors::decode(dtype, &bytes[first * self.bytes..], out)),
+            Coding::Blocks(decode) => {
+                self.decode_blocks(decode, bytes, first, out);
+                Some(out.iter().position(|value| !value.is_finite()))
+            }
+            Coding::Unread => None,
         }
     }
 
-    /// Decodes the numbers from `first` on of a tensor whose blocks are `bytes` into `out`. Nothing is written where the format is not
-    /// read; the caller has checked that the numbers are there.
-    pub fn decode_range(&self, bytes: &[u8], first: usize, out: &mut [f32]) {
-        let Some(decode) = self.decode else { return };
+    fn decode_blocks(&self, decode: Decode, bytes: &[u8], first: usize, out: &mut [f32]) {
         let (mut next, mut done) = (first, 0);
         let mut part = [0.0; MAX_BLOCK];
         while done < out.len() {
@@ -123,18 +134,6 @@ impl BlockType {
 /// The f16 at `at`, as f32.
 fn half(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
-}
-
-fn decode_f32(block: &[u8], out: &mut [f32]) {
-    out[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
-}
-
-fn decode_f16(block: &[u8], out: &mut [f32]) {
-    out[0] = half(block, 0);
-}
-
-fn decode_bf16(block: &[u8], out: &mut [f32]) {
-    out[0] = bf16::from_le_bytes([block[0], block[1]]).to_f32();
 }
 
 /// f16 scale; 16 bytes, number i in the low half of byte i, number i + 16 in the high half; less 8.
@@ -265,7 +264,8 @@ mod tests {
             let expected: Vec<u32> = expected.chunks(4).map(|quad| u32::from_le_bytes(quad.try_into().unwrap())).collect();
             for (first, count) in [(0, expected.len()), (1, 1), (expected.len() / 3, expected.len() / 2), (expected.len() - 1, 1)] {
                 let mut out = vec![0.0; count];
-                found.decode_range(bytes, first, &mut out);
+                let not_finite = found.decode_range(bytes, first, &mut out).unwrap();
+                assert_eq!(not_finite, out.iter().position(|value| !value.is_finite()), "{}", found.name);
                 let same = |(out, expected): (&f32, &u32)| out.to_bits() == *expected;
                 if let Some(at) = out.iter().zip(&expected[first..]).position(|pair| !same(pair)) {
                     let expected = f32::from_bits(expected[first + at]);
@@ -274,6 +274,6 @@ mod tests {
             }
         }
         assert!(wrong.is_empty(), "{wrong:#?}");
-        assert_eq!(seen, TYPES.iter().filter(|found| found.decode.is_some()).count(), "a format is not in the fixture");
+        assert_eq!(seen, TYPES.iter().filter(|found| !matches!(found.coding, Coding::Unread)).count(), "a format is not in the fixture");
     }
 }

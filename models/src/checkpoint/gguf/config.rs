@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::reader::Gguf;
 use crate::artifact::validate::MAX_LENGTH;
 use crate::checkpoint::tensors::Tensors;
-use crate::error::Result;
+use crate::error::{Result, quoted};
 
 /// The fields of a `config.json`.
 type Fields = Map<String, Value>;
@@ -96,7 +96,7 @@ impl Family {
     pub fn of(gguf: &Gguf) -> Result<&'static Family> {
         let name = gguf.text("general.architecture")?.ok_or_else(|| gguf.wrong("general.architecture", "the name of a family"))?;
         let names: Vec<&str> = FAMILIES.iter().map(|family| family.architecture).collect();
-        let refused = || gguf.unsupported(format!("the architecture `{name}`"), format!("{} are", names.join(", ")));
+        let refused = || gguf.unsupported(format!("the architecture {}", quoted(name)), format!("{} are", names.join(", ")));
         FAMILIES.iter().find(|family| family.architecture == name).ok_or_else(refused)
     }
 
@@ -179,7 +179,7 @@ impl Keys<'_> {
             }
             let neutral = NEUTRAL.iter().find(|(neutral, _)| *neutral == name);
             let Some(&(_, neutral)) = neutral else {
-                return Err(self.gguf.unsupported(format!("metadata `{key}`"), "what it changes in the model is not known"));
+                return Err(self.gguf.unsupported(format!("metadata {}", quoted(key)), "what it changes in the model is not known"));
             };
             let value = match self.gguf.flag(key) {
                 Ok(flag) => flag.map(|flag| f64::from(u8::from(flag))),
@@ -219,10 +219,15 @@ impl Keys<'_> {
         }
     }
 
-    /// The share of a head's dimensions that is rotated.
-    fn rotated(&self) -> Result<f64> {
+    /// The dimensions of a head that are rotated.
+    fn rotary_dims(&self) -> Result<u64> {
         let head_dim = self.head_dim()?;
-        Ok(self.find("rope.dimension_count")?.unwrap_or(head_dim) as f64 / head_dim as f64)
+        Ok(self.find("rope.dimension_count")?.unwrap_or(head_dim))
+    }
+
+    /// Their share of all its dimensions.
+    fn rotated(&self) -> Result<f64> {
+        Ok(self.rotary_dims()? as f64 / self.head_dim()? as f64)
     }
 
     /// Fields that all families from Llama on share.
@@ -249,17 +254,29 @@ impl Keys<'_> {
         Ok(fields)
     }
 
-    /// `rope_scaling`, none where positions are not scaled.
+    /// `rope_scaling`, none where positions are not scaled. As in llama.cpp, scaling is linear where no type is named, and the factors 0 and
+    /// 1 mean none.
     fn rotary_scaling(&self) -> Result<Option<Value>> {
-        let key = self.key("rope.scaling.type");
-        match self.gguf.text(&key)? {
-            None | Some("none") => super::rotary::factors(self.gguf),
-            Some("linear") if !self.has(super::rotary::TENSOR) => {
-                let factor = self.key("rope.scaling.factor");
-                let factor = self.gguf.number(&factor)?.ok_or_else(|| self.gguf.wrong(&factor, "a number"))?;
-                Ok(Some(json!({ "rope_type": "linear", "factor": factor })))
+        let key = self.key("rope.scaling.factor");
+        let factor = self.gguf.number(&key)?;
+        let scaled = factor.filter(|&factor| factor != 0.0 && factor != 1.0);
+        let linear = match (self.gguf.text(&self.key("rope.scaling.type"))?, factor) {
+            (Some("none"), _) => None,
+            (Some("linear"), None) => return Err(self.gguf.wrong(&key, "a number")),
+            (None | Some("linear"), _) => scaled,
+            (Some(other), _) => {
+                let feature = format!("rotary scaling of type {}", quoted(other));
+                return Err(self.gguf.unsupported(feature, "`none` and `linear` are"));
             }
-            Some(other) => Err(self.gguf.unsupported(format!("rotary scaling of type `{other}`"), "`none` and `linear` are")),
+        };
+        let factors = super::rotary::factors(self.gguf, self.rotary_dims()? as usize)?;
+        match linear {
+            Some(_) if factors.is_some() => {
+                let feature = format!("linear rotary scaling (`{key}`) together with the tensor `{}`", super::rotary::TENSOR);
+                Err(self.gguf.unsupported(feature, "one of the two is"))
+            }
+            Some(factor) => Ok(Some(json!({ "rope_type": "linear", "factor": factor }))),
+            None => Ok(factors),
         }
     }
 

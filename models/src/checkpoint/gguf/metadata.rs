@@ -4,9 +4,11 @@
 //! that a vocabulary costs no memory.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 
 use super::cursor::Cursor;
+use crate::error::quoted;
 
 /// The most keys.
 const MAX_KEYS: u64 = 1 << 16;
@@ -73,9 +75,9 @@ pub(super) fn parse(cursor: &mut Cursor<'_>, count: u64) -> Result<Values, Strin
         let start = cursor.at();
         let key = cursor.text(MAX_KEY_BYTES).map_err(|problem| format!("metadata key at byte {start}: {problem}"))?;
         let kind = cursor.u32()?;
-        let value = value(cursor, kind).map_err(|problem| format!("metadata `{key}`: {problem}"))?;
+        let value = value(cursor, kind).map_err(|problem| format!("metadata {}: {problem}", quoted(key)))?;
         if values.insert(key.to_string(), value).is_some() {
-            return Err(format!("metadata key `{key}` is there twice"));
+            return Err(format!("metadata key {} is there twice", quoted(key)));
         }
     }
     Ok(values)
@@ -175,6 +177,16 @@ impl Value {
         }
     }
 
+    /// The value as a finite single.
+    pub fn as_f32(&self) -> Option<f32> {
+        let value = match *self {
+            Value::Single(value) => value,
+            Value::Double(value) => value as f32,
+            _ => self.as_i64()? as f32,
+        };
+        Some(value).filter(|value| value.is_finite())
+    }
+
     /// The value as a finite number. A single becomes the shortest decimal that is it: 1e-5, not 9.999999747378752e-6.
     pub fn as_f64(&self) -> Option<f64> {
         let value = match *self {
@@ -183,5 +195,20 @@ impl Value {
             _ => self.as_i64()? as f64,
         };
         Some(value).filter(|value: &f64| value.is_finite())
+    }
+}
+
+impl fmt::Display for Value {
+    /// A number or a flag as it is, of anything longer what it is.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Unsigned(value) => write!(formatter, "{value}"),
+            Value::Signed(value) => write!(formatter, "{value}"),
+            Value::Single(value) => write!(formatter, "{value}"),
+            Value::Double(value) => write!(formatter, "{value}"),
+            Value::Bool(value) => write!(formatter, "{value}"),
+            Value::Text(range) => write!(formatter, "a text of {} bytes", range.len()),
+            Value::Array(array) => write!(formatter, "an array of {} values", array.count),
+        }
     }
 }

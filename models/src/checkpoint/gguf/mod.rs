@@ -11,6 +11,8 @@ mod metadata;
 mod names;
 mod reader;
 mod rotary;
+mod spaces;
+mod special_tokens;
 mod tokenizer;
 mod vocabulary;
 mod writer;

@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-use super::blocks::BlockType;
+use super::blocks::{BlockType, Coding};
 use super::cursor::Cursor;
 use super::metadata::{Array, Value, Values, parse};
+use crate::checkpoint::shards::map;
 use crate::checkpoint::tensors::{Found, Numbers, Tensors, not_finite, outside};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 /// The first bytes of a file.
 pub(super) const MAGIC: [u8; 4] = *b"GGUF";
@@ -61,15 +62,7 @@ impl Gguf {
     /// # Errors
     /// [`Error::Io`], [`Error::Checkpoint`] where it is no sound GGUF file, [`Error::Unsupported`] for other versions and split files.
     pub fn open(path: &Path) -> Result<Self> {
-        if !std::fs::metadata(path).map_err(Error::io("open", path))?.is_file() {
-            return Err(Error::checkpoint(path, "it is not a file"));
-        }
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        if file.metadata().map_err(Error::io("read", path))?.len() == 0 {
-            return Err(Error::checkpoint(path, "it is empty; a GGUF file starts with the bytes `GGUF`"));
-        }
-        // SAFETY: the map lives only while the checkpoint is imported, and the file is not written by this program meanwhile.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let map = map(path)?;
         let damaged = |problem: String| Error::checkpoint(path, problem);
         let mut cursor = Cursor::new(&map);
         let (tensors, keys) = counts(&mut cursor, path)?;
@@ -93,14 +86,10 @@ impl Gguf {
     pub fn wrong(&self, key: &str, expected: &str) -> Error {
         let found = match self.values.get(key) {
             None => "missing".to_string(),
-            Some(Value::Text(range)) => {
-                let text = String::from_utf8_lossy(&self.map[range.clone()]);
-                format!("`{}`", text.chars().take(80).collect::<String>())
-            }
-            Some(Value::Array(array)) => format!("an array of {} values", array.count),
-            Some(value) => format!("{value:?}"),
+            Some(Value::Text(range)) => quoted(std::str::from_utf8(&self.map[range.clone()]).unwrap_or_default()),
+            Some(value) => value.to_string(),
         };
-        Error::checkpoint(&self.path, format!("metadata `{key}` is {found}; expected {expected}"))
+        Error::checkpoint(&self.path, format!("metadata {} is {found}; expected {expected}", quoted(key)))
     }
 
     /// The error that the file asks for what cannot be done exactly.
@@ -164,11 +153,6 @@ impl Gguf {
     pub fn is_array(&self, key: &str) -> bool {
         matches!(self.values.get(key), Some(Value::Array(_)))
     }
-
-    /// Bytes of the file.
-    pub fn bytes(&self) -> usize {
-        self.map.len()
-    }
 }
 
 /// Checks magic and version; the numbers of tensors and of keys.
@@ -192,7 +176,7 @@ fn counts(cursor: &mut Cursor<'_>, path: &Path) -> Result<(u64, u64)> {
 fn alignment(values: &Values) -> Result<u64, String> {
     let Some(value) = values.get("general.alignment") else { return Ok(DEFAULT_ALIGNMENT) };
     let alignment = value.as_u64().filter(|alignment| alignment.is_power_of_two() && (8..=MAX_ALIGNMENT).contains(alignment));
-    alignment.ok_or_else(|| format!("metadata `general.alignment` is {value:?}; expected a power of two from 8 to {MAX_ALIGNMENT}"))
+    alignment.ok_or_else(|| format!("metadata `general.alignment` is {value}; expected a power of two from 8 to {MAX_ALIGNMENT}"))
 }
 
 /// Reads `count` descriptions of tensors and places them in the file.
@@ -271,10 +255,10 @@ impl Tensors for Gguf {
 
     fn find(&self, name: &str) -> Option<Found<'_>> {
         let entry = self.entries.get(name)?;
-        let numbers = match (entry.kind.float(), entry.kind.decode) {
-            (Some(dtype), _) => Numbers::Float(dtype),
-            (None, Some(_)) => Numbers::Quantised(entry.kind.name),
-            (None, None) => Numbers::Other(entry.kind.name),
+        let numbers = match entry.kind.coding {
+            Coding::Float(dtype) => Numbers::Float(dtype),
+            Coding::Blocks(_) => Numbers::Quantised(entry.kind.name),
+            Coding::Unread => Numbers::Other(entry.kind.name),
         };
         Some(Found { file: &self.path, shape: &entry.shape, numbers })
     }
@@ -283,14 +267,11 @@ impl Tensors for Gguf {
         let missing = || Error::MissingTensor { path: self.path.clone(), tensor: name.to_string() };
         let entry = self.entries.get(name).ok_or_else(missing)?;
         let numbers: usize = entry.shape.iter().product();
-        let end = first.checked_add(out.len()).filter(|&end| end <= numbers && entry.kind.decode.is_some());
-        if end.is_none() {
-            return Err(outside(&self.path, name, first, out.len()));
-        }
-        entry.kind.decode_range(&self.map[entry.range.clone()], first, out);
-        match out.iter().position(|value| !value.is_finite()) {
-            None => Ok(()),
-            Some(at) => Err(not_finite(&self.path, name, first + at, out[at])),
+        let is_there = first.checked_add(out.len()).is_some_and(|end| end <= numbers);
+        match is_there.then(|| entry.kind.decode_range(&self.map[entry.range.clone()], first, out)).flatten() {
+            Some(None) => Ok(()),
+            Some(Some(at)) => Err(not_finite(&self.path, name, first + at, out[at])),
+            None => Err(outside(&self.path, name, first, out.len())),
         }
     }
 }

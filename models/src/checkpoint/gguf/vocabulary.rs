@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::header::Header;
-use super::tokenizer::words_name;
+use super::spaces::space_first;
+use super::special_tokens::add_special_tokens;
+use super::tokenizer::{kind, words_name};
 use super::writer::refuse;
 use crate::architecture::Input;
-use crate::error::Result;
+use crate::error::{Result, quoted};
 use crate::manifest::Manifest;
 
 /// Score of tokens that no merge makes.
@@ -27,22 +29,17 @@ pub(super) fn add_tokenizer(header: &mut Header, manifest: &Manifest, tokenizer:
     let json: Value = serde_json::from_slice(bytes).map_err(|error| refuse(format!("its tokenizer.json cannot be read: {error}")))?;
     let model = &json["model"];
     if model["type"] != "BPE" {
-        return Err(refuse(format!("its tokenizer is of the kind {}, and only BPE can be written", model["type"])));
+        let kind = quoted(model["type"].as_str().unwrap_or_default());
+        return Err(refuse(format!("its tokenizer is of the kind {kind}, and only BPE can be written")));
+    }
+    let marks = ["continuing_subword_prefix", "end_of_word_suffix"];
+    if let Some(mark) = marks.into_iter().find(|mark| model[mark].as_str().is_some_and(|mark| !mark.is_empty())) {
+        return Err(refuse(format!("its tokenizer marks pieces of a word with a `{mark}`, and llama.cpp has none")));
     }
     let Tokens { texts, mut kinds } = tokens(&json, vocabulary)?;
     let merges = merges(model)?;
     if model["byte_fallback"] == true {
-        header.text("tokenizer.ggml.model", "llama");
-        header.text("tokenizer.ggml.pre", "default");
-        header.flag("tokenizer.ggml.add_space_prefix", json["normalizer"].to_string().contains("Prepend"));
-        for (text, kind) in texts.iter().zip(&mut kinds) {
-            if *kind == 1 && text.len() == 6 && text.starts_with("<0x") && text.ends_with('>') {
-                *kind = 6;
-            } else if model["unk_token"] == text.as_str() {
-                *kind = 2;
-            }
-        }
-        header.numbers("tokenizer.ggml.scores", &scores(&texts, &merges)?);
+        add_pieces(header, &json, &texts, &mut kinds, &merges)?;
     } else {
         let name = words_name(&json).ok_or_else(|| refuse("its tokenizer cuts words in a way that llama.cpp has no name for"))?;
         header.text("tokenizer.ggml.model", "gpt2");
@@ -52,14 +49,40 @@ pub(super) fn add_tokenizer(header: &mut Header, manifest: &Manifest, tokenizer:
     }
     header.texts("tokenizer.ggml.tokens", &texts);
     header.integers("tokenizer.ggml.token_type", &kinds);
-    add_specials(header, manifest, &json);
+    let config: Value = serde_json::from_str(&manifest.origin.config).unwrap_or(Value::Null);
+    add_special_tokens(header, &config, &json)?;
+    if let Some(template) = config["chat_template"].as_str() {
+        header.text("tokenizer.chat_template", template);
+    }
+    Ok(())
+}
+
+/// Adds what is peculiar to SentencePiece BPE: scores and the way spaces are written; marks bytes and the unknown token in `kinds`.
+fn add_pieces(header: &mut Header, json: &Value, texts: &[String], kinds: &mut [i32], merges: &[(String, String)]) -> Result<()> {
+    let model = &json["model"];
+    if model["ignore_merges"] == true {
+        return Err(refuse("its tokenizer takes words that are tokens whole (`ignore_merges`), and llama.cpp joins pieces"));
+    }
+    let joined: Vec<String> = merges.iter().map(|(left, right)| format!("{left}{right}")).collect();
+    let space_first = space_first(json, joined.iter().map(String::as_str))?;
+    header.text("tokenizer.ggml.model", "llama");
+    header.text("tokenizer.ggml.pre", "default");
+    header.flag("tokenizer.ggml.add_space_prefix", space_first);
+    for (text, found) in texts.iter().zip(kinds) {
+        if *found == kind::NORMAL && text.len() == 6 && text.starts_with("<0x") && text.ends_with('>') {
+            *found = kind::BYTE;
+        } else if model["unk_token"] == text.as_str() {
+            *found = kind::UNKNOWN;
+        }
+    }
+    header.numbers("tokenizer.ggml.scores", &scores(texts, &joined)?);
     Ok(())
 }
 
 /// A vocabulary in the order of its ids.
 struct Tokens {
     texts: Vec<String>,
-    /// 1 plain, 3 control, 4 defined by a user, 5 not used.
+    /// What each is for, a constant of [`kind`].
     kinds: Vec<i32>,
 }
 
@@ -67,20 +90,21 @@ struct Tokens {
 fn tokens(json: &Value, count: usize) -> Result<Tokens> {
     let vocabulary = json["model"]["vocab"].as_object().ok_or_else(|| refuse("its tokenizer.json has no vocabulary"))?;
     let mut texts = vec![String::new(); count];
-    let mut kinds = vec![5; count];
-    let mut put = |text: &str, id: &Value, kind: i32| {
+    let mut kinds = vec![kind::UNUSED; count];
+    let mut put = |text: &str, id: &Value, purpose: i32| {
         let id = id.as_u64().and_then(|id| usize::try_from(id).ok()).filter(|&id| id < count);
-        let id = id.ok_or_else(|| refuse(format!("its token `{text}` has no id below {count}, the size of its token table")))?;
-        (texts[id], kinds[id]) = (text.to_string(), kind);
+        let id = id.ok_or_else(|| refuse(format!("its token {} has no id below {count}, the size of its token table", quoted(text))))?;
+        (texts[id], kinds[id]) = (text.to_string(), purpose);
         Ok(())
     };
     for (text, id) in vocabulary {
-        put(text, id, 1)?;
+        put(text, id, kind::NORMAL)?;
     }
     for token in json["added_tokens"].as_array().into_iter().flatten() {
-        put(token["content"].as_str().unwrap_or_default(), &token["id"], if token["special"] == true { 3 } else { 4 })?;
+        let purpose = if token["special"] == true { kind::CONTROL } else { kind::USER_DEFINED };
+        put(token["content"].as_str().unwrap_or_default(), &token["id"], purpose)?;
     }
-    for (id, text) in texts.iter_mut().enumerate().filter(|(id, _)| kinds[*id] == 5) {
+    for (id, text) in texts.iter_mut().enumerate().filter(|(id, _)| kinds[*id] == kind::UNUSED) {
         *text = format!("[PAD{id}]");
     }
     Ok(Tokens { texts, kinds })
@@ -97,45 +121,22 @@ fn merges(model: &Value) -> Result<Vec<(String, String)>> {
         _ => None,
     };
     let merges = model["merges"].as_array().into_iter().flatten();
-    merges.map(|found| merge(found).ok_or_else(|| refuse(format!("the merge {found} of its tokenizer is no pair")))).collect()
+    let no_pair = |found: &Value| refuse(format!("the merge {} of its tokenizer is no pair", quoted(&found.to_string())));
+    merges.map(|found| merge(found).ok_or_else(|| no_pair(found))).collect()
 }
 
-/// Scores with which pieces are joined in the order of the merges: the later a piece is made, the lower.
-fn scores(texts: &[String], merges: &[(String, String)]) -> Result<Vec<f32>> {
-    let mut made: HashMap<String, usize> = HashMap::with_capacity(texts.len());
-    let (mut last, mut rank) = (String::new(), 0);
-    for (left, right) in merges {
-        let joined = format!("{left}{right}");
+/// Scores with which pieces are joined in the order of the merges, which make `joined`: the later a piece is made, the lower.
+fn scores(texts: &[String], joined: &[String]) -> Result<Vec<f32>> {
+    let mut made: HashMap<&str, usize> = HashMap::with_capacity(texts.len());
+    let (mut last, mut rank) = ("", 0);
+    for joined in joined {
         if joined != last {
             rank += 1;
-            if made.insert(joined.clone(), rank).is_some() {
-                return Err(refuse(format!("its tokenizer makes `{joined}` at two ranks, and a score can say one")));
+            if made.insert(joined, rank).is_some() {
+                return Err(refuse(format!("its tokenizer makes {} at two ranks, and a score can say one", quoted(joined))));
             }
             last = joined;
         }
     }
-    Ok(texts.iter().map(|text| made.get(text).map_or(UNMERGED, |&rank| -(rank as f32))).collect())
-}
-
-/// Writes which tokens start and end a text, and the chat template.
-fn add_specials(header: &mut Header, manifest: &Manifest, json: &Value) {
-    let config: Value = serde_json::from_str(&manifest.origin.config).unwrap_or(Value::Null);
-    let ends: Vec<u64> = match &config["eos_token_id"] {
-        Value::Array(ids) => ids.iter().filter_map(Value::as_u64).collect(),
-        id => id.as_u64().into_iter().collect(),
-    };
-    let first = config["bos_token_id"].as_u64();
-    let ids = [("bos", first), ("eos", ends.first().copied()), ("eot", ends.get(1).copied()), ("padding", config["pad_token_id"].as_u64())];
-    for (name, id) in ids {
-        if let Some(id) = id.and_then(|id| u32::try_from(id).ok()) {
-            header.count(&format!("tokenizer.ggml.{name}_token_id"), id);
-        }
-    }
-    let specials = |step: &Value| step["SpecialToken"]["id"].as_str().map(str::to_string);
-    let template = json["post_processor"]["single"].as_array().cloned().unwrap_or_default();
-    header.flag("tokenizer.ggml.add_bos_token", template.first().and_then(specials).is_some());
-    header.flag("tokenizer.ggml.add_eos_token", template.len() > 1 && template.last().and_then(specials).is_some());
-    if let Some(template) = config["chat_template"].as_str() {
-        header.text("tokenizer.chat_template", template);
-    }
+    Ok(texts.iter().map(|text| made.get(text.as_str()).map_or(UNMERGED, |&rank| -(rank as f32))).collect())
 }

@@ -18,8 +18,7 @@ use super::{names, rotary, understand};
 use crate::architecture::{Architecture, AttentionSpan, Positions, Residual, RotaryScaling};
 use crate::artifact::folder;
 use crate::checkpoint::dialects::{Described, Held, uniform_units};
-use crate::checkpoint::names::SourceTensor;
-use crate::checkpoint::streams::gather;
+use crate::checkpoint::streams::{Planned, gather, plan};
 use crate::checkpoint::tensors::Tensors;
 use crate::error::{Error, Result};
 use crate::formats::encode_values;
@@ -27,13 +26,6 @@ use crate::manifest::Manifest;
 use crate::shape::Units;
 use crate::source::TensorSource;
 use crate::tensor::{DType, Part};
-
-/// A tensor on its way into the file.
-struct Planned {
-    tensor: SourceTensor,
-    dtype: DType,
-    bytes: u64,
-}
 
 /// The error that a GGUF file cannot say what the model is.
 pub(super) fn refuse(reason: impl Into<String>) -> Error {
@@ -60,7 +52,7 @@ pub fn export_gguf(source: &dyn TensorSource, manifest: &Manifest, out: &Path) -
         return Err(refuse(format!("its heads have {heads} dimensions together, and llama.cpp wants the width {d_model} in this family")));
     }
     let mut header = Header::default();
-    let planned = plan(manifest, family, source)?;
+    let planned = planned(manifest, family, source)?;
     header.text("general.architecture", family.architecture);
     header.text("general.type", "model");
     header.text("general.name", &manifest.name);
@@ -78,34 +70,20 @@ pub fn export_gguf(source: &dyn TensorSource, manifest: &Manifest, out: &Path) -
     write(source, manifest, header, &factors, &planned, out)
 }
 
-/// Every tensor of the file with its number format.
-fn plan(manifest: &Manifest, family: &Family, source: &dyn TensorSource) -> Result<Vec<Planned>> {
-    let stored = |tensor: &SourceTensor| {
-        let mut parts = tensor.pieces.iter().map(|piece| manifest.tensors.iter().find(|stored| stored.key == piece.spec.key));
-        let first = parts.next().flatten().map(|stored| stored.dtype);
-        parts.all(|part| part.map(|stored| stored.dtype) == first).then_some(first).flatten()
-    };
-    let names = names::names(family.rotary_pairs);
+/// Every tensor of the file: matrices as they are stored, vectors and learned positions in f32.
+fn planned(manifest: &Manifest, family: &Family, source: &dyn TensorSource) -> Result<Vec<Planned>> {
     let fused = manifest.architecture.attention.fused_qkv;
-    let tensors = names::file_tensors(names, &manifest.architecture, &manifest.shape(), fused);
-    let planned = tensors.into_iter().map(|tensor| {
+    let tensors = names::file_tensors(names::names(family.rotary_pairs), &manifest.architecture, &manifest.shape(), fused);
+    plan(manifest, tensors, &|tensor, stored| {
         let key = tensor.pieces[0].spec.key;
-        let dtype = match stored(&tensor) {
-            Some(dtype @ (DType::F16 | DType::Bf16)) if !tensor.form.is_vector() && key.part != Part::PositionTable => dtype,
-            _ => DType::F32,
-        };
         if !source.contains(key) {
             return Err(Error::request(key, "the model does not have it"));
         }
-        let numbers = tensor.shape.iter().try_fold(1u64, |numbers, &size| numbers.checked_mul(size as u64));
-        let bytes = numbers.and_then(|numbers| numbers.checked_mul(if dtype == DType::F32 { 4 } else { 2 }));
-        let bytes = bytes.ok_or_else(|| Error::request(key, "it is larger than a file can be"))?;
-        Ok(Planned { tensor, dtype, bytes })
-    });
-    planned.collect()
+        Ok(if key.part == Part::PositionTable { DType::F32 } else { stored })
+    })
 }
 
-/// ggml's number for what most matrices are.
+/// ggml's number for the file: that of the first number format that is not f32, of f32 where there is none.
 fn file_type(planned: &[Planned]) -> u32 {
     match planned.iter().map(|planned| planned.dtype).find(|dtype| *dtype != DType::F32) {
         Some(DType::F16) => 1,
@@ -167,10 +145,10 @@ fn describe_span(header: &mut Header, key: &dyn Fn(&str) -> String, span: &Atten
 fn rotary_factors(architecture: &Architecture) -> Vec<f32> {
     let Positions::Rotary { dims, .. } = architecture.positions else { return Vec::new() };
     let Some(rotary) = architecture.spans.first().and_then(|span| span.rotary) else { return Vec::new() };
-    let RotaryScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } = rotary.scaling else { return Vec::new() };
-    let parameters = (factor, low_freq_factor, high_freq_factor, original_context as f64);
-    let pairs = dims / 2;
-    (0..pairs).map(|pair| rotary::factor(parameters, rotary.base, pair as f64 / pairs as f64) as f32).collect()
+    match rotary.scaling {
+        RotaryScaling::Llama3 { .. } => rotary::of(rotary, dims).into_iter().map(|factor| factor as f32).collect(),
+        RotaryScaling::None | RotaryScaling::Linear { .. } => Vec::new(),
+    }
 }
 
 /// Writes the file beside `out`, checks what its head says, and puts it in its place.

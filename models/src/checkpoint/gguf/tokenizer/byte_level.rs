@@ -4,7 +4,7 @@ use serde::ser::{Serialize, SerializeSeq, Serializer};
 use serde_json::{Value, json};
 
 use super::{Bpe, Ids, TokenizerJson, Vocabulary};
-use crate::error::Result;
+use crate::error::{Result, quoted};
 
 /// How a text is cut into words.
 struct Words {
@@ -81,7 +81,7 @@ pub(super) fn tokenizer_json(vocabulary: &Vocabulary<'_>) -> Result<Vec<u8>> {
     let words = WORDS.iter().find(|words| words.names.contains(&name)).ok_or_else(|| {
         let known: Vec<&str> = WORDS.iter().flat_map(|words| words.names).copied().collect();
         gguf.unsupported(
-            format!("a tokenizer that cuts words as `{name}` does (`tokenizer.ggml.pre`)"),
+            format!("a tokenizer that cuts words as {} does (`tokenizer.ggml.pre`)", quoted(name)),
             format!("{} are", known.join(", ")),
         )
     })?;
@@ -123,7 +123,7 @@ fn check_merges<'a>(vocabulary: &Vocabulary<'_>, merges: impl Iterator<Item = &'
             [left, right, joined.as_str()].iter().all(|part| vocabulary.ids.contains_key(part))
         });
         if parts.is_none() {
-            let expected = format!("merges of two tokens to a third; `{}` is none", merge.chars().take(80).collect::<String>());
+            let expected = format!("merges of two tokens to a third; {} is none", quoted(merge));
             return Err(vocabulary.gguf.wrong("tokenizer.ggml.merges", &expected));
         }
     }
@@ -155,7 +155,8 @@ pub(in crate::checkpoint::gguf) fn words_name(json: &Value) -> Option<&'static s
     if last["use_regex"] != false {
         expressions.push(GPT2.to_string());
     }
-    WORDS.iter().find(|words| words.expressions == expressions).map(|words| words.names[0])
+    let whole_words = json["model"]["ignore_merges"] == true;
+    WORDS.iter().find(|words| words.expressions == expressions && words.whole_words == whole_words).map(|words| words.names[0])
 }
 
 /// What cuts a text into words and writes their bytes as characters.

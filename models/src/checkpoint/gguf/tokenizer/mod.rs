@@ -15,19 +15,26 @@ use serde_json::{Value, json};
 pub(super) use byte_level::words_name;
 
 use super::reader::Gguf;
-use crate::error::{Error, Result};
+use crate::checkpoint::vocabulary::{MAX_TOKEN_BYTES, MAX_TOKENIZER_BYTES};
+use crate::error::{Error, Result, quoted};
 
 /// The largest vocabulary.
 const MAX_TOKENS: usize = 1 << 19;
-/// The JSON may be this much longer than the file: a SentencePiece vocabulary becomes a list of merges.
-const MAX_GROWTH_BYTES: usize = 48 << 20;
 
 /// What a token is for, as `tokenizer.ggml.token_type` has it.
-mod kind {
-    pub const UNKNOWN: i64 = 2;
-    pub const CONTROL: i64 = 3;
-    pub const USER_DEFINED: i64 = 4;
-    pub const BYTE: i64 = 6;
+pub(super) mod kind {
+    /// Plain text.
+    pub const NORMAL: i32 = 1;
+    /// What stands for text without a token.
+    pub const UNKNOWN: i32 = 2;
+    /// No text: the start or the end of one, for example.
+    pub const CONTROL: i32 = 3;
+    /// Cut out of a text before anything else is done with it.
+    pub const USER_DEFINED: i32 = 4;
+    /// An id without a token.
+    pub const UNUSED: i32 = 5;
+    /// A byte that is no text by itself.
+    pub const BYTE: i32 = 6;
 }
 
 /// A vocabulary.
@@ -35,7 +42,7 @@ struct Vocabulary<'a> {
     gguf: &'a Gguf,
     /// The tokens' texts by id.
     tokens: Vec<&'a str>,
-    /// What each is for; 1 is plain text.
+    /// What each is for, a constant of [`kind`].
     kinds: Vec<i8>,
     /// The ids by text.
     ids: HashMap<&'a str, u32>,
@@ -104,7 +111,7 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Option<Vec<u8>>> {
         None | Some("none" | "no_vocab") => return Ok(None),
         Some("gpt2") => byte_level::tokenizer_json(&Vocabulary::read(gguf)?)?,
         Some("llama") => sentence_piece::tokenizer_json(&Vocabulary::read(gguf)?)?,
-        Some(other) => return Err(gguf.unsupported(format!("a tokenizer of the kind `{other}`"), "`gpt2` and `llama` are")),
+        Some(other) => return Err(gguf.unsupported(format!("a tokenizer of the kind {}", quoted(other)), "`gpt2` and `llama` are")),
     };
     Ok(Some(json))
 }
@@ -117,10 +124,17 @@ impl<'a> Vocabulary<'a> {
             return Err(gguf.wrong(key, &format!("at most {MAX_TOKENS} tokens")));
         }
         let tokens: Vec<&str> = texts.collect();
+        if let Some((id, token)) = tokens.iter().enumerate().find(|(_, token)| token.len() > MAX_TOKEN_BYTES) {
+            return Err(gguf.wrong(key, &format!("tokens of at most {MAX_TOKEN_BYTES} bytes; token {id} has {}", token.len())));
+        }
+        let bytes: u64 = tokens.iter().map(|token| token.len() as u64).sum();
+        if bytes > MAX_TOKENIZER_BYTES {
+            return Err(gguf.wrong(key, &format!("at most {MAX_TOKENIZER_BYTES} bytes of tokens; these have {bytes}")));
+        }
         let mut ids = HashMap::with_capacity(tokens.len());
         for (id, &token) in tokens.iter().enumerate() {
             if let Some(first) = ids.insert(token, id as u32) {
-                return Err(gguf.wrong(key, &format!("different tokens; {first} and {id} are both `{token}`")));
+                return Err(gguf.wrong(key, &format!("different tokens; {first} and {id} are both {}", quoted(token))));
             }
         }
         let kinds = kinds(gguf, count)?;
@@ -128,8 +142,8 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// Whether the token `id` is of that kind.
-    fn is(&self, id: usize, kind: i64) -> bool {
-        i64::from(self.kinds[id]) == kind
+    fn is(&self, id: usize, kind: i32) -> bool {
+        i32::from(self.kinds[id]) == kind
     }
 
     /// The tokens that are found before anything else: control tokens, and those that a user has defined.
@@ -188,38 +202,36 @@ impl<'a> Vocabulary<'a> {
 
     /// Writes the JSON.
     fn finish<M: Serialize>(&self, json: &TokenizerJson<'_, M>) -> Result<Vec<u8>> {
-        let limit = self.gguf.bytes().saturating_add(MAX_GROWTH_BYTES);
-        let mut out = Limited { bytes: Vec::new(), limit };
-        match serde_json::to_writer(&mut out, json) {
-            Ok(()) => Ok(out.bytes),
-            Err(_) => {
-                let problem = format!("its tokenizer would take more than {limit} bytes");
-                Err(Error::checkpoint(crate::checkpoint::tensors::Tensors::path(self.gguf), problem))
-            }
-        }
+        let mut length = Length(0);
+        let written = serde_json::to_writer(&mut length, json).and_then(|()| {
+            // Exactly as long as it will be: a list that grows is there twice while it is moved.
+            let mut bytes = Vec::with_capacity(length.0);
+            serde_json::to_writer(&mut bytes, json).map(|()| bytes)
+        });
+        written.map_err(|_| {
+            let problem = format!("its tokenizer would take more than the {MAX_TOKENIZER_BYTES} bytes allowed");
+            Error::checkpoint(crate::checkpoint::tensors::Tensors::path(self.gguf), problem)
+        })
     }
 }
 
 /// The kinds of `count` tokens; all plain where the file does not say.
 fn kinds(gguf: &Gguf, count: usize) -> Result<Vec<i8>> {
     let key = "tokenizer.ggml.token_type";
-    let Some(values) = gguf.scalars(key)? else { return Ok(vec![1; count]) };
+    let Some(values) = gguf.scalars(key)? else { return Ok(vec![kind::NORMAL as i8; count]) };
     let kinds: Option<Vec<i8>> = values.map(|value| value.as_i64().and_then(|kind| i8::try_from(kind).ok())).collect();
     kinds.filter(|kinds| kinds.len() == count).ok_or_else(|| gguf.wrong(key, &format!("a small number for each of {count} tokens")))
 }
 
-/// Bytes that may not become more than a limit.
-struct Limited {
-    bytes: Vec<u8>,
-    limit: usize,
-}
+/// How many bytes are written to it: at most what a tokenizer may have.
+struct Length(usize);
 
-impl std::io::Write for Limited {
+impl std::io::Write for Length {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if bytes.len() > self.limit - self.bytes.len() {
+        self.0 += bytes.len();
+        if self.0 as u64 > MAX_TOKENIZER_BYTES {
             return Err(std::io::ErrorKind::FileTooLarge.into());
         }
-        self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 

@@ -86,13 +86,14 @@ fn pairs(vocabulary: &Vocabulary<'_>) -> Result<Vec<Pair>> {
     let joins = |id: usize| ![kind::UNKNOWN, kind::CONTROL, kind::USER_DEFINED, kind::BYTE].iter().any(|&kind| vocabulary.is(id, kind));
     let (mut pairs, mut seen) = (Vec::new(), 0);
     for (id, score) in scores.enumerate() {
-        let score = score.as_f64().ok_or_else(|| gguf.wrong(key, &expected))? as f32;
+        let score = score.as_f32().ok_or_else(|| gguf.wrong(key, &expected))?;
         seen = id + 1;
         let Some(token) = vocabulary.tokens.get(id).filter(|_| joins(id)) else { continue };
         let of_token = pairs.len();
         for (cut, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(cut);
-            let (Some(&left), Some(&right)) = (vocabulary.ids.get(left), vocabulary.ids.get(right)) else { continue };
+            let Some(&left) = vocabulary.ids.get(left) else { continue };
+            let Some(&right) = vocabulary.ids.get(right) else { continue };
             if joins(left as usize) && joins(right as usize) {
                 pairs.push(Pair { left, right, score });
             }
