@@ -4,6 +4,7 @@ pub mod check;
 pub mod cli;
 pub mod control;
 pub mod criteria;
+pub mod data;
 pub mod diagnosis;
 pub mod diagnosis_text;
 pub mod error;

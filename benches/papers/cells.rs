@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use espalier_agent::data::Data;
 use espalier_agent::evaluate::predict;
 use espalier_agent::files::publish;
 use espalier_agent::metrics::{Evaluation, Predictions};
-use espalier_agent::prune::pack::write_network;
+use espalier_agent::prune::pack::write_trained;
 use espalier_agent::prune::{Cascade, Split};
 use espalier_agent::signal_model::dense_manifest;
-use espalier_agent::signals::{self, Corpus, Noise, Protocol, ReadOptions, Sets, TRAINING_HOP, WINDOW};
+use espalier_agent::signals::{Corpus, Noise, Protocol, ReadOptions};
 use espalier_agent::train::{Progress, Report, Stop, train_dense};
-use espalier_kernels::{CpuDevice, Device};
-use espalier_models::tensor::model_tensors;
-use espalier_models::{Artifact, DType};
-use espalier_runtime::{Budget, DeviceTensors, PROCESS_BYTES};
+use espalier_kernels::CpuDevice;
+use espalier_models::Artifact;
+use espalier_runtime::{Budget, PROCESS_BYTES};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -87,26 +87,6 @@ pub fn conditions() -> Vec<Option<f64>> {
     std::iter::once(None).chain(Noise::REPORTED_SNR_DB.map(Some)).collect()
 }
 
-/// Recordings of one protocol, split and ready to read.
-struct Data {
-    split: signals::Split,
-    sets: Sets,
-    sample_rate_hz: f64,
-    _scratch: tempfile::TempDir,
-}
-
-impl Data {
-    fn open(folder: &Path, protocol: &Protocol) -> Result<Self> {
-        let corpus = Corpus::open_with(folder, Some(protocol), &ReadOptions::default())?;
-        let split = signals::Split::new(&corpus, protocol, WINDOW)?;
-        let scratch = tempfile::tempdir()?;
-        let sets = Sets::open(&corpus, &split, scratch.path(), TRAINING_HOP)?;
-        let rate = corpus.entries.iter().find_map(|entry| entry.sample_rate_hz);
-        let sample_rate_hz = rate.with_context(|| format!("no recording in {} names its sample rate", corpus.root.display()))?;
-        Ok(Self { split, sets, sample_rate_hz, _scratch: scratch })
-    }
-}
-
 /// What one network says of every test set under every condition.
 struct Answers {
     /// The network's cell.
@@ -162,7 +142,10 @@ impl Laboratory {
 
     fn open(&mut self, cell: &Cell) -> Result<()> {
         if self.data.as_ref().is_none_or(|(protocol, _)| *protocol != cell.protocol) {
-            self.data = Some((cell.protocol, Data::open(&self.recordings, &cell.protocol)?));
+            self.data = Some((
+                cell.protocol,
+                Data::new(Corpus::open_with(&self.recordings, Some(&cell.protocol), &ReadOptions::default())?, &cell.protocol)?,
+            ));
         }
         Ok(())
     }
@@ -186,23 +169,18 @@ impl Laboratory {
             return Ok(made);
         }
         let data = self.data()?;
-        data.sets.train.check()?;
-        let architecture = SIZE.architecture(&data.split.classes, data.sample_rate_hz)?;
+        data.check()?;
+        let architecture = SIZE.architecture(&data.split.classes, data.sample_rate_hz()?)?;
         let shape = SIZE.shape();
         let steps = (cell.family.epochs() * data.sets.train.len().div_ceil(BATCH) as f64).round() as usize;
         let examples = &data.sets.train;
         let (mut network, report) =
             train_dense(&self.device, architecture.clone(), shape.clone(), examples, cell.training(steps), &mut Lines, &self.stop)?;
-        let columns: HashMap<_, _> = model_tensors(&architecture, &shape).iter().map(|spec| (spec.key, spec.columns)).collect();
-        let tensors = network.trainable().into_iter().map(|(key, buffer)| {
-            let width = columns.get(&key).copied().unwrap_or(self.device.len(buffer));
-            (key, &*buffer, width)
-        });
         let history = format!("trained on {} for {} steps, seed {}", data.split.name, report.steps, cell.seed);
         let manifest = dense_manifest(&cell.name(), architecture, &shape, history, None);
         let scratch = tempfile::tempdir_in(&self.cells)?;
         let path = scratch.path().join("dense.esp");
-        write_network(manifest, DType::F32, &DeviceTensors::new(&self.device, tensors.collect()), &path)?;
+        write_trained(&self.device, &mut network, manifest, &path)?;
         let artifact = Arc::new(Artifact::open(&path)?);
         let holdout = predict(&self.device, &self.budget, &artifact, &data.sets.holdout, &self.stop)?.evaluate(None, None, NOISE_SEED)?;
         let made = Made {

@@ -14,9 +14,10 @@ use espalier_runtime::{AdapterOptions, Budget, PROCESS_BYTES};
 
 use super::Context;
 use super::bar::Bar;
-use super::data::{Data, DataArgs};
+use super::data::DataArgs;
 use super::demo_report::{Report, Row, Run, Served};
 use crate::control::{State, Thresholds};
+use crate::data::Data;
 use crate::diagnosis::{Clip, Diagnosis, Options, Pace, Recordings};
 use crate::error::{AgentError, Result, file_error};
 use crate::node::{Node, NodeOptions, NodeView, PruneSetup, artifact_id, open_engine, planned_bytes, stages_folder};

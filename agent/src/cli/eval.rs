@@ -6,9 +6,10 @@ use std::sync::Arc;
 use espalier_models::Artifact;
 use espalier_models::manifest::TextDiagnosis;
 
-use super::data::{Data, DataArgs};
+use super::data::DataArgs;
 use super::eval_language::{self, LanguageArgs};
 use super::{Context, print, print_json};
+use crate::data::Data;
 use crate::diagnosis_text::for_classes;
 use crate::error::Result;
 use crate::evaluate::{Evaluator, check_classes};

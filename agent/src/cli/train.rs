@@ -2,21 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use espalier_kernels::{CpuDevice, Device};
+use espalier_kernels::CpuDevice;
+use espalier_models::Artifact;
 use espalier_models::manifest::Measured;
-use espalier_models::tensor::model_tensors;
-use espalier_models::{Artifact, DType};
-use espalier_runtime::{DeviceTensors, Network};
 
 use super::bar::Bar;
-use super::data::{Data, DataArgs};
+use super::data::DataArgs;
 use super::train_lora::{self, LoraArgs};
 use super::{Context, print, print_json};
+use crate::data::Data;
 use crate::error::{Result, file_error};
 use crate::evaluate::predict;
 use crate::files::{check_output, folder_of};
 use crate::metrics::Evaluation;
-use crate::prune::pack::write_network;
+use crate::prune::pack::write_trained;
 use crate::signal_model::{SignalSize, dense_manifest};
 use crate::signals::Augment;
 use crate::table;
@@ -211,7 +210,7 @@ pub fn train_artifact(
     let scratch =
         tempfile::tempdir_in(folder_of(output)).map_err(|error| file_error("cannot make a folder in", folder_of(output), &error))?;
     let first = scratch.path().join("first.esp");
-    write(device, &mut network, dense_manifest(&name, architecture.clone(), &shape, history.clone(), None), &first)?;
+    write_trained(device, &mut network, dense_manifest(&name, architecture.clone(), &shape, history.clone(), None), &first)?;
     let holdout = predict(device, budget, &std::sync::Arc::new(Artifact::open(&first)?), &data.sets.holdout, stop)?.evaluate(
         None,
         None,
@@ -219,7 +218,7 @@ pub fn train_artifact(
     )?;
     stop.check()?;
     let measured = Measured { accuracy: Some(holdout.accuracy), loss: holdout.cross_entropy_nats, latency_ms: None };
-    write(device, &mut network, dense_manifest(&name, architecture, &shape, history, Some(measured)), output)?;
+    write_trained(device, &mut network, dense_manifest(&name, architecture, &shape, history, Some(measured)), output)?;
     let artifact = Artifact::open(output)?;
     let DenseReport { steps, seconds, .. } = report;
     Ok(Trained {
@@ -230,16 +229,4 @@ pub fn train_artifact(
         seconds,
         holdout,
     })
-}
-
-fn write(device: &CpuDevice, network: &mut Network<CpuDevice>, manifest: espalier_models::Manifest, output: &Path) -> Result<()> {
-    let columns: std::collections::BTreeMap<_, _> =
-        model_tensors(&manifest.architecture, &manifest.shape()).iter().map(|spec| (spec.key, spec.columns)).collect();
-    let tensors = network
-        .trainable()
-        .into_iter()
-        .map(|(key, buffer)| (key, &*buffer, columns.get(&key).copied().unwrap_or(device.len(buffer))))
-        .collect();
-    write_network(manifest, DType::F32, &DeviceTensors::new(device, tensors), output)?;
-    Ok(())
 }

@@ -8,8 +8,8 @@ use espalier_models::Artifact;
 use espalier_models::manifest::{Measured, TextDiagnosis};
 use espalier_runtime::{AdapterOptions, Budget, Network, Residency};
 
-use super::data::Data;
 use super::train::Trained;
+use crate::data::Data;
 use crate::diagnosis_text::{Prompts, TextExamples, for_classes};
 use crate::error::{Result, file_error};
 use crate::evaluate::predict;

@@ -1,5 +1,6 @@
 //! Writes the network that is left as an artifact, adapters merged, a block of rows at a time.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use espalier_models::artifact::{Artifact, ArtifactWriter};
 use espalier_models::manifest::TextDiagnosis;
 use espalier_models::tensor::{DType, TensorSpec, model_tensors};
 use espalier_models::{Manifest, Part, TensorKey, TensorSource};
-use espalier_runtime::Adapter;
+use espalier_runtime::{Adapter, DeviceTensors, Network};
 
 use super::selection::Selection;
 use crate::error::{AgentError, Result};
@@ -148,6 +149,15 @@ fn copy_matrix(
 /// The number format of a stored network's matrices.
 pub fn matrix_dtype(manifest: &Manifest) -> DType {
     manifest.tensors.iter().find(|tensor| !tensor.key.part.is_vector()).map_or(DType::F32, |tensor| tensor.dtype)
+}
+
+/// Writes a network that was trained, in f32.
+pub fn write_trained<D: Device>(device: &D, network: &mut Network<D>, manifest: Manifest, path: &Path) -> Result<PathBuf> {
+    let specs = model_tensors(&manifest.architecture, &manifest.shape());
+    let columns: BTreeMap<_, _> = specs.iter().map(|spec| (spec.key, spec.columns)).collect();
+    let width = |key, buffer: &D::Buffer| columns.get(&key).copied().unwrap_or(device.len(buffer));
+    let tensors = network.trainable().into_iter().map(|(key, buffer)| (key, &*buffer, width(key, buffer))).collect();
+    write_network(manifest, DType::F32, &DeviceTensors::new(device, tensors), path)
 }
 
 /// Writes a whole network from tensors in memory (a trained one).
