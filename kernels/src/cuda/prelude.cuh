@@ -12,11 +12,11 @@
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define ON_DEVICE 1
-#define MAY_ALIAS
+#define VECTOR(BYTES) alignas(BYTES)
 #else
 #define ON_DEVICE 0
 // Vectors are loaded from arrays of other types, which only nvcc allows without being told.
-#define MAY_ALIAS __attribute__((may_alias))
+#define VECTOR(BYTES) __attribute__((aligned(BYTES), may_alias))
 #endif
 
 typedef unsigned char u8;
@@ -26,16 +26,16 @@ typedef unsigned long long u64;
 typedef int i32;
 
 // 8 and 16 bytes that one instruction loads or stores; the address must be a multiple of their size.
-struct alignas(8) MAY_ALIAS float2_ {
+struct VECTOR(8) float2_ {
     float x, y;
 };
-struct alignas(16) MAY_ALIAS float4_ {
+struct VECTOR(16) float4_ {
     float x, y, z, w;
 };
-struct alignas(8) MAY_ALIAS uint2_ {
+struct VECTOR(8) uint2_ {
     u32 x, y;
 };
-struct alignas(16) MAY_ALIAS uint4_ {
+struct VECTOR(16) uint4_ {
     u32 x, y, z, w;
 };
 
