@@ -229,3 +229,85 @@ template <class T> DEVICE T block_max(T x, T* shared) {
     __syncthreads();
     return largest;
 }
+
+// Tiles of matrices in shared memory, for the products.
+
+// A tile of ROWS rows of CHUNKS chunks of 16 bytes. Swizzled: the eight rows of one chunk that ldmatrix reads at once lie in different
+// banks. Padded by 8 words a row: so do the words that a quarter of a warp reads from four rows by 8- or 16-byte loads.
+template <u32 ROWS_, u32 CHUNKS_, bool SWIZZLED> struct Tile {
+    static constexpr u32 ROWS = ROWS_, CHUNKS = CHUNKS_, PITCH = SWIZZLED ? CHUNKS : CHUNKS + 2, BYTES = ROWS * PITCH * 16;
+    static_assert(!SWIZZLED || CHUNKS == 4 || CHUNKS % 8 == 0, "only these turns are conflict-free");
+
+    // Where a chunk stands, in chunks.
+    DEVICE u32 at(u32 row, u32 chunk) {
+        if (!SWIZZLED) return row * PITCH + chunk;
+        return row * PITCH + (CHUNKS == 4 ? chunk ^ ((row >> 1) & 3) : chunk ^ (row & 7));
+    }
+};
+
+// The four numbers of matrix [outers][inners] from [outer][inner] on; zeros outside. `vector`: inners % 4 == 0 and the matrix is aligned.
+DEVICE float4_ load_4(const float* matrix, u32 outer, u32 inner, u32 outers, u32 inners, bool vector) {
+    float4_ v = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (outer >= outers || inner >= inners) return v;
+    const float* from = matrix + u64(outer) * inners + inner;
+    if (vector) return *reinterpret_cast<const float4_*>(from);
+    v.x = from[0];
+    if (inner + 1 < inners) v.y = from[1];
+    if (inner + 2 < inners) v.z = from[2];
+    if (inner + 3 < inners) v.w = from[3];
+    return v;
+}
+
+// Starts to copy the tile that begins at [outer0][inner0] of `matrix` [outers][inners]; what lies outside becomes zero. `vector`: a row is
+// whole chunks and the matrix is aligned, so that cp.async may be used; else the copy is done at once, number by number.
+template <class TILE, u32 THREADS, class T>
+DEVICE void load_tile(T* shared, const T* matrix, u32 outer0, u32 inner0, u32 outers, u32 inners, bool vector) {
+    constexpr u32 NUMBERS = 16 / sizeof(T);
+    static_assert(TILE::ROWS * TILE::CHUNKS % THREADS == 0, "every thread copies the same number of chunks");
+#pragma unroll
+    for (u32 i = 0; i < TILE::ROWS * TILE::CHUNKS / THREADS; i++) {
+        const u32 index = threadIdx.x + i * THREADS, row = index / TILE::CHUNKS, chunk = index % TILE::CHUNKS;
+        const u32 outer = outer0 + row, inner = inner0 + chunk * NUMBERS;
+        const bool inside = outer < outers && inner < inners;
+        const T* from = inside ? matrix + u64(outer) * inners + inner : matrix;
+        T* to = shared + TILE::at(row, chunk) * NUMBERS;
+        if (vector) {
+            cp_async_16(to, from, inside);
+        } else {
+            for (u32 j = 0; j < NUMBERS; j++) to[j] = inside && inner + j < inners ? from[j] : T(0);
+        }
+    }
+}
+
+// Bits of the argument `flags` of the products.
+constexpr u32 ACCUMULATE = 1;  // add to what is there
+constexpr u32 VECTOR_A = 2;    // 16-byte loads of A may be used
+constexpr u32 VECTOR_B = 4;    // and of B, or of the weight
+constexpr u32 VECTOR_C = 8;    // 16-byte stores of C may be used
+constexpr u32 TRANSPOSE_A = 16;
+constexpr u32 TRANSPOSE_B = 32;
+
+// Stores COUNT (2 or 4) neighbouring numbers of C [m, n] at [row][column], column a multiple of COUNT.
+template <u32 COUNT> DEVICE void store_c(float* c, const float (&v)[COUNT], u32 row, u32 column, u32 m, u32 n, u32 flags) {
+    static_assert(COUNT == 2 || COUNT == 4, "a vector of the prelude");
+    if (row >= m) return;
+    float* to = c + u64(row) * n + column;
+    if ((flags & VECTOR_C) && column < n) {
+        if constexpr (COUNT == 4) {
+            float4_ w = {v[0], v[1], v[2], v[3]};
+            float4_* at = reinterpret_cast<float4_*>(to);
+            if (flags & ACCUMULATE) w = {w.x + at->x, w.y + at->y, w.z + at->z, w.w + at->w};
+            *at = w;
+        } else {
+            float2_ w = {v[0], v[1]};
+            float2_* at = reinterpret_cast<float2_*>(to);
+            if (flags & ACCUMULATE) w = {w.x + at->x, w.y + at->y};
+            *at = w;
+        }
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < COUNT; i++) {
+            if (column + i < n) to[i] = v[i] + (flags & ACCUMULATE ? to[i] : 0.0f);
+        }
+    }
+}
