@@ -9,7 +9,7 @@
 //
 // A block a row. Maximum and sum are made in one pass (online softmax, Milakov and Gimelshein, arXiv 1805.02867): a vocabulary's row is
 // half a megabyte, and many rows are under way at once, so that a second reading would come from memory. Losses go to memory as f64, one
-// a row, and one block adds them up in a fixed order; count, too, is made on the device, so that a call reads back one number.
+// a row, and one block adds them up in a fixed order, so that a call reads back one number.
 
 #include "prelude.cuh"
 
@@ -32,7 +32,7 @@ DEVICE void add(Softmax& s, float x) {
     s.largest = top;
 }
 
-// Largest and sum of exponentials of a row, in every thread. `shared [2 * 32]`.
+// Largest and sum of exponentials of a row, in every thread. `shared [32]`.
 DEVICE Softmax row(const float* x, u32 n, float* shared) {
     Softmax s = {-infinity(), 0.0f};
     if (n % 4 == 0) {
@@ -51,13 +51,6 @@ DEVICE Softmax row(const float* x, u32 n, float* shared) {
     }
     const float largest = block_max(s.largest, shared);
     return Softmax{largest, block_sum(s.sum * decay(s.largest, largest), shared)};
-}
-
-// The number of targets that are targets, in every thread. `shared [32]`.
-DEVICE u32 count_targets(const u32* targets, u32 m, u32* shared) {
-    u32 count = 0;
-    for (u32 i = threadIdx.x; i < m; i += THREADS) count += targets[i] != NO_TARGET;
-    return block_sum(count, shared);
 }
 
 }  // namespace loss
@@ -92,14 +85,13 @@ KERNEL(256) cross_entropy(
 }
 EXPORT(cross_entropy)
 
-// As cross_entropy, and d_logits = the gradient of the mean. A block a row.
+// As cross_entropy, and d_logits = the gradient of the mean; `weight` is 1 / rows with a target. A block a row.
 KERNEL(256) cross_entropy_gradient(
     double* losses,       // [m]
     float* d_logits,      // [m, n]
     const float* logits,  // [m, n]
     const u32* targets,   // [m]
-    const u32* count,     // [1]: rows with a target
-    u32 n) {
+    u32 n, float weight) {
     SHARED(float, shared, WARP);
     const u32 target = targets[blockIdx.x];
     const float* row = logits + u64(blockIdx.x) * n;
@@ -109,7 +101,7 @@ KERNEL(256) cross_entropy_gradient(
         for (u32 i = threadIdx.x; i < n; i += loss::THREADS) d[i] = 0.0f;
     } else {
         const loss::Softmax s = loss::row(row, n, shared);
-        const float weight = 1.0f / float(*count), factor = weight / s.sum;
+        const float factor = weight / s.sum;
         for (u32 i = threadIdx.x; i < n; i += loss::THREADS) d[i] = expf(row[i] - s.largest) * factor - (i == target ? weight : 0.0f);
         value = log(double(s.sum)) + double(s.largest) - double(row[target]);
     }
@@ -117,27 +109,15 @@ KERNEL(256) cross_entropy_gradient(
 }
 EXPORT(cross_entropy_gradient)
 
-// count [1] = rows with a target. One block.
-KERNEL(256) cross_entropy_count(
-    u32* count,          // [1]
-    const u32* targets,  // [m]
-    u32 m) {
-    SHARED(u32, shared, WARP);
-    const u32 sum = loss::count_targets(targets, m, shared);
-    if (threadIdx.x == 0) *count = sum;
-}
-EXPORT(cross_entropy_count)
-
-// mean [1] = sum of losses / count. One block.
-KERNEL(256) cross_entropy_mean(
-    double* mean,          // [1]
+// total [1] = sum of losses. One block.
+KERNEL(256) cross_entropy_sum(
+    double* total,         // [1]
     const double* losses,  // [m]
-    const u32* count,      // [1]
     u32 m) {
     SHARED(double, shared, WARP);
     double sum = 0.0;
     for (u32 i = threadIdx.x; i < m; i += loss::THREADS) sum += losses[i];
     sum = block_sum(sum, shared);
-    if (threadIdx.x == 0) *mean = sum / double(*count);
+    if (threadIdx.x == 0) *total = sum;
 }
-EXPORT(cross_entropy_mean)
+EXPORT(cross_entropy_sum)
