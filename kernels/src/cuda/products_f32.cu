@@ -103,9 +103,9 @@ DEVICE void gemm(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, 
 #pragma unroll
         for (u32 group = 0; group < B / 64; group++) {
             const u32 row = i0 + i / 4 * 64 + ty * 4 + i % 4, column = j0 + group * 64 + tx * 4;
-            const float v[4] = {alpha * sums[i][group * 4], alpha * sums[i][group * 4 + 1], alpha * sums[i][group * 4 + 2],
-                                alpha * sums[i][group * 4 + 3]};
-            store_c(c, v, row, column, m, n, flags);
+            const float4_ v = {alpha * sums[i][group * 4], alpha * sums[i][group * 4 + 1], alpha * sums[i][group * 4 + 2],
+                               alpha * sums[i][group * 4 + 3]};
+            store_4(c, v, row, column, m, n, flags);
         }
     }
 }
