@@ -1,0 +1,3 @@
+//! The operations of [`Device`](crate::Device) on NVIDIA devices, by kernels of our own.
+
+mod images;
