@@ -264,17 +264,21 @@ template <class TILE, u32 THREADS, class T>
 DEVICE void load_tile(T* shared, const T* matrix, u32 outer0, u32 inner0, u32 outers, u32 inners, bool vector) {
     constexpr u32 NUMBERS = 16 / sizeof(T);
     static_assert(TILE::ROWS * TILE::CHUNKS % THREADS == 0, "every thread copies the same number of chunks");
+    if (vector) {
 #pragma unroll
-    for (u32 i = 0; i < TILE::ROWS * TILE::CHUNKS / THREADS; i++) {
-        const u32 index = threadIdx.x + i * THREADS, row = index / TILE::CHUNKS, chunk = index % TILE::CHUNKS;
-        const u32 outer = outer0 + row, inner = inner0 + chunk * NUMBERS;
-        const bool inside = outer < outers && inner < inners;
-        const T* from = inside ? matrix + u64(outer) * inners + inner : matrix;
-        T* to = shared + TILE::at(row, chunk) * NUMBERS;
-        if (vector) {
-            cp_async_16(to, from, inside);
-        } else {
-            for (u32 j = 0; j < NUMBERS; j++) to[j] = inside && inner + j < inners ? from[j] : T(0);
+        for (u32 i = 0; i < TILE::ROWS * TILE::CHUNKS / THREADS; i++) {
+            const u32 index = threadIdx.x + i * THREADS, row = index / TILE::CHUNKS, chunk = index % TILE::CHUNKS;
+            const u32 outer = outer0 + row, inner = inner0 + chunk * NUMBERS;
+            const bool inside = outer < outers && inner < inners;
+            cp_async_16(shared + TILE::at(row, chunk) * NUMBERS, inside ? matrix + u64(outer) * inners + inner : matrix, inside);
+        }
+    } else {
+#pragma unroll 1
+        for (u32 index = threadIdx.x; index < TILE::ROWS * TILE::CHUNKS * NUMBERS; index += THREADS) {
+            const u32 row = index / (TILE::CHUNKS * NUMBERS), column = index % (TILE::CHUNKS * NUMBERS);
+            const u32 outer = outer0 + row, inner = inner0 + column;
+            const bool inside = outer < outers && inner < inners;
+            shared[TILE::at(row, column / NUMBERS) * NUMBERS + column % NUMBERS] = inside ? matrix[u64(outer) * inners + inner] : T(0);
         }
     }
 }
@@ -287,27 +291,31 @@ constexpr u32 VECTOR_C = 8;    // 16-byte stores of C may be used
 constexpr u32 TRANSPOSE_A = 16;
 constexpr u32 TRANSPOSE_B = 32;
 
-// Stores COUNT (2 or 4) neighbouring numbers of C [m, n] at [row][column], column a multiple of COUNT.
-template <u32 COUNT> DEVICE void store_c(float* c, const float (&v)[COUNT], u32 row, u32 column, u32 m, u32 n, u32 flags) {
-    static_assert(COUNT == 2 || COUNT == 4, "a vector of the prelude");
-    if (row >= m) return;
+// Stores four neighbours of a row of C [m, n], column a multiple of 4.
+DEVICE void store_4(float* c, float4_ v, u32 row, u32 column, u32 m, u32 n, u32 flags) {
+    if (row >= m || column >= n) return;
     float* to = c + u64(row) * n + column;
-    if ((flags & VECTOR_C) && column < n) {
-        if constexpr (COUNT == 4) {
-            float4_ w = {v[0], v[1], v[2], v[3]};
-            float4_* at = reinterpret_cast<float4_*>(to);
-            if (flags & ACCUMULATE) w = {w.x + at->x, w.y + at->y, w.z + at->z, w.w + at->w};
-            *at = w;
-        } else {
-            float2_ w = {v[0], v[1]};
-            float2_* at = reinterpret_cast<float2_*>(to);
-            if (flags & ACCUMULATE) w = {w.x + at->x, w.y + at->y};
-            *at = w;
-        }
+    if (flags & VECTOR_C) {
+        float4_* at = reinterpret_cast<float4_*>(to);
+        if (flags & ACCUMULATE) v = {v.x + at->x, v.y + at->y, v.z + at->z, v.w + at->w};
+        *at = v;
     } else {
+        const float numbers[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-        for (u32 i = 0; i < COUNT; i++) {
-            if (column + i < n) to[i] = v[i] + (flags & ACCUMULATE ? to[i] : 0.0f);
+        for (u32 i = 0; i < 4; i++) {
+            if (column + i < n) to[i] = numbers[i] + (flags & ACCUMULATE ? to[i] : 0.0f);
         }
     }
+}
+
+// A warp's block of 32 x 32 numbers of C passes through shared memory, so that rows of 128 bytes are stored, whichever lane had them.
+constexpr u32 BLOCK_PITCH = 36, BLOCK_NUMBERS = 32 * BLOCK_PITCH;
+DEVICE void store_block(float* c, const float* block /* [32][BLOCK_PITCH] */, u32 row, u32 column, u32 m, u32 n, u32 flags) {
+    __syncwarp();
+#pragma unroll 1
+    for (u32 r = lane_index() / 8; r < 32; r += 4) {
+        const float4_ v = *reinterpret_cast<const float4_*>(block + r * BLOCK_PITCH + lane_index() % 8 * 4);
+        store_4(c, v, row + r, column + lane_index() % 8 * 4, m, n, flags);
+    }
+    __syncwarp();
 }

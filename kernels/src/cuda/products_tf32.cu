@@ -65,6 +65,7 @@ DEVICE void gemm(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, 
     // A warp makes 32 or 64 rows by 32 columns.
     constexpr u32 THREADS = WARPS_M * WARPS_N * WARP, ROWS = A::B / WARPS_M, MI = ROWS / 16, NI = 4;
     static_assert(B::B == WARPS_N * 32 && ROWS % 32 == 0, "a warp makes 32 columns");
+    static_assert(STAGES * (A::NUMBERS + B::NUMBERS) >= WARPS_M * WARPS_N * BLOCK_NUMBERS, "the results pass where the tiles were");
     DYNAMIC_SHARED(float, tiles);
     float *a_tiles = tiles, *b_tiles = tiles + STAGES * A::NUMBERS;
     const u32 i0 = blockIdx.x * A::B, j0 = blockIdx.y * B::B, first = blockIdx.z * k_split, last = minimum(k, first + k_split);
@@ -78,6 +79,7 @@ DEVICE void gemm(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, 
         cp_async_commit();
     };
     float sums[MI][NI][4] = {};
+#pragma unroll 1
     for (u32 s = 0; s + 1 < STAGES; s++) load(s);
     for (u32 slice = 0; slice < slices; slice++) {
         cp_async_wait<STAGES - 2>();
@@ -112,26 +114,23 @@ DEVICE void gemm(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, 
         }
     }
     cp_async_wait<0>();
+    __syncthreads();
     c += u64(blockIdx.z) * m * n;
     const u32 g = lane_index() / 4, t = lane_index() % 4;
+    float* block = tiles + warp_index() * BLOCK_NUMBERS;
 #pragma unroll
-    for (u32 i = 0; i < MI * 2; i++) {
-        const u32 row = i0 + warp_row + i / 4 * 32 + A::row_of(i % 4, g);
-        const auto& mine = sums[i / 2];
-        const u32 q = i % 2 * 2;
-        if constexpr (B::K_INSIDE) {
+    for (u32 i = 0; i < MI; i += 2) {
+#pragma unroll
+        for (u32 r = 0; r < 4; r++) {
 #pragma unroll
             for (u32 j = 0; j < NI; j++) {
-                const float v[2] = {alpha * mine[j][q], alpha * mine[j][q + 1]};
-                store_c(c, v, row, j0 + warp_column + j * 8 + t * 2, m, n, flags);
-            }
-        } else {
 #pragma unroll
-            for (u32 h = 0; h < 2; h++) {
-                const float v[4] = {alpha * mine[0][q + h], alpha * mine[1][q + h], alpha * mine[2][q + h], alpha * mine[3][q + h]};
-                store_c(c, v, row, j0 + warp_column + (t * 2 + h) * 4, m, n, flags);
+                for (u32 h = 0; h < 2; h++) {
+                    block[A::row_of(r, g) * BLOCK_PITCH + B::row_of(j, t * 2 + h)] = alpha * sums[i + r / 2][j][r % 2 * 2 + h];
+                }
             }
         }
+        store_block(c, block, i0 + warp_row + i * 16, j0 + warp_column, m, n, flags);
     }
 }
 
@@ -146,58 +145,74 @@ DEVICE void gemm_64(float* c, const float* a, const float* b, u32 m, u32 n, u32 
 
 }  // namespace products_tf32
 
-KERNEL(128)
-gemm_tf32_64_nn(float* c /* [splits, m, n] */, const float* a /* [m, k] */, const float* b /* [k, n] */, u32 m, u32 n, u32 k,
-                u32 k_split, float alpha, u32 flags) {
+KERNEL(128) gemm_tf32_64_nn(
+    float* c,        // [splits, m, n]
+    const float* a,  // [m, k]
+    const float* b,  // [k, n]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_64<true, false>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_64_nn)
 
-KERNEL(128)
-gemm_tf32_64_nt(float* c /* [splits, m, n] */, const float* a /* [m, k] */, const float* b /* [n, k] */, u32 m, u32 n, u32 k,
-                u32 k_split, float alpha, u32 flags) {
+KERNEL(128) gemm_tf32_64_nt(
+    float* c,        // [splits, m, n]
+    const float* a,  // [m, k]
+    const float* b,  // [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_64<true, true>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_64_nt)
 
-KERNEL(128)
-gemm_tf32_64_tn(float* c /* [splits, m, n] */, const float* a /* [k, m] */, const float* b /* [k, n] */, u32 m, u32 n, u32 k,
-                u32 k_split, float alpha, u32 flags) {
+KERNEL(128) gemm_tf32_64_tn(
+    float* c,        // [splits, m, n]
+    const float* a,  // [k, m]
+    const float* b,  // [k, n]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_64<false, false>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_64_tn)
 
-KERNEL(128)
-gemm_tf32_64_tt(float* c /* [splits, m, n] */, const float* a /* [k, m] */, const float* b /* [n, k] */, u32 m, u32 n, u32 k,
-                u32 k_split, float alpha, u32 flags) {
+KERNEL(128) gemm_tf32_64_tt(
+    float* c,        // [splits, m, n]
+    const float* a,  // [k, m]
+    const float* b,  // [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_64<false, true>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_64_tt)
 
-KERNEL(256)
-gemm_tf32_128_nn(float* c /* [splits, m, n] */, const float* a /* [m, k] */, const float* b /* [k, n] */, u32 m, u32 n, u32 k,
-                 u32 k_split, float alpha, u32 flags) {
+KERNEL(256) gemm_tf32_128_nn(
+    float* c,        // [splits, m, n]
+    const float* a,  // [m, k]
+    const float* b,  // [k, n]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_128<true, false>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_128_nn)
 
-KERNEL(256)
-gemm_tf32_128_nt(float* c /* [splits, m, n] */, const float* a /* [m, k] */, const float* b /* [n, k] */, u32 m, u32 n, u32 k,
-                 u32 k_split, float alpha, u32 flags) {
+KERNEL(256) gemm_tf32_128_nt(
+    float* c,        // [splits, m, n]
+    const float* a,  // [m, k]
+    const float* b,  // [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_128<true, true>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_128_nt)
 
-KERNEL(256)
-gemm_tf32_128_tn(float* c /* [splits, m, n] */, const float* a /* [k, m] */, const float* b /* [k, n] */, u32 m, u32 n, u32 k,
-                 u32 k_split, float alpha, u32 flags) {
+KERNEL(256) gemm_tf32_128_tn(
+    float* c,        // [splits, m, n]
+    const float* a,  // [k, m]
+    const float* b,  // [k, n]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_128<false, false>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_128_tn)
 
-KERNEL(256)
-gemm_tf32_128_tt(float* c /* [splits, m, n] */, const float* a /* [k, m] */, const float* b /* [n, k] */, u32 m, u32 n, u32 k,
-                 u32 k_split, float alpha, u32 flags) {
+KERNEL(256) gemm_tf32_128_tt(
+    float* c,        // [splits, m, n]
+    const float* a,  // [k, m]
+    const float* b,  // [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_128<false, true>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_128_tt)
