@@ -5,20 +5,28 @@
 //! uploads of weights run beside it on a copy stream. An operation returns once it is on the stream; [`read`](crate::Device::read) and the
 //! operations that return numbers wait.
 
+mod activation;
 mod arena;
+mod attention;
 mod counters;
 mod device;
 mod driver;
+mod elementwise;
 mod gate;
 mod graph;
 mod images;
 mod launch;
+mod loss;
 mod memory;
+mod norm;
 mod operations;
 mod pending;
 mod registration;
+mod rotary;
+mod sequence;
 mod signature;
 mod staging;
+mod training;
 mod weight;
 
 use std::sync::Arc;
@@ -29,7 +37,7 @@ use arena::Arena;
 use device::Core;
 use launch::{Args, Grid, Work};
 use memory::Pointer;
-use pending::{activation, attention, elementwise, loss, norm, products, rotary, sequence, training, weights};
+use pending::{products, weights};
 
 pub use counters::KernelCount;
 pub use device::{Attributes, Unavailable};
