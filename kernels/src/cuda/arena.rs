@@ -129,17 +129,9 @@ impl Block {
     pub fn pointer(&self) -> Pointer {
         Pointer::new(self.address)
     }
-    /// Its bytes.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
     /// The device it belongs to.
     pub fn core(&self) -> &Arc<Core> {
         &self.core
-    }
-    /// The arena it lies in.
-    pub fn arena(&self) -> &Arc<Arena> {
-        &self.arena
     }
     /// Its parts without the device, for who keeps it on the device's own account.
     pub fn split(mut self) -> (Arc<Arena>, u64, u64) {

@@ -136,12 +136,12 @@ impl CudaDevice {
     }
 
     /// Puts `kernel` on the compute stream; zero blocks are no launch. An error where the kernel's source names other parameters.
-    pub(super) fn launch(&self, kernel: &'static str, grid: Grid, args: Args, work: Work) -> Result<()> {
+    fn launch(&self, kernel: &'static str, grid: Grid, args: Args, work: Work) -> Result<()> {
         self.core.functions().launch(&self.core, kernel, grid, args, work)
     }
 
     /// `len` numbers of whatever value for the time of an operation: the next one gets the same memory.
-    pub(super) fn scratch(&self, len: usize) -> Result<Buffer> {
+    fn scratch(&self, len: usize) -> Result<Buffer> {
         let _entered = self.core.enter()?;
         self.core.scratch().take(&self.core, len)
     }
