@@ -223,23 +223,27 @@ DEVICE void gemm(float* y, const float* x, const u16* w, const float* scales, u3
     };
     A activations;
     float sums[MI][NI][4] = {};
+    // Turn by turn: the weights of slice `turn` are asked for, the activations of the slice before are stored, and the one before that, the
+    // weights of which have come, is multiplied. One loop, so that there is one copy of each in the instruction cache.
 #pragma unroll 1
-    for (u32 s = 0; s + 1 < STAGES; s++) load(s);
-    activations.fetch(x, row0, first, m, k, flags & VECTOR_A);
-    activations.keep(a_tiles, scales, row0, m);
-    for (u32 slice = 0; slice < slices; slice++) {
-        const u32 k0 = first + slice * SLICE;
-        cp_async_wait<STAGES - 2>();
-        __syncthreads();
-        load(slice + STAGES - 1);
-        const bool more = slice + 1 < slices;
-        if (more) activations.fetch(x, row0, k0 + SLICE, m, k, flags & VECTOR_A);
-        u16* b_tile = b_tiles + slice % STAGES * B_NUMBERS;
-        if constexpr (Same<W, UnitsOfPairs>::value) {
-            if (k % 2 == 1 && k0 + SLICE > k) clear_beyond<THREADS>(b_tile, k0, k);
+    for (u32 turn = 0; turn < slices + STAGES - 1; turn++) {
+        if (turn >= STAGES - 1) {
+            cp_async_wait<STAGES - 2>();
+            __syncthreads();
         }
-        multiply<H, W, A, PARTS, MI>(sums, a_tiles + slice % 2 * A_NUMBERS, b_tile, warp_row, warp_column);
-        if (more) activations.keep(a_tiles + (slice + 1) % 2 * A_NUMBERS, scales, row0, m);
+        load(turn);
+        const u32 next = turn - 1;
+        const bool more = turn > 0 && next < slices;
+        if (more) activations.fetch(x, row0, first + next * SLICE, m, k, flags & VECTOR_A);
+        if (turn >= STAGES - 1) {
+            const u32 slice = turn - (STAGES - 1), k0 = first + slice * SLICE;
+            u16* b_tile = b_tiles + slice % STAGES * B_NUMBERS;
+            if constexpr (Same<W, UnitsOfPairs>::value) {
+                if (k % 2 == 1 && k0 + SLICE > k) clear_beyond<THREADS>(b_tile, k0, k);
+            }
+            multiply<H, W, A, PARTS, MI>(sums, a_tiles + slice % 2 * A_NUMBERS, b_tile, warp_row, warp_column);
+        }
+        if (more) activations.keep(a_tiles + next % 2 * A_NUMBERS, scales, row0, m);
     }
     cp_async_wait<0>();
     __syncthreads();
