@@ -206,241 +206,301 @@ DEVICE void units_form(float* y, const float* a, const typename S::Number* w, u3
 
 }  // namespace gemv
 
-KERNEL(128)
-gemv_rows_f32_1(float* y /* [m, rows] */, const float* x /* [m, columns] */, const float* w /* [rows, columns] */, u32 m, u32 rows, u32 columns,
-                u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_f32_1(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const float* w,  // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::F32, 1>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_f32_1)
 
-KERNEL(128)
-gemv_rows_f32_4(float* y /* [m, rows] */, const float* x /* [m, columns] */, const float* w /* [rows, columns] */, u32 m, u32 rows, u32 columns,
-                u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_f32_4(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const float* w,  // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::F32, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_f32_4)
 
-KERNEL(128)
-gemv_rows_f32_8(float* y /* [m, rows] */, const float* x /* [m, columns] */, const float* w /* [rows, columns] */, u32 m, u32 rows, u32 columns,
-                u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_f32_8(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const float* w,  // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::F32, 8>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_f32_8)
 
-KERNEL(128)
-gemv_rows_f16_1(float* y /* [m, rows] */, const float* x /* [m, columns] */, const u16* w /* [rows, columns] */, u32 m, u32 rows, u32 columns,
-                u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_f16_1(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::Rows<gemv::F16>, 1>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_f16_1)
 
-KERNEL(128)
-gemv_rows_f16_4(float* y /* [m, rows] */, const float* x /* [m, columns] */, const u16* w /* [rows, columns] */, u32 m, u32 rows, u32 columns,
-                u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_f16_4(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::Rows<gemv::F16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_f16_4)
 
-KERNEL(128)
-gemv_rows_f16_8(float* y /* [m, rows] */, const float* x /* [m, columns] */, const u16* w /* [rows, columns] */, u32 m, u32 rows, u32 columns,
-                u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_f16_8(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::Rows<gemv::F16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_f16_8)
 
-KERNEL(128)
-gemv_rows_bf16_1(float* y /* [m, rows] */, const float* x /* [m, columns] */, const u16* w /* [rows, columns] */, u32 m, u32 rows, u32 columns,
-                 u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_bf16_1(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::Rows<gemv::Bf16>, 1>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_bf16_1)
 
-KERNEL(128)
-gemv_rows_bf16_4(float* y /* [m, rows] */, const float* x /* [m, columns] */, const u16* w /* [rows, columns] */, u32 m, u32 rows, u32 columns,
-                 u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_bf16_4(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::Rows<gemv::Bf16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_bf16_4)
 
-KERNEL(128)
-gemv_rows_bf16_8(float* y /* [m, rows] */, const float* x /* [m, columns] */, const u16* w /* [rows, columns] */, u32 m, u32 rows, u32 columns,
-                 u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_bf16_8(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::Rows<gemv::Bf16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_bf16_8)
 
-KERNEL(128)
-gemv_rows_f16_pairs_1(float* y /* [m, rows] */, const float* x /* [m, columns] */, const u16* w /* [rows/2, columns, 2] */, u32 m, u32 rows, u32 columns,
-                      u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_f16_pairs_1(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows/2, columns, 2]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::Pairs<gemv::F16>, 1>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_f16_pairs_1)
 
-KERNEL(128)
-gemv_rows_f16_pairs_4(float* y /* [m, rows] */, const float* x /* [m, columns] */, const u16* w /* [rows/2, columns, 2] */, u32 m, u32 rows, u32 columns,
-                      u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_f16_pairs_4(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows/2, columns, 2]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::Pairs<gemv::F16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_f16_pairs_4)
 
-KERNEL(128)
-gemv_rows_f16_pairs_8(float* y /* [m, rows] */, const float* x /* [m, columns] */, const u16* w /* [rows/2, columns, 2] */, u32 m, u32 rows, u32 columns,
-                      u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_f16_pairs_8(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows/2, columns, 2]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::Pairs<gemv::F16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_f16_pairs_8)
 
-KERNEL(128)
-gemv_rows_bf16_pairs_1(float* y /* [m, rows] */, const float* x /* [m, columns] */, const u16* w /* [rows/2, columns, 2] */, u32 m, u32 rows, u32 columns,
-                       u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_bf16_pairs_1(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows/2, columns, 2]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::Pairs<gemv::Bf16>, 1>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_bf16_pairs_1)
 
-KERNEL(128)
-gemv_rows_bf16_pairs_4(float* y /* [m, rows] */, const float* x /* [m, columns] */, const u16* w /* [rows/2, columns, 2] */, u32 m, u32 rows, u32 columns,
-                       u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_bf16_pairs_4(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows/2, columns, 2]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::Pairs<gemv::Bf16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_bf16_pairs_4)
 
-KERNEL(128)
-gemv_rows_bf16_pairs_8(float* y /* [m, rows] */, const float* x /* [m, columns] */, const u16* w /* [rows/2, columns, 2] */, u32 m, u32 rows, u32 columns,
-                       u32 split, float alpha, u32 flags) {
+KERNEL(128) gemv_rows_bf16_pairs_8(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows/2, columns, 2]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
     SHARED(float, shared, 128);
     gemv::rows_form<gemv::Pairs<gemv::Bf16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_bf16_pairs_8)
 
-KERNEL(256)
-gemv_units_f32_1(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const float* w /* [rows, columns] */, u32 m, u32 rows,
-                 u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_f32_1(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const float* w,  // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 1024);
     gemv::units_form<gemv::F32, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_f32_1)
 
-KERNEL(256)
-gemv_units_f32_4(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const float* w /* [rows, columns] */, u32 m, u32 rows,
-                 u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_f32_4(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const float* w,  // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 1024);
     gemv::units_form<gemv::F32, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_f32_4)
 
-KERNEL(256)
-gemv_units_f32_8(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const float* w /* [rows, columns] */, u32 m, u32 rows,
-                 u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_f32_8(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const float* w,  // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 1024);
     gemv::units_form<gemv::F32, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_f32_8)
 
-KERNEL(256)
-gemv_units_f16_1(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const u16* w /* [rows, columns] */, u32 m, u32 rows,
-                 u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_f16_1(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 2048);
     gemv::units_form<gemv::Rows<gemv::F16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_f16_1)
 
-KERNEL(256)
-gemv_units_f16_4(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const u16* w /* [rows, columns] */, u32 m, u32 rows,
-                 u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_f16_4(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 2048);
     gemv::units_form<gemv::Rows<gemv::F16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_f16_4)
 
-KERNEL(256)
-gemv_units_f16_8(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const u16* w /* [rows, columns] */, u32 m, u32 rows,
-                 u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_f16_8(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 2048);
     gemv::units_form<gemv::Rows<gemv::F16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_f16_8)
 
-KERNEL(256)
-gemv_units_bf16_1(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const u16* w /* [rows, columns] */, u32 m, u32 rows,
-                  u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_bf16_1(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 2048);
     gemv::units_form<gemv::Rows<gemv::Bf16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_bf16_1)
 
-KERNEL(256)
-gemv_units_bf16_4(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const u16* w /* [rows, columns] */, u32 m, u32 rows,
-                  u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_bf16_4(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 2048);
     gemv::units_form<gemv::Rows<gemv::Bf16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_bf16_4)
 
-KERNEL(256)
-gemv_units_bf16_8(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const u16* w /* [rows, columns] */, u32 m, u32 rows,
-                  u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_bf16_8(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 2048);
     gemv::units_form<gemv::Rows<gemv::Bf16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_bf16_8)
 
-KERNEL(256)
-gemv_units_f16_pairs_1(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const u16* w /* [rows/2, columns, 2] */, u32 m, u32 rows,
-                       u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_f16_pairs_1(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const u16* w,    // [rows/2, columns, 2]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 1024);
     gemv::units_form<gemv::Pairs<gemv::F16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_f16_pairs_1)
 
-KERNEL(256)
-gemv_units_f16_pairs_4(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const u16* w /* [rows/2, columns, 2] */, u32 m, u32 rows,
-                       u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_f16_pairs_4(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const u16* w,    // [rows/2, columns, 2]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 1024);
     gemv::units_form<gemv::Pairs<gemv::F16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_f16_pairs_4)
 
-KERNEL(256)
-gemv_units_f16_pairs_8(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const u16* w /* [rows/2, columns, 2] */, u32 m, u32 rows,
-                       u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_f16_pairs_8(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const u16* w,    // [rows/2, columns, 2]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 1024);
     gemv::units_form<gemv::Pairs<gemv::F16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_f16_pairs_8)
 
-KERNEL(256)
-gemv_units_bf16_pairs_1(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const u16* w /* [rows/2, columns, 2] */, u32 m, u32 rows,
-                        u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_bf16_pairs_1(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const u16* w,    // [rows/2, columns, 2]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 1024);
     gemv::units_form<gemv::Pairs<gemv::Bf16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_bf16_pairs_1)
 
-KERNEL(256)
-gemv_units_bf16_pairs_4(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const u16* w /* [rows/2, columns, 2] */, u32 m, u32 rows,
-                        u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_bf16_pairs_4(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const u16* w,    // [rows/2, columns, 2]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 1024);
     gemv::units_form<gemv::Pairs<gemv::Bf16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_bf16_pairs_4)
 
-KERNEL(256)
-gemv_units_bf16_pairs_8(float* y /* [splits, m, columns] */, const float* a /* [m, rows] */, const u16* w /* [rows/2, columns, 2] */, u32 m, u32 rows,
-                        u32 columns, u32 outers_split, float alpha, u32 flags) {
+KERNEL(256) gemv_units_bf16_pairs_8(
+    float* y,        // [splits, m, columns]
+    const float* a,  // [m, rows]
+    const u16* w,    // [rows/2, columns, 2]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
     SHARED(float, shared, 1024);
     gemv::units_form<gemv::Pairs<gemv::Bf16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }

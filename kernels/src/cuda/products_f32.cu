@@ -112,18 +112,22 @@ DEVICE void gemm(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, 
 
 }  // namespace products_f32
 
-KERNEL(256)
-gemm_f32_64(float* c /* [splits, m, n] */, const float* a /* [m, k] or [k, m] */, const float* b /* [k, n] or [n, k] */, u32 m, u32 n,
-            u32 k, u32 k_split, float alpha, u32 flags) {
+KERNEL(256) gemm_f32_64(
+    float* c,        // [splits, m, n]
+    const float* a,  // [m, k] or [k, m]
+    const float* b,  // [k, n] or [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     SHARED(float, a_tiles, 2 * 16 * 68);
     SHARED(float, b_tiles, 2 * 16 * 68);
     products_f32::gemm<64>(c, a, b, m, n, k, k_split, alpha, flags, a_tiles, b_tiles);
 }
 EXPORT(gemm_f32_64)
 
-KERNEL(256)
-gemm_f32_128(float* c /* [splits, m, n] */, const float* a /* [m, k] or [k, m] */, const float* b /* [k, n] or [n, k] */, u32 m, u32 n,
-             u32 k, u32 k_split, float alpha, u32 flags) {
+KERNEL(256) gemm_f32_128(
+    float* c,        // [splits, m, n]
+    const float* a,  // [m, k] or [k, m]
+    const float* b,  // [k, n] or [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     SHARED(float, a_tiles, 2 * 16 * 132);
     SHARED(float, b_tiles, 2 * 16 * 132);
     products_f32::gemm<128>(c, a, b, m, n, k, k_split, alpha, flags, a_tiles, b_tiles);
@@ -131,8 +135,10 @@ gemm_f32_128(float* c /* [splits, m, n] */, const float* a /* [m, k] or [k, m] *
 EXPORT(gemm_f32_128)
 
 // y [count] (+)= the sum over the splits of parts [splits, count], in their order.
-KERNEL(256)
-sum_splits(float* y /* [count] */, const float* parts /* [splits, count] */, u64 count, u32 splits, u32 flags) {
+KERNEL(256) sum_splits(
+    float* y,            // [count]
+    const float* parts,  // [splits, count]
+    u64 count, u32 splits, u32 flags) {
     const u64 i = u64(blockIdx.x) * 256 + threadIdx.x;
     if (i >= count) return;
     float sum = flags & ACCUMULATE ? y[i] : 0.0f;

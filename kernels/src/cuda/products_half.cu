@@ -275,7 +275,10 @@ DEVICE void gemm_32(float* y, const float* x, const u16* w, const float* scales,
 }  // namespace products_half
 
 // scales [m] = the power of two that brings the largest of x [m, k]'s row into [2^14, 2^15); 1 for a row of zeros, NaNs or infinities.
-KERNEL(256) scale_rows(float* scales /* [m] */, const float* x /* [m, k] */, u32 m, u32 k, u32 flags) {
+KERNEL(256) scale_rows(
+    float* scales,   // [m]
+    const float* x,  // [m, k]
+    u32 m, u32 k, u32 flags) {
     const u32 row = blockIdx.x * 8 + warp_index();
     if (row >= m) return;
     const u32 group = flags & VECTOR_A ? 4 : 1;
@@ -301,257 +304,337 @@ KERNEL(256) scale_rows(float* scales /* [m] */, const float* x /* [m, k] */, u32
 }
 EXPORT(scale_rows)
 
-KERNEL(128)
-gemm_f16_rows_exact_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n, k] */,
-                       const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_f16_rows_exact_32(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [n, k]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::F16, products_half::RowsOfRows, true>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_rows_exact_32)
 
-KERNEL(256)
-gemm_f16_rows_exact_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n, k] */,
-                        const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_f16_rows_exact_128(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [n, k]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::F16, products_half::RowsOfRows, true>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_rows_exact_128)
 
-KERNEL(128)
-gemm_f16_rows_fast_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n, k] */,
-                      const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_f16_rows_fast_32(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [n, k]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::F16, products_half::RowsOfRows, false>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_rows_fast_32)
 
-KERNEL(256)
-gemm_f16_rows_fast_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n, k] */,
-                       const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_f16_rows_fast_128(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [n, k]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::F16, products_half::RowsOfRows, false>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_rows_fast_128)
 
-KERNEL(128)
-gemm_f16_units_exact_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k, n] */,
-                        const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_f16_units_exact_32(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [k, n]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::F16, products_half::UnitsOfRows, true>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_units_exact_32)
 
-KERNEL(256)
-gemm_f16_units_exact_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k, n] */,
-                         const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_f16_units_exact_128(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [k, n]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::F16, products_half::UnitsOfRows, true>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_units_exact_128)
 
-KERNEL(128)
-gemm_f16_units_fast_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k, n] */,
-                       const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_f16_units_fast_32(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [k, n]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::F16, products_half::UnitsOfRows, false>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_units_fast_32)
 
-KERNEL(256)
-gemm_f16_units_fast_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k, n] */,
-                        const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_f16_units_fast_128(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [k, n]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::F16, products_half::UnitsOfRows, false>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_units_fast_128)
 
-KERNEL(128)
-gemm_f16_rows_pairs_exact_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n/2, k, 2] */,
-                             const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_f16_rows_pairs_exact_32(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [n/2, k, 2]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::F16, products_half::RowsOfPairs, true>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_rows_pairs_exact_32)
 
-KERNEL(256)
-gemm_f16_rows_pairs_exact_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n/2, k, 2] */,
-                              const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_f16_rows_pairs_exact_128(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [n/2, k, 2]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::F16, products_half::RowsOfPairs, true>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_rows_pairs_exact_128)
 
-KERNEL(128)
-gemm_f16_rows_pairs_fast_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n/2, k, 2] */,
-                            const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_f16_rows_pairs_fast_32(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [n/2, k, 2]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::F16, products_half::RowsOfPairs, false>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_rows_pairs_fast_32)
 
-KERNEL(256)
-gemm_f16_rows_pairs_fast_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n/2, k, 2] */,
-                             const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_f16_rows_pairs_fast_128(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [n/2, k, 2]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::F16, products_half::RowsOfPairs, false>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_rows_pairs_fast_128)
 
-KERNEL(128)
-gemm_f16_units_pairs_exact_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k/2, n, 2] */,
-                              const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_f16_units_pairs_exact_32(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [k/2, n, 2]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::F16, products_half::UnitsOfPairs, true>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_units_pairs_exact_32)
 
-KERNEL(256)
-gemm_f16_units_pairs_exact_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k/2, n, 2] */,
-                               const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_f16_units_pairs_exact_128(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [k/2, n, 2]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::F16, products_half::UnitsOfPairs, true>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_units_pairs_exact_128)
 
-KERNEL(128)
-gemm_f16_units_pairs_fast_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k/2, n, 2] */,
-                             const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_f16_units_pairs_fast_32(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [k/2, n, 2]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::F16, products_half::UnitsOfPairs, false>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_units_pairs_fast_32)
 
-KERNEL(256)
-gemm_f16_units_pairs_fast_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k/2, n, 2] */,
-                              const float* scales /* [m] */, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_f16_units_pairs_fast_128(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [k/2, n, 2]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::F16, products_half::UnitsOfPairs, false>(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_units_pairs_fast_128)
 
-KERNEL(128)
-gemm_bf16_rows_exact_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n, k] */,
-                        u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_bf16_rows_exact_32(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::Bf16, products_half::RowsOfRows, true>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_rows_exact_32)
 
-KERNEL(256)
-gemm_bf16_rows_exact_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n, k] */,
-                         u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_bf16_rows_exact_128(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::Bf16, products_half::RowsOfRows, true>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_rows_exact_128)
 
-KERNEL(128)
-gemm_bf16_rows_fast_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n, k] */,
-                       u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_bf16_rows_fast_32(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::Bf16, products_half::RowsOfRows, false>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_rows_fast_32)
 
-KERNEL(256)
-gemm_bf16_rows_fast_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n, k] */,
-                        u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_bf16_rows_fast_128(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::Bf16, products_half::RowsOfRows, false>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_rows_fast_128)
 
-KERNEL(128)
-gemm_bf16_units_exact_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k, n] */,
-                         u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_bf16_units_exact_32(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [k, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::Bf16, products_half::UnitsOfRows, true>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_units_exact_32)
 
-KERNEL(256)
-gemm_bf16_units_exact_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k, n] */,
-                          u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_bf16_units_exact_128(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [k, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::Bf16, products_half::UnitsOfRows, true>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_units_exact_128)
 
-KERNEL(128)
-gemm_bf16_units_fast_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k, n] */,
-                        u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_bf16_units_fast_32(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [k, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::Bf16, products_half::UnitsOfRows, false>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_units_fast_32)
 
-KERNEL(256)
-gemm_bf16_units_fast_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k, n] */,
-                         u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_bf16_units_fast_128(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [k, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::Bf16, products_half::UnitsOfRows, false>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_units_fast_128)
 
-KERNEL(128)
-gemm_bf16_rows_pairs_exact_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n/2, k, 2] */,
-                              u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_bf16_rows_pairs_exact_32(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [n/2, k, 2]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::Bf16, products_half::RowsOfPairs, true>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_rows_pairs_exact_32)
 
-KERNEL(256)
-gemm_bf16_rows_pairs_exact_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n/2, k, 2] */,
-                               u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_bf16_rows_pairs_exact_128(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [n/2, k, 2]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::Bf16, products_half::RowsOfPairs, true>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_rows_pairs_exact_128)
 
-KERNEL(128)
-gemm_bf16_rows_pairs_fast_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n/2, k, 2] */,
-                             u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_bf16_rows_pairs_fast_32(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [n/2, k, 2]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::Bf16, products_half::RowsOfPairs, false>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_rows_pairs_fast_32)
 
-KERNEL(256)
-gemm_bf16_rows_pairs_fast_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [n/2, k, 2] */,
-                              u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_bf16_rows_pairs_fast_128(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [n/2, k, 2]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::Bf16, products_half::RowsOfPairs, false>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_rows_pairs_fast_128)
 
-KERNEL(128)
-gemm_bf16_units_pairs_exact_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k/2, n, 2] */,
-                               u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_bf16_units_pairs_exact_32(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [k/2, n, 2]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::Bf16, products_half::UnitsOfPairs, true>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_units_pairs_exact_32)
 
-KERNEL(256)
-gemm_bf16_units_pairs_exact_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k/2, n, 2] */,
-                                u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_bf16_units_pairs_exact_128(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [k/2, n, 2]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::Bf16, products_half::UnitsOfPairs, true>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_units_pairs_exact_128)
 
-KERNEL(128)
-gemm_bf16_units_pairs_fast_32(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k/2, n, 2] */,
-                              u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(128) gemm_bf16_units_pairs_fast_32(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [k/2, n, 2]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_32<products_half::Bf16, products_half::UnitsOfPairs, false>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_units_pairs_fast_32)
 
-KERNEL(256)
-gemm_bf16_units_pairs_fast_128(float* y /* [splits, m, n] */, const float* x /* [m, k] */, const u16* w /* [k/2, n, 2] */,
-                               u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+KERNEL(256) gemm_bf16_units_pairs_fast_128(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [k/2, n, 2]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
     products_half::gemm_128<products_half::Bf16, products_half::UnitsOfPairs, false>(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }

@@ -145,58 +145,74 @@ DEVICE void gemm_64(float* c, const float* a, const float* b, u32 m, u32 n, u32 
 
 }  // namespace products_tf32
 
-KERNEL(128)
-gemm_tf32_64_nn(float* c /* [splits, m, n] */, const float* a /* [m, k] */, const float* b /* [k, n] */, u32 m, u32 n, u32 k,
-                u32 k_split, float alpha, u32 flags) {
+KERNEL(128) gemm_tf32_64_nn(
+    float* c,        // [splits, m, n]
+    const float* a,  // [m, k]
+    const float* b,  // [k, n]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_64<true, false>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_64_nn)
 
-KERNEL(128)
-gemm_tf32_64_nt(float* c /* [splits, m, n] */, const float* a /* [m, k] */, const float* b /* [n, k] */, u32 m, u32 n, u32 k,
-                u32 k_split, float alpha, u32 flags) {
+KERNEL(128) gemm_tf32_64_nt(
+    float* c,        // [splits, m, n]
+    const float* a,  // [m, k]
+    const float* b,  // [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_64<true, true>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_64_nt)
 
-KERNEL(128)
-gemm_tf32_64_tn(float* c /* [splits, m, n] */, const float* a /* [k, m] */, const float* b /* [k, n] */, u32 m, u32 n, u32 k,
-                u32 k_split, float alpha, u32 flags) {
+KERNEL(128) gemm_tf32_64_tn(
+    float* c,        // [splits, m, n]
+    const float* a,  // [k, m]
+    const float* b,  // [k, n]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_64<false, false>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_64_tn)
 
-KERNEL(128)
-gemm_tf32_64_tt(float* c /* [splits, m, n] */, const float* a /* [k, m] */, const float* b /* [n, k] */, u32 m, u32 n, u32 k,
-                u32 k_split, float alpha, u32 flags) {
+KERNEL(128) gemm_tf32_64_tt(
+    float* c,        // [splits, m, n]
+    const float* a,  // [k, m]
+    const float* b,  // [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_64<false, true>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_64_tt)
 
-KERNEL(256)
-gemm_tf32_128_nn(float* c /* [splits, m, n] */, const float* a /* [m, k] */, const float* b /* [k, n] */, u32 m, u32 n, u32 k,
-                 u32 k_split, float alpha, u32 flags) {
+KERNEL(256) gemm_tf32_128_nn(
+    float* c,        // [splits, m, n]
+    const float* a,  // [m, k]
+    const float* b,  // [k, n]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_128<true, false>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_128_nn)
 
-KERNEL(256)
-gemm_tf32_128_nt(float* c /* [splits, m, n] */, const float* a /* [m, k] */, const float* b /* [n, k] */, u32 m, u32 n, u32 k,
-                 u32 k_split, float alpha, u32 flags) {
+KERNEL(256) gemm_tf32_128_nt(
+    float* c,        // [splits, m, n]
+    const float* a,  // [m, k]
+    const float* b,  // [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_128<true, true>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_128_nt)
 
-KERNEL(256)
-gemm_tf32_128_tn(float* c /* [splits, m, n] */, const float* a /* [k, m] */, const float* b /* [k, n] */, u32 m, u32 n, u32 k,
-                 u32 k_split, float alpha, u32 flags) {
+KERNEL(256) gemm_tf32_128_tn(
+    float* c,        // [splits, m, n]
+    const float* a,  // [k, m]
+    const float* b,  // [k, n]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_128<false, false>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_128_tn)
 
-KERNEL(256)
-gemm_tf32_128_tt(float* c /* [splits, m, n] */, const float* a /* [k, m] */, const float* b /* [n, k] */, u32 m, u32 n, u32 k,
-                 u32 k_split, float alpha, u32 flags) {
+KERNEL(256) gemm_tf32_128_tt(
+    float* c,        // [splits, m, n]
+    const float* a,  // [k, m]
+    const float* b,  // [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
     products_tf32::gemm_128<false, true>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_128_tt)

@@ -26,25 +26,31 @@ DEVICE float number(const u8* table, u32 format, u64 row, u32 column, u32 column
 
 }  // namespace weights
 
-KERNEL(256)
-embed(float* out /* [count, columns] */, const u8* table /* [rows, columns] */, const u32* ids /* [count] */, u32 count, u32 columns,
-      u32 format) {
+KERNEL(256) embed(
+    float* out,       // [count, columns]
+    const u8* table,  // [rows, columns]
+    const u32* ids,   // [count]
+    u32 count, u32 columns, u32 format) {
     const u64 i = u64(blockIdx.x) * 256 + threadIdx.x;
     if (i >= u64(count) * columns) return;
     out[i] = weights::number(table, format, ids[i / columns], u32(i % columns), columns);
 }
 EXPORT(embed)
 
-KERNEL(256)
-add_positions(float* x /* [batch, sequence, columns] */, const u8* table /* [rows, columns] */, u32 batch, u32 sequence, u32 columns,
-              u32 start, u32 format) {
+KERNEL(256) add_positions(
+    float* x,         // [batch, sequence, columns]
+    const u8* table,  // [rows, columns]
+    u32 batch, u32 sequence, u32 columns, u32 start, u32 format) {
     const u64 i = u64(blockIdx.x) * 256 + threadIdx.x;
     if (i >= u64(batch) * sequence * columns) return;
     x[i] += weights::number(table, format, start + i / columns % sequence, u32(i % columns), columns);
 }
 EXPORT(add_positions)
 
-KERNEL(256) row_l1(float* out /* [rows] */, const u8* table /* [rows, columns] */, u32 rows, u32 columns, u32 format) {
+KERNEL(256) row_l1(
+    float* out,       // [rows]
+    const u8* table,  // [rows, columns]
+    u32 rows, u32 columns, u32 format) {
     const u32 row = blockIdx.x * 8 + warp_index();
     if (row >= rows) return;
     float sum = 0.0f;
