@@ -99,13 +99,7 @@ fn multiprocessors(device: &CudaDevice) -> usize {
 
 /// Launches `kernel` over `splits` parts of the sum: `start` is given where the parts go and the flags of C. More than one part goes to
 /// scratch memory and is summed up in order, so that a result does not depend on timing.
-fn summed(
-    device: &CudaDevice,
-    sizes: &Sizes,
-    c: Pointer,
-    splits: usize,
-    start: impl FnOnce(Pointer, u32) -> Result<()>,
-) -> Result<()> {
+fn summed(device: &CudaDevice, sizes: &Sizes, c: Pointer, splits: usize, start: impl FnOnce(Pointer, u32) -> Result<()>) -> Result<()> {
     let flags = |c, accumulate| vector(c, sizes.n, 4, VECTOR_C) | flag(accumulate, ACCUMULATE);
     if splits <= 1 {
         return start(c, flags(c, sizes.accumulate));
@@ -240,14 +234,7 @@ macro_rules! half_kernels {
     };
 }
 
-fn gemm_half(
-    device: &CudaDevice,
-    sizes: &Sizes,
-    y: Pointer,
-    x: Pointer,
-    w: Pointer,
-    (format, form): (Format, Form),
-) -> Result<()> {
+fn gemm_half(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Pointer, (format, form): (Format, Form)) -> Result<()> {
     if sizes.m == 0 || sizes.n == 0 {
         return Ok(());
     }
@@ -265,8 +252,20 @@ fn gemm_half(
     };
     let is_f16 = matches!(format, Format::F16 | Format::F16Pairs);
     let exact = device.precision() == Precision::Exact;
-    let parts = if !exact { 1 } else if is_f16 { 2 } else { 3 };
-    let tiling = |m: usize| Tiling { m, n: 128, slice: 32, threads: if m == 128 { 256 } else { 128 }, shared_bytes: 2 * parts * m * 64 + 3 * tile_bytes };
+    let parts = if !exact {
+        1
+    } else if is_f16 {
+        2
+    } else {
+        3
+    };
+    let tiling = |m: usize| Tiling {
+        m,
+        n: 128,
+        slice: 32,
+        threads: if m == 128 { 256 } else { 128 },
+        shared_bytes: 2 * parts * m * 64 + 3 * tile_bytes,
+    };
     // As for `side`; and with few tokens most of a large tile would be empty.
     let large = sizes.m > 64 && tiling(128).blocks(sizes) >= multiprocessors(device);
     let tiling = tiling(if large { 128 } else { 32 });
