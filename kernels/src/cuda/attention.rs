@@ -160,17 +160,12 @@ fn decode(device: &CudaDevice, sizes: &Sizes, out: Pointer, [q, k, v]: [Pointer;
     Ok(())
 }
 
-#[allow(clippy::too_many_arguments)]
 pub(super) fn attention_backward(
     device: &CudaDevice,
     shape: AttentionShape,
-    dq: &mut Buffer,
-    dk: &mut Buffer,
-    dv: &mut Buffer,
+    [dq, dk, dv]: [&mut Buffer; 3],
     d_out: &Buffer,
-    q: &Buffer,
-    k: &Buffer,
-    v: &Buffer,
+    [q, k, v]: [&Buffer; 3],
     groups: &Indices,
 ) -> Result<()> {
     const NAME: &str = "attention_backward";
