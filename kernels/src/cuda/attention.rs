@@ -174,9 +174,7 @@ pub(super) fn attention_backward(
     const THREADS: u32 = 256;
     let AttentionShape { batch, queries, keys, key_capacity, heads, groups: group_count, head_dim, .. } = shape;
     let sizes = Sizes::new(NAME, shape, groups)?;
-    require(NAME, queries == keys, || {
-        format!("{queries} queries and {keys} keys were given; the backward pass needs as many of both")
-    })?;
+    require(NAME, queries == keys, || format!("{queries} queries and {keys} keys were given; the backward pass needs as many of both"))?;
     let (of_queries, of_keys) = ([batch, queries, heads, head_dim], [batch, key_capacity, group_count, head_dim]);
     let (dq, dk, dv) = (output(NAME, "dq", dq, &of_queries)?, output(NAME, "dk", dk, &of_keys)?, output(NAME, "dv", dv, &of_keys)?);
     let (d_out, q) = (input(NAME, "d_out", d_out, &of_queries)?, input(NAME, "q", q, &of_queries)?);

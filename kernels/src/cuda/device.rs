@@ -11,7 +11,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use super::arena::{Arena, granularity};
 use super::driver::{self, Event, Stream};
 use super::gate::{Entered, Gate};
-use super::images;
+use super::images::Target;
 use super::launch::Functions;
 use super::memory::ScratchCache;
 use super::staging::Staging;
@@ -285,7 +285,8 @@ impl Core {
             CUresult::CUDA_SUCCESS => {}
             code => return Err(failed(code)),
         }
-        let functions = Functions::load(images::candidates(capability, driver), &name)?;
+        let version = (driver as u32 / 1000, driver as u32 % 1000 / 10);
+        let functions = Functions::load(Target { driver: version, capability }, &name)?;
         let handle = || Ok((Stream::new()?, Stream::new()?, Event::new(false)?));
         let (compute, copies, order) = handle().map_err(|error| not_started(&name, error))?;
         let core = Arc::new(Self {

@@ -10,9 +10,9 @@ use cudarc::driver::sys::{self, CUresult};
 use super::counters::{Counter, KernelCount};
 use super::device::{Core, Unavailable};
 use super::driver::{Event, check, describe};
-use super::images::Candidate;
+use super::images::{self, SOURCES, Target};
 use super::memory::Pointer;
-use super::signature::{self, Kind, SOURCES, Signature};
+use super::signature::{self, Kind, Signature};
 use crate::error::{KernelError, Result};
 
 pub(super) use super::counters::Work;
@@ -196,20 +196,16 @@ pub(super) struct Functions {
 
 impl Functions {
     /// Loads the first image that the device takes and that has every kernel.
-    pub fn load(candidates: Vec<Candidate>, device: &str) -> std::result::Result<Self, Unavailable> {
-        let failed = |reason: String| Unavailable::DeviceFailed { name: device.to_string(), reason };
-        let signatures = signature::parse(SOURCES).map_err(failed)?;
-        let mut reasons = Vec::new();
-        for Candidate { name, image } in candidates {
-            match image().and_then(|image| Self::resolve(&image, &signatures)) {
-                Ok((module, functions)) => {
-                    return Ok(Self { functions, image: name, timed: AtomicBool::new(false), _module: module });
-                }
-                Err(reason) => reasons.push(format!("{name} ({reason})")),
+    pub fn load(target: Target, device: &str) -> std::result::Result<Self, Unavailable> {
+        let name = || device.to_string();
+        let signatures = signature::parse(SOURCES).map_err(|reason| Unavailable::DeviceFailed { name: name(), reason })?;
+        match images::load(target, |image| Self::resolve(image, &signatures)) {
+            Ok((image, (module, functions))) => Ok(Self { functions, image, timed: AtomicBool::new(false), _module: module }),
+            Err(rejections) => {
+                let reasons = rejections.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                Err(Unavailable::NoImage { name: name(), reasons })
             }
         }
-        let reasons = if reasons.is_empty() { "there are none for it".to_string() } else { reasons.join(", ") };
-        Err(Unavailable::NoImage { name: device.to_string(), reasons })
     }
 
     fn resolve(
@@ -226,7 +222,7 @@ impl Functions {
         Ok((module, functions))
     }
 
-    /// The image that was loaded.
+    /// The name of the image that was loaded.
     pub fn image(&self) -> &str {
         &self.image
     }

@@ -5,21 +5,30 @@
 //! uploads of weights run beside it on a copy stream. An operation returns once it is on the stream; [`read`](crate::Device::read) and the
 //! operations that return numbers wait.
 
+mod activation;
 mod arena;
+mod attention;
 mod counters;
 mod device;
 mod driver;
+mod elementwise;
 mod gate;
 mod graph;
 mod images;
 mod launch;
+mod loss;
 mod memory;
+mod norm;
 mod operations;
-mod pending;
+mod products;
 mod registration;
+mod rotary;
+mod sequence;
 mod signature;
 mod staging;
+mod training;
 mod weight;
+mod weights;
 
 use std::sync::Arc;
 
@@ -29,12 +38,12 @@ use arena::Arena;
 use device::Core;
 use launch::{Args, Grid, Work};
 use memory::Pointer;
-use pending::{activation, attention, elementwise, loss, norm, products, rotary, sequence, training, weights};
 
 pub use counters::KernelCount;
 pub use device::{Attributes, Unavailable};
 pub use graph::Graph;
 pub use memory::{Buffer, Indices, Storage};
+pub use products::Precision;
 pub use weight::Weight;
 
 /// An NVIDIA device, and a ledger that is asked for its memory. Cheap to clone; clones share both, and one compute stream.
@@ -44,6 +53,7 @@ pub struct CudaDevice {
     purpose: Purpose,
     /// Where weights are uploaded.
     weights: Arc<Arena>,
+    precision: Precision,
 }
 
 impl CudaDevice {
@@ -53,13 +63,23 @@ impl CudaDevice {
     pub fn open(ordinal: usize, ledger: Arc<dyn Ledger>) -> std::result::Result<Self, Unavailable> {
         let core = Core::open(ordinal, ledger)?;
         let weights = core.arena(Purpose::Weights);
-        Ok(Self { core, purpose: Purpose::Activations, weights })
+        Ok(Self { core, purpose: Purpose::Activations, weights, precision: Precision::default() })
     }
 
     /// The same device with an arena of its own for the weights that are mapped from now on, so that
     /// [`shrink_weights`](CudaDevice::shrink_weights) can move them.
     pub fn for_model(&self) -> Self {
         Self { weights: Arena::new(&self.core, Purpose::Weights), ..self.clone() }
+    }
+
+    /// The same device, whose products with 16-bit weights for more than 8 tokens have this precision. A new device is exact.
+    pub fn with_precision(&self, precision: Precision) -> Self {
+        Self { precision, ..self.clone() }
+    }
+
+    /// The precision of products with 16-bit weights.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Keeps the first rows of every weight, `(weight, rows)`, moves what is kept together, and gives the rest of the memory back.
@@ -116,12 +136,12 @@ impl CudaDevice {
     }
 
     /// Puts `kernel` on the compute stream; zero blocks are no launch. An error where the kernel's source names other parameters.
-    pub(super) fn launch(&self, kernel: &'static str, grid: Grid, args: Args, work: Work) -> Result<()> {
+    fn launch(&self, kernel: &'static str, grid: Grid, args: Args, work: Work) -> Result<()> {
         self.core.functions().launch(&self.core, kernel, grid, args, work)
     }
 
     /// `len` numbers of whatever value for the time of an operation: the next one gets the same memory.
-    pub(super) fn scratch(&self, len: usize) -> Result<Buffer> {
+    fn scratch(&self, len: usize) -> Result<Buffer> {
         let _entered = self.core.enter()?;
         self.core.scratch().take(&self.core, len)
     }

@@ -227,7 +227,7 @@ impl Device for CudaDevice {
         v: &Buffer,
         groups: &Indices,
     ) -> Result<()> {
-        attention::attention_backward(self, shape, dq, dk, dv, d_out, q, k, v, groups)
+        attention::attention_backward(self, shape, [dq, dk, dv], d_out, [q, k, v], groups)
     }
 
     fn embed(&self, out: &mut Buffer, table: &Weight, ids: &Indices, count: usize) -> Result<()> {

@@ -2,9 +2,6 @@
 
 use std::collections::HashMap;
 
-/// The sources of the kernels, by file name.
-pub(super) const SOURCES: &[(&str, &str)] = &[];
-
 /// The kind of an argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -119,6 +116,6 @@ mod tests {
 
     #[test]
     fn the_signatures_of_all_kernels_can_be_read() {
-        parse(SOURCES).unwrap();
+        assert!(parse(crate::cuda::images::SOURCES).unwrap().len() > 50);
     }
 }
