@@ -43,7 +43,7 @@ fn cuda_memory_is_booked_by_granule_and_given_back() {
     assert_eq!(ledger.of(Purpose::Adapters), GRANULE, "granules go once nothing lies on them");
     drop((small, empty, ids));
     assert_eq!((ledger.total(), emulator.counter("bytes_mapped")), (before, 0));
-    drop(device);
+    drop((device, adapters));
     assert_eq!(ledger.total(), 0, "page-locked buffers go with the device");
 }
 
@@ -207,13 +207,14 @@ fn shrinking_needs_every_weight_of_the_model() {
     let numbers = sequence(1000, 1.0);
     let map = |device: &CudaDevice| device.map_weight(host(&numbers, 0), Format::F32, 10, 100).unwrap();
     let (mut first, mut second, mut others) = (map(&device), map(&device), map(&device.for_model()));
-    let shape = |result: Result<(), KernelError>| assert!(matches!(result, Err(KernelError::Shape { operation: "shrink", .. })), "{result:?}");
+    let shape =
+        |result: Result<(), KernelError>| assert!(matches!(result, Err(KernelError::Shape { operation: "shrink", .. })), "{result:?}");
     shape(device.shrink_weights(&mut [(&mut first, 5)]));
     shape(device.shrink_weights(&mut [(&mut first, 5), (&mut others, 5)]));
     shape(device.shrink_weights(&mut [(&mut first, 11), (&mut second, 5)]));
-    assert_eq!(rows(&device, &first), numbers, "a refused shrink changes nothing");
+    assert!(rows(&device, &first) == numbers, "a refused shrink changes nothing");
     device.shrink_weights(&mut [(&mut second, 5), (&mut first, 3)]).unwrap();
-    assert_eq!((rows(&device, &first), rows(&device, &second)), (numbers[..300].to_vec(), numbers[..500].to_vec()));
+    assert!(rows(&device, &first) == numbers[..300] && rows(&device, &second) == numbers[..500]);
 }
 
 #[test]
@@ -264,7 +265,7 @@ fn registered_pages_are_given_back_in_a_shrink() {
     assert!(ledger.of(Purpose::Weights) >= 16_000_000);
     device.shrink_weights(&mut [(&mut weight, 1000)]).unwrap();
     assert!(ledger.of(Purpose::Weights) <= 4_000_000 + 2 * 65_536, "{} bytes stay booked", ledger.of(Purpose::Weights));
-    assert_eq!(rows(&device, &weight), numbers[..1_000_000]);
+    assert!(rows(&device, &weight) == numbers[..1_000_000]);
 }
 
 #[test]
