@@ -91,17 +91,18 @@ finish() {
     jobs=()
 }
 
-start kernels kernels/src/cuda/kernels.cu "${kernel_sources[@]}"
+[ -n "$test" ] || start kernels kernels/src/cuda/kernels.cu "${kernel_sources[@]}"
 for source in kernels/emulator/*.cpp; do
     name=$(basename "$source" .cpp)
-    [ "$name" = test ] || start "$name" "$source" "${headers[@]}"
+    [[ $name = test* ]] || start "$name" "$source" "${headers[@]}"
 done
 if [ -n "$test" ]; then
-    library=("${objects[@]:1}") # the emulator without the program's kernels
+    library=("${objects[@]}") # the emulator without the program's kernels
     start test_kernels kernels/emulator/test.cu kernels/src/cuda/prelude.cuh
     start test kernels/emulator/test.cpp
+    start test_driver kernels/emulator/test_driver.cpp
     finish
-    "$compiler" -o "$out/test" "$out/objects/test.o" "$out/objects/test_kernels.o" "${library[@]}" -pthread -ldl
+    "$compiler" -o "$out/test" "$out"/objects/test{,_driver,_kernels}.o "${library[@]}" -pthread -ldl
     flock -u 9
     ${RUNNER:-} "$out/test" >&2
     exit

@@ -24,17 +24,26 @@ uint32_t warp_ballot(uint32_t mask, bool predicate, Site site) {
 }
 
 uint64_t warp_shuffle(Shuffle kind, uint32_t mask, uint64_t bits, int operand, int width, Site site) {
-    if (width < 1 || width > 32 || (width & (width - 1)) != 0) fatal("the shuffle at %s:%d has width %d; a power of two up to 32 is needed", site.file, site.line, width);
+    if (width < 1 || width > 32 || (width & (width - 1)) != 0)
+        fatal("the shuffle at %s:%d has width %d; a power of two up to 32 is needed", site.file, site.line, width);
     Offer offer{};
     offer.bits = bits;
     const Offer* offers = running_block->at_operation(Operation::shuffle, mask, site, offer, nullptr);
     const int me = int(lane()), first = me & ~(width - 1), last = first + width - 1;
     int source = me;
     switch (kind) {
-        case Shuffle::from_lane: source = first + (operand & (width - 1)); break;
-        case Shuffle::up: source = me - operand < first ? me : me - operand; break;
-        case Shuffle::down: source = me + operand > last ? me : me + operand; break;
-        case Shuffle::exclusive_or: source = (me ^ operand) > last ? me : me ^ operand; break;
+        case Shuffle::from_lane:
+            source = first + (operand & (width - 1));
+            break;
+        case Shuffle::up:
+            source = me - operand < first ? me : me - operand;
+            break;
+        case Shuffle::down:
+            source = me + operand > last ? me : me + operand;
+            break;
+        case Shuffle::exclusive_or:
+            source = (me ^ operand) > last ? me : me ^ operand;
+            break;
     }
     if (source < 0 || source > 31) fatal("the shuffle at %s:%d reads lane %d", site.file, site.line, source);
     const unsigned threads = current->block_size.x * current->block_size.y * current->block_size.z;
@@ -50,7 +59,8 @@ static void need_whole_warp(Operation operation, uint32_t lanes) {
 
 void load_matrices(uint32_t* registers, const void* row, bool transposed, Site site) {
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0 || !running_block->shared.holds(row, 16)) {
-        fatal("ldmatrix at %s:%d: lane %u names a row that is not 16 aligned bytes of shared memory (%p)", site.file, site.line, lane(), row);
+        fatal("ldmatrix at %s:%d: lane %u names a row that is not 16 aligned bytes of shared memory (%p)", site.file, site.line, lane(),
+              row);
     }
     Offer offer{};
     offer.bits = transposed;
@@ -88,7 +98,8 @@ struct Unpack {
 };
 
 // C += A B in f32 with A [16, K] and B [K, 8] as plain arrays.
-template <unsigned K> static void product(Offer* offers, const float (&a)[16][K], const float (&b)[K][8]) {
+template <unsigned K>
+static void product(Offer* offers, const float (&a)[16][K], const float (&b)[K][8]) {
     float c[16][8];
     for (unsigned t = 0; t < 32; t++) {
         const float* registers = static_cast<const float*>(offers[t].out);
@@ -107,7 +118,8 @@ template <unsigned K> static void product(Offer* offers, const float (&a)[16][K]
 
 // m16n8k16: with g = lane / 4 and t = lane % 4, A's register i holds row g + 8 (i % 2), columns 2t + 8 (i / 2) and the next; B's register i
 // holds rows 2t + 8i and the next of column g.
-template <float (*unpack)(uint32_t, unsigned)> static void multiply_16(Offer* offers) {
+template <float (*unpack)(uint32_t, unsigned)>
+static void multiply_16(Offer* offers) {
     float a[16][16], b[16][8];
     for (unsigned l = 0; l < 32; l++) {
         const uint32_t* ra = static_cast<const uint32_t*>(offers[l].first);
