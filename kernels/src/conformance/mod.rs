@@ -39,6 +39,11 @@ impl fmt::Display for Failure {
 
 /// Runs every case on `device` and returns those that fail. `tolerance` is relative to each result's largest value.
 pub fn run<D: Device>(device: &D, tolerance: f64) -> Vec<Failure> {
+    run_families(device, tolerance, |_| true)
+}
+
+/// As [`run`], the families that `wanted` chooses: `products`, `elementwise`, `attention`, `lookups`, `layouts`, `training`.
+pub fn run_families<D: Device>(device: &D, tolerance: f64, wanted: impl Fn(&str) -> bool) -> Vec<Failure> {
     let suite = Suite { device, tolerance, state: Cell::new(0x9e37_79b9_7f4a_7c15), failures: RefCell::new(Vec::new()) };
     type Family<D> = fn(&Suite<D>) -> Result<()>;
     let families: [(&str, Family<D>); 6] = [
@@ -49,7 +54,7 @@ pub fn run<D: Device>(device: &D, tolerance: f64) -> Vec<Failure> {
         ("layouts", layouts::run),
         ("training", training::run),
     ];
-    for (name, family) in families {
+    for (name, family) in families.into_iter().filter(|(name, _)| wanted(name)) {
         if let Err(error) = family(&suite) {
             suite.fail(name.to_string(), format!("stopped: {error}"));
         }
@@ -104,10 +109,15 @@ impl<D: Device> Suite<'_, D> {
 
     /// Compares numbers, and the guard where there is one.
     pub fn check(&self, case: &str, buffer: &D::Buffer, expected: &[f64]) -> Result<()> {
+        self.check_of_size(case, buffer, expected, 1e-30)
+    }
+
+    /// As [`check`](Suite::check), for differences of numbers of at least `size`, which may cancel to much less.
+    pub fn check_of_size(&self, case: &str, buffer: &D::Buffer, expected: &[f64], size: f64) -> Result<()> {
         let len = self.device.len(buffer);
         let mut got = vec![0.0; len];
         self.device.read(buffer, 0, &mut got)?;
-        self.compare(case, &got[..expected.len()], expected);
+        self.compare_of_size(case, &got[..expected.len()], expected, size);
         if got[expected.len()..].iter().any(|x| *x != GUARD_VALUE) {
             self.fail(case.to_string(), "wrote beyond its end".to_string());
         }
@@ -116,7 +126,12 @@ impl<D: Device> Suite<'_, D> {
 
     /// Compares numbers relative to the largest.
     pub fn compare(&self, case: &str, got: &[f32], expected: &[f64]) {
-        let scale = expected.iter().fold(1e-30_f64, |largest, x| largest.max(x.abs()));
+        self.compare_of_size(case, got, expected, 1e-30);
+    }
+
+    /// Compares numbers relative to the largest, or to `size` where that is larger.
+    fn compare_of_size(&self, case: &str, got: &[f32], expected: &[f64], size: f64) {
+        let scale = expected.iter().fold(size, |largest, x| largest.max(x.abs()));
         let wrong = |(got, expected): (&f32, &f64)| {
             let difference = (f64::from(*got) - expected).abs();
             // Also true for a NaN.
