@@ -1,15 +1,17 @@
 //! `espalier bench`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use espalier_kernels::Device;
 use espalier_models::Artifact;
-use espalier_runtime::{Classifier, Generator, Plan, gauges};
+use espalier_runtime::{Budget, Classifier, Generator, Plan, gauges};
 
-use super::{Context, print, print_json};
+use super::{Context, EngineArgs, print, print_json};
 use crate::error::Result;
 use crate::evaluate::latency;
+use crate::on_device;
 use crate::table::{self, Table};
 
 /// Options of `bench`.
@@ -20,6 +22,8 @@ pub struct Args {
     /// Windows (or tokens) to time.
     #[arg(long, default_value_t = 300, value_parser = super::count(1_000_000))]
     count: usize,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Print as JSON.
     #[arg(long)]
     json: bool,
@@ -54,18 +58,18 @@ struct Timing {
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
-    let cold = start(context, &args.model, true)?;
-    let warm = start(context, &args.model, false)?;
+    let cold = start(context, args, true)?;
+    let warm = start(context, args, false)?;
     let artifact = Arc::new(Artifact::open(&args.model)?);
-    let (device, budget) = context.device(None)?;
+    let (device, budget) = context.device(args.engine, None)?;
     let manifest = artifact.manifest();
     let patches = manifest.architecture.patches();
     let count = args.count.max(1);
     let (p50_ms, p99_ms) = if patches > 0 {
-        let timed = latency(&device, &budget, &artifact, count)?;
+        let timed = on_device!(&device, device => latency(device, &budget, &artifact, count))?;
         (timed.p50_ms, timed.p99_ms)
     } else {
-        tokens(context, &artifact, count)?
+        on_device!(&device, device => tokens(device, &budget, &artifact, count))?
     };
     let held = gauges::held()?.total();
     let positions = patches.max(1) as f64;
@@ -105,23 +109,26 @@ fn table_of(timing: &Timing, what: &str, threads: usize) -> Table {
 }
 
 /// Opens the artifact and judges one window or token; with `cold`, after its pages have been given back.
-fn start(context: &Context, path: &Path, cold: bool) -> Result<Start> {
+fn start(context: &Context, args: &Args, cold: bool) -> Result<Start> {
+    let path = &args.model;
     if cold {
         let artifact = Artifact::open(path)?;
         artifact.release(0..usize::try_from(artifact.file_bytes()).unwrap_or(usize::MAX))?;
     }
-    let (device, budget) = context.device(None)?;
+    let (device, budget) = context.device(args.engine, None)?;
     let before = gauges::anonymous_bytes()?;
     let started = Instant::now();
     let artifact = Arc::new(Artifact::open(path)?);
     let open_ms = started.elapsed().as_secs_f64() * 1e3;
     let open_anonymous_bytes = gauges::anonymous_bytes()?.saturating_sub(before);
     if artifact.manifest().architecture.patches() > 0 {
-        let mut classifier = Classifier::open(&device, &budget, &artifact, 1)?;
-        let window: Vec<f32> = (0..classifier.window()).map(|index| if index % 2 == 0 { 1.0 } else { -1.0 }).collect();
-        classifier.classify(&window)?;
+        on_device!(&device, device => {
+            let mut classifier = Classifier::open(device, &budget, &artifact, 1)?;
+            let window: Vec<f32> = (0..classifier.window()).map(|index| if index % 2 == 0 { 1.0 } else { -1.0 }).collect();
+            classifier.classify(&window)?;
+        });
     } else {
-        Generator::open(&device, &budget, &artifact, 1)?.read(&[0])?;
+        on_device!(&device, device => drop(Generator::open(device, &budget, &artifact, 1)?.read(&[0])?));
     }
     let first_ms = started.elapsed().as_secs_f64() * 1e3;
     let (chunks_checked, chunks) = artifact.chunks_checked();
@@ -129,10 +136,9 @@ fn start(context: &Context, path: &Path, cold: bool) -> Result<Start> {
 }
 
 /// Median and 99th percentile of a token, in milliseconds.
-fn tokens(context: &Context, artifact: &Arc<Artifact>, count: usize) -> Result<(f64, f64)> {
-    let (device, budget) = context.device(None)?;
+fn tokens<D: Device>(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<(f64, f64)> {
     let capacity = artifact.manifest().architecture.context().min(count + 1);
-    let mut generator = Generator::open(&device, &budget, artifact, capacity)?;
+    let mut generator = Generator::open(device, budget, artifact, capacity)?;
     let mut times = Vec::new();
     for _ in 0..capacity {
         let started = Instant::now();

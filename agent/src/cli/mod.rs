@@ -2,12 +2,12 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use clap::{Parser, Subcommand};
-use espalier_kernels::CpuDevice;
 use espalier_runtime::{Budget, PROCESS_BYTES};
 
+use crate::engine::{EngineChoice, Engines, OpenDevice};
 use crate::error::{AgentError, Result};
 use crate::train::Stop;
 
@@ -78,20 +78,34 @@ pub(crate) struct Context {
     pub threads: usize,
     /// Set by Ctrl-C.
     pub stop: Stop,
+    engines: OnceLock<Engines>,
+}
+
+/// Options of every command that computes.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct EngineArgs {
+    /// What computes: the GPU where there is one that can be used, else the CPU; or one of them by name, which nothing then replaces.
+    #[arg(long, value_enum, default_value_t = EngineChoice::Auto)]
+    pub engine: EngineChoice,
 }
 
 impl Context {
-    /// The CPU device within `limit` bytes.
-    pub fn device(&self, limit: Option<u64>) -> Result<(CpuDevice, Arc<Budget>)> {
+    /// A device of the engine that was asked for, within `limit` bytes.
+    pub fn device(&self, args: EngineArgs, limit: Option<u64>) -> Result<(OpenDevice, Arc<Budget>)> {
         let budget = Arc::new(Budget::new(limit.unwrap_or(u64::MAX), PROCESS_BYTES));
-        Ok((CpuDevice::new(self.threads, budget.clone())?, budget))
+        Ok((self.engines(args).open(self.threads, &budget)?, budget))
+    }
+
+    /// The engines of this command.
+    pub fn engines(&self, args: EngineArgs) -> &Engines {
+        self.engines.get_or_init(|| Engines::new(args.engine))
     }
 }
 
 /// Runs the command line.
 pub fn run(cli: Cli) -> Result<()> {
     let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let context = Context { threads: cli.threads.map_or(available, usize::from), stop: stop_on_signals()? };
+    let context = Context { threads: cli.threads.map_or(available, usize::from), stop: stop_on_signals()?, engines: OnceLock::new() };
     match cli.command {
         Command::Demo(args) => demo::run(&context, &args),
         Command::Train(args) => train::run(&context, &args),

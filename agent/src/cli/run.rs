@@ -4,18 +4,18 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use espalier_kernels::CpuDevice;
 use espalier_models::Artifact;
 use espalier_runtime::{Budget, PROCESS_BYTES};
 
-use super::Context;
 use super::data::DataArgs;
 use super::prune::RecoveryArgs;
+use super::{Context, EngineArgs};
 use crate::control::Thresholds;
 use crate::diagnosis::{Diagnosis, JsonLines, Options, Pace, RawStream, Recordings, Sink, Source};
+use crate::engine::Engines;
 use crate::error::{AgentError, Result, file_error};
 use crate::evaluate::{check_classes, check_signal_model};
-use crate::node::{Node, NodeOptions, PruneSetup, artifact_id, open_engine, planned_bytes};
+use crate::node::{LOOP_THREADS, Node, NodeOptions, PruneSetup, artifact_id, open_engine, planned_bytes};
 use crate::prune::Target;
 use crate::prune::split::smallest_of_all;
 use crate::prune::target::too_few_bytes;
@@ -50,6 +50,8 @@ pub struct Args {
     data: DataArgs,
     #[command(flatten)]
     recovery: RecoveryArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// The largest loss of holdout accuracy that is accepted, in points.
     #[arg(long, default_value_t = 5.0, value_parser = super::non_negative::<f64>)]
     max_drop: f64,
@@ -71,16 +73,15 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     }
     let budget = Arc::new(Budget::new(limit, PROCESS_BYTES));
     budget.set_goal(goal);
-    // A window is judged on one thread: at batch 1 a second one costs more than it saves, and pruning needs it.
-    let device = CpuDevice::new(1, budget.clone())?;
-    let (engine, served) = open_engine(&device, &budget, &active)?;
+    let engines = Engines::new(args.engine.engine);
+    let (device, (engine, served)) = engines.open_on_best(LOOP_THREADS, &budget, |device| open_engine(device, &budget, &active))?;
     let sink: Box<dyn Sink> = Box::new(JsonLines::new(std::io::stdout(), Path::new("standard output"), engine.classes()));
     let pace = args.pace.map_or(Pace::Unpaced, Pace::RealTime);
     let options = Options { pace, stop: context.stop.clone(), ..Options::default() };
     let handle = Diagnosis::start(options, engine, source, vec![sink])?;
     new.keep();
     let node_options = NodeOptions { thresholds: Thresholds::default(), prune, limit_after_commit: goal < limit, source_bytes };
-    let mut node = Node::new(store, device, budget, handle, served, node_options);
+    let mut node = Node::new(store, (engines, device), budget, handle, served, node_options);
     node.run(&context.stop, &mut |_| true)?;
     let snapshot = node.handle().wait()?;
     for (seconds, event) in &node.log {
