@@ -13,6 +13,7 @@ mod device;
 mod driver;
 mod elementwise;
 mod gate;
+mod gauge;
 mod graph;
 mod images;
 mod launch;
@@ -41,6 +42,7 @@ use memory::Pointer;
 
 pub use counters::KernelCount;
 pub use device::{Attributes, Unavailable};
+pub use gauge::device_bytes;
 pub use graph::Graph;
 pub use memory::{Buffer, Indices, Storage};
 pub use products::Precision;
