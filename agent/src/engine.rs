@@ -41,6 +41,25 @@ impl EngineChoice {
     }
 }
 
+/// How exactly a GPU multiplies activations with weights that are stored in 16 bits. The CPU always computes in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Precision {
+    /// As exactly as in f32.
+    #[default]
+    Exact,
+    /// With activations rounded to the format of the weights, in half to a third of the time where more than 8 tokens are read at once.
+    Fast,
+}
+
+/// What a person asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Asked {
+    /// The engine.
+    pub engine: EngineChoice,
+    /// The precision of a GPU.
+    pub precision: Precision,
+}
+
 /// An engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineKind {
@@ -64,17 +83,18 @@ impl fmt::Display for EngineKind {
 pub enum OpenDevice {
     /// The CPU.
     Cpu(CpuDevice),
-    /// An NVIDIA GPU, and what its driver took on the host.
+    /// An NVIDIA GPU, and what opening it took.
     #[cfg(feature = "cuda")]
-    Cuda(CudaDevice, DriverMemory),
+    Cuda(CudaDevice, Opened),
 }
 
-/// What opening a GPU took of the host's memory, booked for as long as a device is open: context and code of the driver.
+/// What opening a GPU took: what the device books itself, and on the host context and code of the driver, booked for as long as a device is
+/// open.
 #[derive(Clone)]
-pub struct DriverMemory {
+pub struct Opened {
     /// Bytes.
     pub bytes: u64,
-    _booked: Arc<Reservation>,
+    _driver: Arc<Reservation>,
 }
 
 /// Runs an expression with the device inside an [`OpenDevice`], of whichever type it is.
@@ -104,12 +124,13 @@ impl OpenDevice {
         on_device!(self, device => device.name())
     }
 
-    /// Bytes on the host that its driver took; 0 for the CPU.
-    pub fn driver_bytes(&self) -> u64 {
+    /// Bytes that serving on it takes beside what is planned for the CPU: what its driver and the device took when it was opened, and a
+    /// granule each for weights and activations, which fill their last one in part. 0 for the CPU.
+    pub fn overhead_bytes(&self) -> u64 {
         match self {
             OpenDevice::Cpu(_) => 0,
             #[cfg(feature = "cuda")]
-            OpenDevice::Cuda(_, driver) => driver.bytes,
+            OpenDevice::Cuda(device, opened) => opened.bytes + 2 * device.attributes().granularity.unwrap_or(0),
         }
     }
 
@@ -118,9 +139,9 @@ impl OpenDevice {
         Ok(match self {
             OpenDevice::Cpu(_) => OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?),
             #[cfg(feature = "cuda")]
-            OpenDevice::Cuda(_, driver) => {
-                let device = CudaDevice::open(0, budget.clone()).map_err(|reason| not_taken(&reason))?;
-                OpenDevice::Cuda(device, driver.clone())
+            OpenDevice::Cuda(device, opened) => {
+                let beside = CudaDevice::open(0, budget.clone()).map_err(|reason| AgentError::Engine(reason.to_string()))?;
+                OpenDevice::Cuda(beside.with_precision(device.precision()), opened.clone())
             }
         })
     }
@@ -129,19 +150,19 @@ impl OpenDevice {
 /// Opens engines, and says once why one was not taken.
 #[derive(Debug, Default)]
 pub struct Engines {
-    choice: EngineChoice,
+    asked: Asked,
     said: Mutex<BTreeSet<String>>,
 }
 
 impl Engines {
     /// Engines for what was asked.
-    pub fn new(choice: EngineChoice) -> Self {
-        Self { choice, said: Mutex::default() }
+    pub fn new(asked: Asked) -> Self {
+        Self { asked, said: Mutex::default() }
     }
 
-    /// What was asked.
-    pub fn choice(&self) -> EngineChoice {
-        self.choice
+    /// Whether another engine may take over: none was asked for by name.
+    pub fn may_move(&self) -> bool {
+        self.asked.engine == EngineChoice::Auto
     }
 
     /// The best device that can be had, which books its memory in `budget`; on the CPU, with `threads` threads.
@@ -150,13 +171,13 @@ impl Engines {
     /// [`AgentError::Engine`] where an engine was asked for by name that cannot be used; [`AgentError::Kernel`] where the CPU's threads are
     /// refused.
     pub fn open(&self, threads: usize, budget: &Arc<Budget>) -> Result<OpenDevice> {
-        if self.choice != EngineChoice::Cpu {
-            match open_cuda(budget) {
+        if self.asked.engine != EngineChoice::Cpu {
+            match open_cuda(self.asked.precision, budget) {
                 Ok(device) => {
                     self.say(log::Level::Info, format!("engine cuda: {}", device.name()));
                     return Ok(device);
                 }
-                Err(passed) if self.choice == EngineChoice::Cuda => return Err(AgentError::Engine(passed.reason)),
+                Err(passed) if !self.may_move() => return Err(AgentError::Engine(passed.reason)),
                 // Most machines have no such GPU; that one which is there cannot be used is worth a line.
                 Err(passed) => {
                     let level = if passed.expected { log::Level::Info } else { log::Level::Warn };
@@ -175,21 +196,21 @@ impl Engines {
         budget: &Arc<Budget>,
         reason: &dyn fmt::Display,
     ) -> Result<Option<OpenDevice>> {
-        if failed.kind() == EngineKind::Cpu || self.choice != EngineChoice::Auto {
+        if failed.kind() == EngineKind::Cpu || !self.may_move() {
             return Ok(None);
         }
-        self.say(log::Level::Warn, format!("engine {} failed: {reason}; engine cpu takes over", failed.kind()));
+        self.say(log::Level::Warn, format!("engine {}: {reason}; engine cpu takes over", failed.kind()));
         Ok(Some(OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?)))
     }
 
-    /// Opens something on the best device, and where that device refuses or fails, on the next one.
-    pub fn open_on_best<T>(
+    /// Opens something on `device`, and where that refuses or fails, on the next one.
+    pub fn use_or_next<T>(
         &self,
+        device: OpenDevice,
         threads: usize,
         budget: &Arc<Budget>,
         mut open: impl FnMut(&OpenDevice) -> Result<T>,
     ) -> Result<(OpenDevice, T)> {
-        let device = self.open(threads, budget)?;
         match open(&device) {
             Ok(opened) => Ok((device, opened)),
             Err(error) if is_device_failure(&error) => match self.after(&device, threads, budget, &error)? {
@@ -230,28 +251,29 @@ struct Passed {
 }
 
 #[cfg(feature = "cuda")]
-fn not_taken(reason: &Unavailable) -> AgentError {
-    AgentError::Engine(reason.to_string())
-}
-
-#[cfg(feature = "cuda")]
-fn open_cuda(budget: &Arc<Budget>) -> std::result::Result<OpenDevice, Passed> {
-    use espalier_kernels::Purpose;
+fn open_cuda(precision: Precision, budget: &Arc<Budget>) -> std::result::Result<OpenDevice, Passed> {
+    use espalier_kernels::{Purpose, cuda};
     use espalier_runtime::gauges;
 
     let failed = |reason: String| Passed { reason, expected: false };
-    let before = gauges::anonymous_bytes().map_err(|error| failed(error.to_string()))?;
+    let (before, booked_before) = (gauges::anonymous_bytes().map_err(|error| failed(error.to_string()))?, budget.used());
     let device = CudaDevice::open(0, budget.clone()).map_err(|reason| Passed {
         reason: reason.to_string(),
         expected: matches!(reason, Unavailable::NoDriver | Unavailable::NoDevice { .. }),
     })?;
     let after = gauges::anonymous_bytes().map_err(|error| failed(error.to_string()))?;
-    let bytes = after.saturating_sub(before);
-    let booked = Reservation::new(budget.clone(), Purpose::Driver, bytes).map_err(|error| failed(error.to_string()))?;
-    Ok(OpenDevice::Cuda(device, DriverMemory { bytes, _booked: Arc::new(booked) }))
+    // What the device booked is page-locked memory of the host, which is among what this process has got.
+    let booked = budget.used().saturating_sub(booked_before);
+    let driver = after.saturating_sub(before).saturating_sub(booked);
+    let reservation = Reservation::new(budget.clone(), Purpose::Driver, driver).map_err(|error| failed(error.to_string()))?;
+    let device = device.with_precision(match precision {
+        Precision::Exact => cuda::Precision::Exact,
+        Precision::Fast => cuda::Precision::Fast,
+    });
+    Ok(OpenDevice::Cuda(device, Opened { bytes: booked + driver, _driver: Arc::new(reservation) }))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open_cuda(_: &Arc<Budget>) -> std::result::Result<OpenDevice, Passed> {
+fn open_cuda(_: Precision, _: &Arc<Budget>) -> std::result::Result<OpenDevice, Passed> {
     Err(Passed { reason: "this program was built without the feature `cuda`".into(), expected: true })
 }

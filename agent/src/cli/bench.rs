@@ -8,7 +8,11 @@ use espalier_kernels::Device;
 use espalier_models::Artifact;
 use espalier_runtime::{Budget, Classifier, Generator, Plan, gauges};
 
+#[cfg(feature = "cuda")]
+use super::bench_kernels::{self, KernelLine};
 use super::{Context, EngineArgs, print, print_json};
+#[cfg(feature = "cuda")]
+use crate::engine::OpenDevice;
 use crate::error::Result;
 use crate::evaluate::latency;
 use crate::on_device;
@@ -55,6 +59,28 @@ struct Timing {
     weight_gb_per_s: f64,
     held_bytes: u64,
     planned_bytes: u64,
+    /// What computed.
+    device: String,
+    /// Every kernel over some of the windows or tokens, on a GPU.
+    #[cfg(feature = "cuda")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernels: Option<Vec<KernelLine>>,
+}
+
+/// Windows or tokens over which kernels are timed one by one: a launch takes some µs then, and the figures of a kernel vary little.
+#[cfg(feature = "cuda")]
+const KERNEL_COUNT: usize = 20;
+
+/// Every kernel of the device, on a GPU.
+#[cfg(feature = "cuda")]
+fn kernels(device: &OpenDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<Option<Vec<KernelLine>>> {
+    let OpenDevice::Cuda(device, _) = device else { return Ok(None) };
+    let count = count.min(KERNEL_COUNT);
+    let work = || match artifact.manifest().architecture.patches() {
+        0 => tokens(device, budget, artifact, count).map(drop),
+        _ => latency(device, budget, artifact, count).map(drop),
+    };
+    bench_kernels::timed(device, work).map(Some)
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
@@ -83,14 +109,22 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         weight_gb_per_s: artifact.file_bytes() as f64 / p50_ms / 1e6,
         held_bytes: held,
         planned_bytes: Plan::serving(manifest, artifact.file_bytes()).total(),
+        device: device.name(),
+        #[cfg(feature = "cuda")]
+        kernels: kernels(&device, &budget, &artifact, count)?,
     };
     if args.json {
         return print_json(&timing);
     }
-    print(&format!("{}\n", table_of(&timing, if patches > 0 { "window" } else { "token" }, context.threads)))
+    print(&format!("{}\n", table_of(&timing, if patches > 0 { "window" } else { "token" })))?;
+    #[cfg(feature = "cuda")]
+    if let Some(kernels) = &timing.kernels {
+        print(&format!("\n{}\n", bench_kernels::table_of(kernels)))?;
+    }
+    Ok(())
 }
 
-fn table_of(timing: &Timing, what: &str, threads: usize) -> Table {
+fn table_of(timing: &Timing, what: &str) -> Table {
     let mut table = Table::new(["bench", ""]);
     for (name, start) in [("not in the page cache", &timing.cold), ("in the page cache", &timing.warm)] {
         let Start { open_ms, open_anonymous_bytes, first_ms, chunks_checked, chunks } = start;
@@ -101,7 +135,7 @@ fn table_of(timing: &Timing, what: &str, threads: usize) -> Table {
         .row([format!("{what}, median"), format!("{:.3} ms", timing.p50_ms)])
         .row([format!("{what}, 99 %"), format!("{:.3} ms", timing.p99_ms)])
         .row([format!("{what}s a second"), format!("{:.0}", timing.per_second)])
-        .row(["arithmetic".into(), format!("{:.1} GFLOP/s on {threads} threads", timing.gflops)])
+        .row(["arithmetic".into(), format!("{:.1} GFLOP/s on {}", timing.gflops, timing.device)])
         .row(["weights read".into(), format!("{:.1} GB/s", timing.weight_gb_per_s)])
         .row(["held now".into(), table::bytes(timing.held_bytes)])
         .row(["planned".into(), table::bytes(timing.planned_bytes)]);

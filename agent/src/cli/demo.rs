@@ -162,11 +162,17 @@ fn serve(context: &Context, args: &Args, data_args: &DataArgs, factory: &Path) -
     let data = data_args.open()?;
     let store = Store::create(&args.output.join("store"), factory, artifact_id)?;
     let planned = planned_bytes(&store.path(Active::Factory))?;
-    let (limit, goal) = (planned + planned / 2, (planned as f64 / args.squeeze) as u64);
-    let budget = Arc::new(Budget::new(limit, PROCESS_BYTES));
+    let budget = Arc::new(Budget::new(u64::MAX, PROCESS_BYTES));
+    let engines = Engines::new(args.engine.asked());
+    let device = engines.open(LOOP_THREADS, &budget)?;
+    // The story is about the model: what the engine takes is left to it.
+    let engine_bytes = device.overhead_bytes();
+    let (limit, goal) = (planned + planned / 2 + engine_bytes, (planned as f64 / args.squeeze) as u64 + engine_bytes);
+    budget.set_limit(limit);
+    budget.set_goal(limit);
     let sampler = Sampler::start()?;
-    let (engines, active) = (Engines::new(args.engine.engine), store.path(store.active()));
-    let (device, (engine, served)) = engines.open_on_best(LOOP_THREADS, &budget, |device| open_engine(device, &budget, &active))?;
+    let active = store.path(store.active());
+    let (device, (engine, served)) = engines.use_or_next(device, LOOP_THREADS, &budget, |device| open_engine(device, &budget, &active))?;
     say(&format!(
         "3. diagnosing held-out recordings at {} × their real rate; dense serving holds {} (limit {})",
         args.pace,

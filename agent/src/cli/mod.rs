@@ -7,12 +7,14 @@ use std::sync::{Arc, OnceLock};
 use clap::{Parser, Subcommand};
 use espalier_runtime::{Budget, PROCESS_BYTES};
 
-use crate::engine::{EngineChoice, Engines, OpenDevice};
+use crate::engine::{Asked, EngineChoice, Engines, OpenDevice, Precision};
 use crate::error::{AgentError, Result};
 use crate::train::Stop;
 
 mod bar;
 mod bench;
+#[cfg(feature = "cuda")]
+mod bench_kernels;
 mod check;
 mod data;
 mod demo;
@@ -87,6 +89,16 @@ pub(crate) struct EngineArgs {
     /// What computes: the GPU where there is one that can be used, else the CPU; or one of them by name, which nothing then replaces.
     #[arg(long, value_enum, default_value_t = EngineChoice::Auto)]
     pub engine: EngineChoice,
+    /// How exactly the GPU multiplies with weights that are stored in 16 bits; the CPU always computes in f32.
+    #[arg(long, value_enum, default_value_t = Precision::Exact)]
+    precision: Precision,
+}
+
+impl EngineArgs {
+    /// What is asked of the engines.
+    pub fn asked(self) -> Asked {
+        Asked { engine: self.engine, precision: self.precision }
+    }
 }
 
 impl Context {
@@ -98,7 +110,7 @@ impl Context {
 
     /// The engines of this command.
     pub fn engines(&self, args: EngineArgs) -> &Engines {
-        self.engines.get_or_init(|| Engines::new(args.engine))
+        self.engines.get_or_init(|| Engines::new(args.asked()))
     }
 }
 

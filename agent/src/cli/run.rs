@@ -12,7 +12,7 @@ use super::prune::RecoveryArgs;
 use super::{Context, EngineArgs};
 use crate::control::Thresholds;
 use crate::diagnosis::{Diagnosis, JsonLines, Options, Pace, RawStream, Recordings, Sink, Source};
-use crate::engine::Engines;
+use crate::engine::{Engines, OpenDevice};
 use crate::error::{AgentError, Result, file_error};
 use crate::evaluate::{check_classes, check_signal_model};
 use crate::node::{LOOP_THREADS, Node, NodeOptions, PruneSetup, artifact_id, open_engine, planned_bytes};
@@ -63,18 +63,22 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let (store, new) = open_store(args)?;
     let serving = planned_bytes(&store.path(Active::Factory))?;
     let goal = args.budget.unwrap_or(u64::MAX);
-    let room = Room { goal, source_bytes, serving };
+    let budget = Arc::new(Budget::new(u64::MAX, PROCESS_BYTES));
+    let engines = Engines::new(args.engine.asked());
+    let active = store.path(store.active());
+    let planned = planned_bytes(&active)?;
+    let device = open_device(&engines, &budget, planned.saturating_add(source_bytes), goal.min(args.limit.unwrap_or(u64::MAX)))?;
+    let serving = serving.saturating_add(device.overhead_bytes());
+    let room = Room { goal, source_bytes, engine_bytes: device.overhead_bytes(), serving };
     let limit = args.limit.unwrap_or_else(|| if room.is_too_small() { goal.max(serving + serving / 2) } else { goal });
     let prune = prune_setup(context, args, &store, &room)?;
-    let active = store.path(store.active());
-    let needed = planned_bytes(&active)?;
+    let needed = planned.saturating_add(device.overhead_bytes());
     if limit < needed {
         return Err(AgentError::LimitTooSmall { what: format!("serving {}", args.model.display()), needed, limit });
     }
-    let budget = Arc::new(Budget::new(limit, PROCESS_BYTES));
+    budget.set_limit(limit);
     budget.set_goal(goal);
-    let engines = Engines::new(args.engine.engine);
-    let (device, (engine, served)) = engines.open_on_best(LOOP_THREADS, &budget, |device| open_engine(device, &budget, &active))?;
+    let (device, (engine, served)) = engines.use_or_next(device, LOOP_THREADS, &budget, |device| open_engine(device, &budget, &active))?;
     let sink: Box<dyn Sink> = Box::new(JsonLines::new(std::io::stdout(), Path::new("standard output"), engine.classes()));
     let pace = args.pace.map_or(Pace::Unpaced, Pace::RealTime);
     let options = Options { pace, stop: context.stop.clone(), ..Options::default() };
@@ -108,6 +112,18 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     } else {
         Err(AgentError::Unaccounted { missing: snapshot.missing.abs_diff(snapshot.dropped), repeated: snapshot.repeated })
     }
+}
+
+/// The device that serves: where engines may be chosen, one whose overhead fits into `room` bytes beside the `needed` ones of model and
+/// source. A driver that takes more than the model would otherwise have the model pruned to make room for it.
+fn open_device(engines: &Engines, budget: &Arc<Budget>, needed: u64, room: u64) -> Result<OpenDevice> {
+    let device = engines.open(LOOP_THREADS, budget)?;
+    let overhead = device.overhead_bytes();
+    if overhead == 0 || needed.saturating_add(overhead) <= room {
+        return Ok(device);
+    }
+    let reason = format!("it takes {} beside the model, more than the budget of {} leaves", table::bytes(overhead), table::bytes(room));
+    Ok(engines.after(&device, LOOP_THREADS, budget, &reason)?.unwrap_or(device))
 }
 
 /// The source, and the bytes that it holds at most beside the model.
@@ -195,19 +211,26 @@ struct Room {
     goal: u64,
     /// Of it for the source.
     source_bytes: u64,
-    /// What serving the factory artifact holds.
+    /// Of it for the engine, beside what a model is planned to hold.
+    engine_bytes: u64,
+    /// What serving the factory artifact holds, with the engine.
     serving: u64,
 }
 
 impl Room {
+    /// Bytes for everything but the model.
+    fn beside_bytes(&self) -> u64 {
+        self.source_bytes.saturating_add(self.engine_bytes)
+    }
+
     /// Bytes for a model, as the node counts when it prunes.
     fn model_bytes(&self) -> u64 {
-        self.goal.saturating_sub(self.source_bytes)
+        self.goal.saturating_sub(self.beside_bytes())
     }
 
     /// Whether the factory artifact has to be pruned.
     fn is_too_small(&self) -> bool {
-        self.model_bytes() < self.serving
+        self.goal.saturating_sub(self.source_bytes) < self.serving
     }
 
     /// Why it has to be, and what would do, around `reason`.
@@ -241,7 +264,7 @@ fn prune_setup(context: &Context, args: &Args, store: &Store, room: &Room) -> Re
     if room.is_too_small() {
         let smallest = smallest_of_all(artifact.manifest());
         if !target.fits(artifact.manifest(), &smallest)? {
-            return Err(too_few_bytes(room.goal, room.source_bytes, artifact.manifest(), &smallest));
+            return Err(too_few_bytes(room.goal, [room.source_bytes, room.engine_bytes], artifact.manifest(), &smallest));
         }
         if !has_data {
             let reason = "there are no recordings to recover a pruned model with";

@@ -21,7 +21,7 @@ use crate::control::linux::Linux;
 use crate::control::{Action, Controller, Event, Hardware, Held, Reading, State, Thresholds};
 use crate::diagnosis::{self, DiagnosisHandle, Engine, NativeEngine};
 use crate::diagnosis_text::TextEngine;
-use crate::engine::{EngineChoice, Engines, OpenDevice, is_device_failure};
+use crate::engine::{Engines, OpenDevice, is_device_failure};
 use crate::error::{AgentError, Result};
 use crate::on_device;
 use crate::prune::{CascadeOptions, CascadeResult, Target};
@@ -337,7 +337,7 @@ impl Node {
         };
         let (artifact, mapped) = self.factory()?;
         let report = StaticCheck::new(&artifact.manifest().architecture, &artifact.manifest().shape());
-        let beside_bytes = self.source_bytes + self.device.driver_bytes();
+        let beside_bytes = self.source_bytes + self.device.overhead_bytes();
         let job = CascadeJob {
             artifact,
             mapped,
@@ -346,7 +346,7 @@ impl Node {
             holdout: setup.holdout.clone(),
             budget: self.budget.clone(),
             device: self.device.clone(),
-            may_move: self.engines.choice() == EngineChoice::Auto,
+            may_move: self.engines.may_move(),
             threads: setup.threads,
             folder: stages_folder(&self.store),
             keep_stages: setup.keep_stages,
@@ -359,7 +359,7 @@ impl Node {
             "holds for coupled units only; they leave together"
         };
         self.note(format!("SIA check: structural independence {holds}"));
-        self.note(format!("pruning to serve within {fit_bytes} bytes, {beside_bytes} of them for source and driver"));
+        self.note(format!("pruning to serve within {fit_bytes} bytes, {beside_bytes} of them for source and engine"));
         Ok(())
     }
 
