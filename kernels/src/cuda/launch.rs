@@ -81,10 +81,6 @@ impl Args {
     pub fn u64(self, value: u64) -> Self {
         self.push(Kind::U64, value)
     }
-    /// An `i32`.
-    pub fn i32(self, value: i32) -> Self {
-        self.push(Kind::I32, u64::from(value as u32))
-    }
     /// A `float`.
     pub fn f32(self, value: f32) -> Self {
         self.push(Kind::F32, u64::from(value.to_bits()))
@@ -113,11 +109,15 @@ impl Function {
     fn compare(&self, kernel: &'static str, grid: &Grid, args: &Args) -> Result<()> {
         let refuse = |detail| Err(KernelError::Shape { operation: kernel, detail });
         let (parameters, threads) = (&self.signature.parameters, self.signature.threads);
+        if parameters.len() > MOST_ARGUMENTS {
+            return refuse(format!("the kernel takes {} arguments; a launch passes at most {MOST_ARGUMENTS}", parameters.len()));
+        }
         if args.count != parameters.len() {
             return refuse(format!("{} arguments were given, but the kernel takes {}", args.count, parameters.len()));
         }
-        if let Some((i, (name, kind))) = parameters.iter().enumerate().find(|(i, (_, kind))| args.kinds.get(*i) != Some(kind)) {
-            return refuse(format!("argument {i} is a {:?}, but the kernel's {name} is a {kind:?}", args.kinds.get(i)));
+        let wrong = args.kinds.iter().zip(parameters).enumerate().find(|(_, (given, (_, kind)))| *given != kind);
+        if let Some((i, (given, (name, kind)))) = wrong {
+            return refuse(format!("argument {i} is a {given:?}, but the kernel's {name} is a {kind:?}"));
         }
         if grid.threads == 0 || grid.threads > threads {
             return refuse(format!("{} threads a block were asked for, but the kernel is compiled for 1 to {threads}", grid.threads));
@@ -291,5 +291,48 @@ impl Functions {
             sys::cuLaunchKernel(function.handle, x, y, z, grid.threads, 1, 1, grid.shared_bytes, stream, parameters, ptr::null_mut())
         };
         check(kernel, code).map_err(|error| core.note(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launch_that_does_not_fit_its_kernel_is_refused() {
+        let source = "KERNEL(128) scale(float* x, u32 n, u64 stride, float alpha) {}";
+        let signature = signature::parse(&[("a.cu", source)]).unwrap().remove("scale").unwrap();
+        let function = Function { handle: ptr::null_mut(), signature, counter: Counter::default(), shared_bytes: AtomicU32::new(0) };
+        let grid = |blocks, threads| Grid { blocks, threads, shared_bytes: 0 };
+        let args = || Args::new().pointer(Pointer::new(256)).u32(1).u64(2).f32(4.0);
+        let one = [1, 1, 1];
+        let cases = [
+            (grid(one, 128), args(), None),
+            (grid([0, 1, 1], 1), args(), None),
+            (grid(one, 129), args(), Some("scale: 129 threads a block were asked for, but the kernel is compiled for 1 to 128")),
+            (grid(one, 0), args(), Some("scale: 0 threads a block were asked for, but the kernel is compiled for 1 to 128")),
+            (grid([1, 65_536, 1], 32), args(), Some("scale: a grid of 1 by 65536 by 1 blocks is larger than a device starts at once")),
+            (grid(one, 128), args().u32(5), Some("scale: 5 arguments were given, but the kernel takes 4")),
+            (
+                grid(one, 128),
+                (0..40).fold(Args::new(), |args, i| args.u32(i)),
+                Some("scale: 40 arguments were given, but the kernel takes 4"),
+            ),
+            (
+                grid(one, 128),
+                Args::new().pointer(Pointer::NULL).u64(1).u64(2).f32(4.0),
+                Some("scale: argument 1 is a U64, but the kernel's n is a U32"),
+            ),
+        ];
+        let answers = cases.map(|(grid, args, expected)| (function.compare("scale", &grid, &args).err().map(|e| e.to_string()), expected));
+        let wrong: Vec<_> = answers.iter().filter(|(got, expected)| got.as_deref() != *expected).collect();
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+
+    #[test]
+    fn a_grid_has_a_thread_for_each() {
+        let blocks = |count| Grid::linear(count, 256).map(|grid| grid.blocks);
+        assert_eq!([blocks(0), blocks(1), blocks(256), blocks(257)], [Ok([0, 1, 1]), Ok([1; 3]), Ok([1; 3]), Ok([2, 1, 1])]);
+        assert!(matches!(blocks(usize::MAX), Err(KernelError::Shape { .. })));
     }
 }

@@ -42,7 +42,7 @@ pub struct Storage<T> {
     host: Vec<u32>,
     /// The generation of graphs that use these numbers, plus one; 0 for none.
     recorded: AtomicU64,
-    /// The largest index that a recorded graph was checked with.
+    /// No index above this may be written without a recorded graph being checked again.
     recorded_largest: AtomicU32,
     /// Goes back to the scratch cache on drop.
     scratch: bool,
@@ -99,9 +99,16 @@ impl<T> Storage<T> {
     pub(super) fn pointer(&self) -> Pointer {
         let Some(block) = &self.block else { return Pointer::NULL };
         if block.core().gate().is_capturing() {
-            self.recorded.store(block.core().generation() + 1, Ordering::Relaxed);
+            self.note_recording(block.core());
         }
         block.pointer()
+    }
+
+    fn note_recording(&self, core: &Core) {
+        let generation = core.generation() + 1;
+        if self.recorded.swap(generation, Ordering::Relaxed) != generation {
+            self.recorded_largest.store(u32::MAX, Ordering::Relaxed);
+        }
     }
 
     /// Whether a graph that may still be run uses the numbers.
@@ -137,9 +144,9 @@ impl Indices {
         if from.is_empty() {
             return Ok(());
         }
-        let largest = |indices: &[u32]| indices.iter().copied().filter(|index| *index != NO_TARGET).max().unwrap_or(0);
         // A graph was checked with smaller indices: it has to be recorded, and so checked, again.
-        if self.is_recorded(core) && largest(from) > self.recorded_largest.load(Ordering::Relaxed) {
+        let largest = self.recorded_largest.load(Ordering::Relaxed);
+        if self.is_recorded(core) && from.iter().any(|index| *index > largest) {
             core.forget_graphs();
         }
         let to = self.block.as_ref().map_or(Pointer::NULL, Block::pointer);
@@ -155,11 +162,12 @@ impl Indices {
 
     /// The largest of the first `count` indices, those aside that are [`NO_TARGET`].
     pub(super) fn largest(&self, count: usize) -> Option<u32> {
-        let largest = |indices: &[u32]| indices.iter().copied().filter(|index| *index != NO_TARGET).max();
-        if self.block.as_ref().is_some_and(|block| block.core().gate().is_capturing()) {
-            self.recorded_largest.store(largest(&self.host).unwrap_or(0), Ordering::Relaxed);
+        let largest = self.host(count).iter().copied().filter(|index| *index != NO_TARGET).max();
+        if let Some(block) = self.block.as_ref().filter(|block| block.core().gate().is_capturing()) {
+            self.note_recording(block.core());
+            self.recorded_largest.fetch_min(largest.unwrap_or(0), Ordering::Relaxed);
         }
-        largest(self.host(count))
+        largest
     }
 }
 
