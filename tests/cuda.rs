@@ -8,6 +8,8 @@
 //! | [`choice`] | which engine is taken, and what takes over from one that cannot be used or fails |
 #![cfg(feature = "cuda")]
 
+// Shared with tests that use all of it.
+#[allow(dead_code)]
 #[path = "support/mod.rs"]
 mod support;
 
@@ -23,7 +25,7 @@ mod choice;
 mod journeys;
 
 use device::real_or_emulated;
-use espalier_kernels::cuda::Precision;
+use espalier_kernels::cuda::{Plan, Precision};
 use espalier_models::DType;
 use parity::{Exactness, compare_all};
 
@@ -38,7 +40,7 @@ fn cuda_parity_with_pytorch_in_16_bits() {
     let Some((device, _emulator)) = real_or_emulated("") else { return };
     for precision in [Precision::Exact, Precision::Fast] {
         println!("{precision:?}");
-        let device = device.with_precision(precision);
+        let device = device.with_plan(Plan { precision, ..device.plan() });
         compare_all(&device, Exactness::Logits(DType::F16, 3e-3));
         compare_all(&device, Exactness::Logits(DType::Bf16, 2e-2));
     }

@@ -141,7 +141,7 @@ impl OpenDevice {
             #[cfg(feature = "cuda")]
             OpenDevice::Cuda(device, opened) => {
                 let beside = CudaDevice::open(0, budget.clone()).map_err(|reason| AgentError::Engine(reason.to_string()))?;
-                OpenDevice::Cuda(beside.with_precision(device.precision()), opened.clone())
+                OpenDevice::Cuda(beside.with_plan(device.plan()), opened.clone())
             }
         })
     }
@@ -266,9 +266,12 @@ fn open_cuda(precision: Precision, budget: &Arc<Budget>) -> std::result::Result<
     let booked = budget.used().saturating_sub(booked_before);
     let driver = after.saturating_sub(before).saturating_sub(booked);
     let reservation = Reservation::new(budget.clone(), Purpose::Driver, driver).map_err(|error| failed(error.to_string()))?;
-    let device = device.with_precision(match precision {
-        Precision::Exact => cuda::Precision::Exact,
-        Precision::Fast => cuda::Precision::Fast,
+    let device = device.with_plan(cuda::Plan {
+        precision: match precision {
+            Precision::Exact => cuda::Precision::Exact,
+            Precision::Fast => cuda::Precision::Fast,
+        },
+        ..device.plan()
     });
     Ok(OpenDevice::Cuda(device, Opened { bytes: booked + driver, _driver: Arc::new(reservation) }))
 }

@@ -163,7 +163,7 @@ fn serve(context: &Context, args: &Args, data_args: &DataArgs, factory: &Path) -
     let store = Store::create(&args.output.join("store"), factory, artifact_id)?;
     let planned = planned_bytes(&store.path(Active::Factory))?;
     let budget = Arc::new(Budget::new(u64::MAX, PROCESS_BYTES));
-    let engines = Engines::new(args.engine.asked());
+    let engines = Engines::new(args.engine.asked()?);
     let device = engines.open(LOOP_THREADS, &budget)?;
     // The story is about the model: what the engine takes is left to it.
     let engine_bytes = device.overhead_bytes();

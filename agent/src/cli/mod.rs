@@ -89,15 +89,18 @@ pub(crate) struct EngineArgs {
     /// What computes: the GPU where there is one that can be used, else the CPU; or one of them by name, which nothing then replaces.
     #[arg(long, value_enum, default_value_t = EngineChoice::Auto)]
     pub engine: EngineChoice,
-    /// How exactly the GPU multiplies with weights that are stored in 16 bits; the CPU always computes in f32.
-    #[arg(long, value_enum, default_value_t = Precision::Exact)]
-    precision: Precision,
+    /// How exactly the GPU multiplies with weights that are stored in 16 bits; the CPU always computes in f32 [default: exact].
+    #[arg(long, value_enum, value_name = "PRECISION")]
+    precision: Option<Precision>,
 }
 
 impl EngineArgs {
     /// What is asked of the engines.
-    pub fn asked(self) -> Asked {
-        Asked { engine: self.engine, precision: self.precision }
+    pub fn asked(self) -> Result<Asked> {
+        if self.engine == EngineChoice::Cpu && self.precision.is_some() {
+            return Err(AgentError::Usage("--precision is of the GPU, but --engine cpu was given; leave one of them out".into()));
+        }
+        Ok(Asked { engine: self.engine, precision: self.precision.unwrap_or_default() })
     }
 }
 
@@ -105,12 +108,8 @@ impl Context {
     /// A device of the engine that was asked for, within `limit` bytes.
     pub fn device(&self, args: EngineArgs, limit: Option<u64>) -> Result<(OpenDevice, Arc<Budget>)> {
         let budget = Arc::new(Budget::new(limit.unwrap_or(u64::MAX), PROCESS_BYTES));
-        Ok((self.engines(args).open(self.threads, &budget)?, budget))
-    }
-
-    /// The engines of this command.
-    pub fn engines(&self, args: EngineArgs) -> &Engines {
-        self.engines.get_or_init(|| Engines::new(args.asked()))
+        let asked = args.asked()?;
+        Ok((self.engines.get_or_init(|| Engines::new(asked)).open(self.threads, &budget)?, budget))
     }
 }
 

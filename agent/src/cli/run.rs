@@ -64,7 +64,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let serving = planned_bytes(&store.path(Active::Factory))?;
     let goal = args.budget.unwrap_or(u64::MAX);
     let budget = Arc::new(Budget::new(u64::MAX, PROCESS_BYTES));
-    let engines = Engines::new(args.engine.asked());
+    let engines = Engines::new(args.engine.asked()?);
     let active = store.path(store.active());
     let planned = planned_bytes(&active)?;
     let device = open_device(&engines, &budget, planned.saturating_add(source_bytes), goal.min(args.limit.unwrap_or(u64::MAX)))?;

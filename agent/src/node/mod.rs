@@ -151,7 +151,7 @@ impl Node {
 
     /// Supervises until the loop is over or `stop` is asked; `watch` is called at every reading and ends it by returning false.
     pub fn run(&mut self, stop: &Stop, watch: &mut dyn FnMut(&NodeView<'_>) -> bool) -> Result<()> {
-        let factory_bytes = planned_bytes(&self.store.path(Active::Factory))?;
+        let planned = planned_bytes(&self.store.path(Active::Factory))?;
         let read_held = || {
             let held = gauges::held().unwrap_or_default();
             Held { held_bytes: held.total(), working_set_bytes: held.artifacts }
@@ -159,7 +159,7 @@ impl Node {
         let mut hardware = Linux::new(RESERVE_BYTES, read_held)?;
         while !stop.is_asked() && !self.handle.is_finished() {
             hardware.wait(POLL);
-            let reading = hardware.read(self.budget.goal(), self.budget.limit(), factory_bytes)?;
+            let reading = hardware.read(self.budget.goal(), self.budget.limit(), planned.saturating_add(self.device.overhead_bytes()))?;
             for event in self.events() {
                 // The windows of one reading may end the probation before its last one.
                 let late = matches!(event, Event::HealthWindow { .. }) && self.controller.state() != State::Probation;
