@@ -110,7 +110,7 @@ finish
 built=$(sha256sum "${objects[@]}" | sha256sum)
 if [ ! -f "$out/libcuda.so" ] || [ "$(cat "$out/libcuda.hash" 2>/dev/null)" != "$built" ]; then
     # Only the driver's functions are visible, and its own definitions win over the program's.
-    "$compiler" -shared -Wl,-soname,libcuda.so -Wl,-Bsymbolic -Wl,-z,defs -static-libstdc++ -static-libgcc -o "$out/libcuda.so.new" \
+    "$compiler" -shared -Wl,-soname,libcuda.so -Wl,-Bsymbolic -Wl,-z,defs -Wl,--exclude-libs,ALL -static-libstdc++ -static-libgcc -o "$out/libcuda.so.new" \
         "${objects[@]}" -pthread -ldl
     mv "$out/libcuda.so.new" "$out/libcuda.so"
     ln -sf libcuda.so "$out/libcuda.so.1"

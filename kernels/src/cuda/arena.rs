@@ -84,24 +84,34 @@ impl Arena {
         }
     }
 
+    /// Checks that `blocks` are all blocks of this arena.
+    pub fn check_all<'a>(&self, blocks: impl Iterator<Item = &'a Block>) -> Result<()> {
+        let held = match &*self.lock() {
+            Blocks::Virtual(extents) => extents.count(),
+            Blocks::Plain(plain) => plain.count(),
+        };
+        let (mut own, mut others) = (0, 0);
+        blocks.for_each(|block| if std::ptr::eq(&*block.arena, self) { own += 1 } else { others += 1 });
+        if (own, others) != (held, 0) {
+            let detail =
+                format!("{own} matrices of a model that has {held} were given, and {others} of others; all of the model belong there");
+            return Err(KernelError::Shape { operation: "shrink", detail });
+        }
+        Ok(())
+    }
+
     /// Keeps the first bytes of every block (`kept`, each `(block, bytes)`, at least 1) and moves what is kept to lower addresses: device
     /// to device, in ascending order, on the compute stream. Then unmaps what is left over. `kept` are all blocks of this arena: who else
     /// holds one would read moved memory.
     ///
     /// After an error no memory has been unmapped, but what the blocks hold is undefined.
     pub fn shrink(&self, core: &Core, kept: &mut [(&mut Block, u64)]) -> Result<()> {
-        let refuse = |detail: String| Err(KernelError::Shape { operation: "shrink", detail });
         core.refuse_while_capturing("shrink")?;
+        self.check_all(kept.iter().map(|(block, _)| &**block))?;
         let mut blocks = self.lock();
-        let held = match &*blocks {
-            Blocks::Virtual(extents) => extents.count(),
-            Blocks::Plain(plain) => plain.count(),
-        };
-        if kept.len() != held || kept.iter().any(|(block, _)| !std::ptr::eq(&*block.arena, self)) {
-            return refuse(format!("{} blocks were given of an arena that holds {held}; all of them belong there", kept.len()));
-        }
         if let Some((block, bytes)) = kept.iter().find(|(block, bytes)| *bytes == 0 || *bytes > block.bytes) {
-            return refuse(format!("{bytes} bytes were to be kept of a block of {}", block.bytes));
+            let detail = format!("{bytes} bytes were to be kept of a block of {}", block.bytes);
+            return Err(KernelError::Shape { operation: "shrink", detail });
         }
         kept.sort_by_key(|(block, _)| block.address);
         core.forget_graphs();

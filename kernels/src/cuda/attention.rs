@@ -36,11 +36,9 @@ impl Sizes {
         require(operation, window != Some(0), || "a window of no keys was given; a query sees at least its own".to_string())?;
         require(operation, head_dim > 0 || heads == 0, || "a head has no dimensions".to_string())?;
         input(operation, "groups", groups, &[heads])?;
-        if groups.largest(heads).is_some_and(|largest| largest as usize >= group_count)
-            || groups.host(heads).contains(&crate::device::NO_TARGET)
-        {
-            let wrong = groups.host(heads).iter().enumerate().find(|(_, group)| **group as usize >= group_count);
-            let (head, group) = wrong.map_or((0, 0), |(head, group)| (head, *group));
+        // The largest is asked for its own sake: a recorded graph stands for groups up to this one.
+        groups.largest(heads);
+        if let Some((head, group)) = groups.host(heads).iter().enumerate().find(|(_, group)| **group as usize >= group_count) {
             let detail = format!("head {head} names KV group {group}, but there are {group_count} groups");
             return Err(KernelError::Shape { operation, detail });
         }

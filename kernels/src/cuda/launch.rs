@@ -81,10 +81,6 @@ impl Args {
     pub fn u64(self, value: u64) -> Self {
         self.push(Kind::U64, value)
     }
-    /// An `i32`.
-    pub fn i32(self, value: i32) -> Self {
-        self.push(Kind::I32, u64::from(value as u32))
-    }
     /// A `float`.
     pub fn f32(self, value: f32) -> Self {
         self.push(Kind::F32, u64::from(value.to_bits()))
@@ -304,11 +300,11 @@ mod tests {
 
     #[test]
     fn a_launch_that_does_not_fit_its_kernel_is_refused() {
-        let source = "KERNEL(128) scale(float* x, u32 n, u64 stride, i32 shift, float alpha) {}";
+        let source = "KERNEL(128) scale(float* x, u32 n, u64 stride, float alpha) {}";
         let signature = signature::parse(&[("a.cu", source)]).unwrap().remove("scale").unwrap();
         let function = Function { handle: ptr::null_mut(), signature, counter: Counter::default(), shared_bytes: AtomicU32::new(0) };
         let grid = |blocks, threads| Grid { blocks, threads, shared_bytes: 0 };
-        let args = || Args::new().pointer(Pointer::new(256)).u32(1).u64(2).i32(-3).f32(4.0);
+        let args = || Args::new().pointer(Pointer::new(256)).u32(1).u64(2).f32(4.0);
         let one = [1, 1, 1];
         let cases = [
             (grid(one, 128), args(), None),
@@ -316,11 +312,15 @@ mod tests {
             (grid(one, 129), args(), Some("scale: 129 threads a block were asked for, but the kernel is compiled for 1 to 128")),
             (grid(one, 0), args(), Some("scale: 0 threads a block were asked for, but the kernel is compiled for 1 to 128")),
             (grid([1, 65_536, 1], 32), args(), Some("scale: a grid of 1 by 65536 by 1 blocks is larger than a device starts at once")),
-            (grid(one, 128), args().u32(5), Some("scale: 6 arguments were given, but the kernel takes 5")),
-            (grid(one, 128), (0..40).fold(Args::new(), |args, i| args.u32(i)), Some("scale: 40 arguments were given, but the kernel takes 5")),
+            (grid(one, 128), args().u32(5), Some("scale: 5 arguments were given, but the kernel takes 4")),
             (
                 grid(one, 128),
-                Args::new().pointer(Pointer::NULL).u64(1).u64(2).i32(-3).f32(4.0),
+                (0..40).fold(Args::new(), |args, i| args.u32(i)),
+                Some("scale: 40 arguments were given, but the kernel takes 4"),
+            ),
+            (
+                grid(one, 128),
+                Args::new().pointer(Pointer::NULL).u64(1).u64(2).f32(4.0),
                 Some("scale: argument 1 is a U64, but the kernel's n is a U32"),
             ),
         ];

@@ -13,6 +13,7 @@ mod device;
 mod driver;
 mod elementwise;
 mod gate;
+mod gemv;
 mod graph;
 mod images;
 mod launch;
@@ -43,7 +44,7 @@ pub use counters::KernelCount;
 pub use device::{Attributes, Unavailable};
 pub use graph::Graph;
 pub use memory::{Buffer, Indices, Storage};
-pub use products::Precision;
+pub use products::{Plan, Precision};
 pub use weight::Weight;
 
 /// An NVIDIA device, and a ledger that is asked for its memory. Cheap to clone; clones share both, and one compute stream.
@@ -53,7 +54,8 @@ pub struct CudaDevice {
     purpose: Purpose,
     /// Where weights are uploaded.
     weights: Arc<Arena>,
-    precision: Precision,
+    /// Of the products.
+    plan: Plan,
 }
 
 impl CudaDevice {
@@ -63,7 +65,7 @@ impl CudaDevice {
     pub fn open(ordinal: usize, ledger: Arc<dyn Ledger>) -> std::result::Result<Self, Unavailable> {
         let core = Core::open(ordinal, ledger)?;
         let weights = core.arena(Purpose::Weights);
-        Ok(Self { core, purpose: Purpose::Activations, weights, precision: Precision::default() })
+        Ok(Self { core, purpose: Purpose::Activations, weights, plan: Plan::default() })
     }
 
     /// The same device with an arena of its own for the weights that are mapped from now on, so that
@@ -72,14 +74,14 @@ impl CudaDevice {
         Self { weights: Arena::new(&self.core, Purpose::Weights), ..self.clone() }
     }
 
-    /// The same device, whose products with 16-bit weights for more than 8 tokens have this precision. A new device is exact.
-    pub fn with_precision(&self, precision: Precision) -> Self {
-        Self { precision, ..self.clone() }
+    /// The same device, whose products are made by `plan`.
+    pub fn with_plan(&self, plan: Plan) -> Self {
+        Self { plan, ..self.clone() }
     }
 
-    /// The precision of products with 16-bit weights.
-    pub fn precision(&self) -> Precision {
-        self.precision
+    /// What decides between kernels that make the same product.
+    pub fn plan(&self) -> Plan {
+        self.plan
     }
 
     /// Keeps the first rows of every weight, `(weight, rows)`, moves what is kept together, and gives the rest of the memory back.

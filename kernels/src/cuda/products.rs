@@ -1,10 +1,10 @@
-//! Matrix products: which kernel, which tile, how many blocks. Launches `products_f32.cu`, `products_tf32.cu`, `products_half.cu`, `gemv.cu`.
+//! Matrix products: which kernel, which tile, how many blocks. Launches `products_f32.cu`, `products_tf32.cu` and
+//! `products_half.cu`; few tokens go to `gemv.rs`.
 
 use super::launch::{Args, Grid, Work};
 use super::memory::{Buffer, Pointer};
 use super::weight::Weight;
-use super::weights::number_bytes;
-use super::{CudaDevice, input, output, size32};
+use super::{CudaDevice, gemv, input, output, size32};
 use crate::device::{Format, Product};
 use crate::error::Result;
 
@@ -18,51 +18,59 @@ pub enum Precision {
     Fast,
 }
 
+/// What decides between kernels that make the same product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Plan {
+    /// Of products with 16-bit weights for more than 8 tokens.
+    pub precision: Precision,
+    /// The multiprocessors that tiles and parts are planned for; the device's own where there is none. One makes every tile large, many
+    /// make them small and cut every sum: so a test reaches all kernels with small matrices.
+    pub multiprocessors: Option<u32>,
+    /// Whether f32 products may run on tensor cores, as three tf32 products; where there is none, if that is faster on the device.
+    pub tf32: Option<bool>,
+}
+
 /// As in `prelude.cuh`.
-const ACCUMULATE: u32 = 1;
+pub(super) const ACCUMULATE: u32 = 1;
 const VECTOR_A: u32 = 2;
-const VECTOR_B: u32 = 4;
+pub(super) const VECTOR_B: u32 = 4;
 const VECTOR_C: u32 = 8;
 const TRANSPOSE_A: u32 = 16;
 const TRANSPOSE_B: u32 = 32;
 
 /// What 16-byte loads need an address to be a multiple of.
-const VECTOR_BYTES: u64 = 16;
+pub(super) const VECTOR_BYTES: u64 = 16;
 
-/// The most tokens of `gemv.cu`. With more, a lane would hold more sums than it has registers, and a weight that was loaded is used often
-/// enough for tiles to be worth it.
-const GEMV_TOKENS: usize = 8;
-
-fn flag(set: bool, flag: u32) -> u32 {
+pub(super) fn flag(set: bool, flag: u32) -> u32 {
     if set { flag } else { 0 }
 }
 
 /// `flag` where rows of `inner` numbers from `pointer` on can be read `count` at a time.
-fn vector(pointer: Pointer, inner: usize, count: usize, bit: u32) -> u32 {
+pub(super) fn vector(pointer: Pointer, inner: usize, count: usize, bit: u32) -> u32 {
     flag(inner.is_multiple_of(count) && pointer.address().is_multiple_of(VECTOR_BYTES), bit)
 }
 
 /// A product `C [m, n] (+)= alpha · A [m, k] · B [k, n]`, its sizes checked.
 #[derive(Clone, Copy)]
-struct Sizes {
-    operation: &'static str,
-    m: usize,
-    n: usize,
-    k: usize,
-    alpha: f32,
-    accumulate: bool,
+pub(super) struct Sizes {
+    pub operation: &'static str,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub alpha: f32,
+    pub accumulate: bool,
 }
 
 impl Sizes {
     /// Bytes at the least, for a B of `b_bytes` a number, and flops.
-    fn work(&self, b_bytes: u64) -> Work {
+    pub fn work(&self, b_bytes: u64) -> Work {
         let product = |a: usize, b: usize| (a as u64).saturating_mul(b as u64);
         let c = product(self.m, self.n).saturating_mul(if self.accumulate { 8 } else { 4 });
         let bytes = product(self.m, self.k).saturating_mul(4).saturating_add(product(self.k, self.n).saturating_mul(b_bytes));
         Work { bytes: bytes.saturating_add(c), flops: product(self.m, self.n).saturating_mul(self.k as u64).saturating_mul(2) }
     }
 
-    fn args32(&self) -> Result<(u32, u32, u32)> {
+    pub fn args32(&self) -> Result<(u32, u32, u32)> {
         let size = |name, n| size32(self.operation, name, n);
         Ok((size("m", self.m)?, size("n", self.n)?, size("k", self.k)?))
     }
@@ -93,13 +101,19 @@ impl Tiling {
     }
 }
 
-fn multiprocessors(device: &CudaDevice) -> usize {
-    (device.attributes().multiprocessors as usize).max(1)
+pub(super) fn multiprocessors(device: &CudaDevice) -> usize {
+    (device.plan().multiprocessors.unwrap_or(device.attributes().multiprocessors) as usize).max(1)
 }
 
 /// Launches `kernel` over `splits` parts of the sum: `start` is given where the parts go and the flags of C. More than one part goes to
 /// scratch memory and is summed up in order, so that a result does not depend on timing.
-fn summed(device: &CudaDevice, sizes: &Sizes, c: Pointer, splits: usize, start: impl FnOnce(Pointer, u32) -> Result<()>) -> Result<()> {
+pub(super) fn summed(
+    device: &CudaDevice,
+    sizes: &Sizes,
+    c: Pointer,
+    splits: usize,
+    start: impl FnOnce(Pointer, u32) -> Result<()>,
+) -> Result<()> {
     let flags = |c, accumulate| vector(c, sizes.n, 4, VECTOR_C) | flag(accumulate, ACCUMULATE);
     if splits <= 1 {
         return start(c, flags(c, sizes.accumulate));
@@ -120,7 +134,7 @@ pub(super) fn matmul_rows(device: &CudaDevice, y: &mut Buffer, x: &Buffer, w: &W
     let x = input(NAME, "x", x, &[m, columns])?;
     let sizes = Sizes { operation: NAME, m, n: rows, k: columns, alpha: 1.0, accumulate };
     match w.format() {
-        _ if m <= GEMV_TOKENS => gemv_rows(device, &sizes, y, x, w.pointer(), w.format()),
+        _ if m <= gemv::TOKENS => gemv::rows_form(device, &sizes, y, x, w.pointer(), w.format()),
         Format::F32 => gemm_f32(device, &sizes, y, (x, false), (w.pointer(), true)),
         format => gemm_half(device, &sizes, y, x, w.pointer(), (format, Form::Rows)),
     }
@@ -133,7 +147,7 @@ pub(super) fn matmul_units(device: &CudaDevice, y: &mut Buffer, a: &Buffer, w: &
     let a = input(NAME, "a", a, &[m, rows])?;
     let sizes = Sizes { operation: NAME, m, n: columns, k: rows, alpha: 1.0, accumulate };
     match w.format() {
-        _ if m <= GEMV_TOKENS => gemv_units(device, &sizes, y, a, w.pointer(), w.format()),
+        _ if m <= gemv::TOKENS => gemv::units_form(device, &sizes, y, a, w.pointer(), w.format()),
         Format::F32 => gemm_f32(device, &sizes, y, (a, false), (w.pointer(), false)),
         format => gemm_half(device, &sizes, y, a, w.pointer(), (format, Form::Units)),
     }
@@ -146,9 +160,9 @@ pub(super) fn matmul(device: &CudaDevice, c: &mut Buffer, a: &Buffer, b: &Buffer
     let a = input(NAME, "A", a, &[m, k])?;
     let b = input(NAME, "B", b, &[k, n])?;
     let sizes = Sizes { operation: NAME, m, n, k, alpha, accumulate };
-    match (m <= GEMV_TOKENS && !transpose_a, transpose_b) {
-        (true, true) => gemv_rows(device, &sizes, c, a, b, Format::F32),
-        (true, false) => gemv_units(device, &sizes, c, a, b, Format::F32),
+    match (m <= gemv::TOKENS && !transpose_a, transpose_b) {
+        (true, true) => gemv::rows_form(device, &sizes, c, a, b, Format::F32),
+        (true, false) => gemv::units_form(device, &sizes, c, a, b, Format::F32),
         (false, _) => gemm_f32(device, &sizes, c, (a, transpose_a), (b, transpose_b)),
     }
 }
@@ -183,7 +197,8 @@ fn gemm_f32(device: &CudaDevice, sizes: &Sizes, c: Pointer, a: (Pointer, bool), 
     let ((a, transpose_a), (b, transpose_b)) = (a, b);
     let side = side(device, sizes);
     // A half empty tile of tensor cores does no more than the whole one of ordinary ones.
-    let tensor_cores = has_fast_tf32(device.attributes().capability) && sizes.m.min(sizes.n) >= 32 && sizes.k >= 32;
+    let fast = device.plan().tf32.unwrap_or_else(|| has_fast_tf32(device.attributes().capability));
+    let tensor_cores = fast && sizes.m.min(sizes.n) >= 32 && sizes.k >= 32;
     let (kernel, tiling) = if tensor_cores {
         let kernel = match (side, transpose_a, transpose_b) {
             (128, false, false) => "gemm_tf32_128_nn",
@@ -251,7 +266,7 @@ fn gemm_half(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Poin
         (Format::F32, _) => return gemm_f32(device, sizes, y, (x, false), (w, matches!(form, Form::Rows))),
     };
     let is_f16 = matches!(format, Format::F16 | Format::F16Pairs);
-    let exact = device.precision() == Precision::Exact;
+    let exact = device.plan().precision == Precision::Exact;
     let parts = if !exact {
         1
     } else if is_f16 {
@@ -270,6 +285,7 @@ fn gemm_half(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Poin
     let large = sizes.m > 64 && tiling(128).blocks(sizes) >= multiprocessors(device);
     let tiling = tiling(if large { 128 } else { 32 });
     let kernel = kernels[usize::from(!exact)][usize::from(large)];
+    size32(sizes.operation, "a row of the weight", inner)?;
     let vectors = vector(x, sizes.k, 4, VECTOR_A) | vector(w, inner, 8, VECTOR_B);
     let (m, n, k) = sizes.args32()?;
     let (splits, each) = tiling.split(sizes, multiprocessors(device));
@@ -293,83 +309,4 @@ fn row_scales(device: &CudaDevice, sizes: &Sizes, x: Pointer, flags: u32) -> Res
     let grid = Grid { blocks: [m.div_ceil(8), 1, 1], threads: 256, shared_bytes: 0 };
     device.launch("scale_rows", grid, args, work)?;
     Ok(scales)
-}
-
-/// The kernels of `gemv.cu` by the most tokens: 1, 4, 8.
-macro_rules! gemv_kernels {
-    ($name:literal) => {
-        [concat!($name, "_1"), concat!($name, "_4"), concat!($name, "_8")]
-    };
-}
-
-/// The kernel for `m` tokens.
-fn for_tokens(kernels: [&'static str; 3], m: usize) -> &'static str {
-    match m {
-        0 | 1 => kernels[0],
-        2..=4 => kernels[1],
-        _ => kernels[2],
-    }
-}
-
-/// The rows and columns of 16 bytes of a matrix.
-fn chunk(format: Format) -> (usize, usize) {
-    match format {
-        Format::F32 => (1, 4),
-        Format::F16 | Format::Bf16 => (1, 8),
-        Format::F16Pairs | Format::Bf16Pairs => (2, 4),
-    }
-}
-
-fn gemv_rows(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Pointer, format: Format) -> Result<()> {
-    if sizes.m == 0 || sizes.n == 0 {
-        return Ok(());
-    }
-    let kernels = match format {
-        Format::F32 => gemv_kernels!("gemv_rows_f32"),
-        Format::F16 => gemv_kernels!("gemv_rows_f16"),
-        Format::Bf16 => gemv_kernels!("gemv_rows_bf16"),
-        Format::F16Pairs => gemv_kernels!("gemv_rows_f16_pairs"),
-        Format::Bf16Pairs => gemv_kernels!("gemv_rows_bf16_pairs"),
-    };
-    let (m, rows, columns) = sizes.args32()?;
-    let (_, chunk_columns) = chunk(format);
-    // A warp has 4 rows. It takes some 16 warps a multiprocessor to keep memory busy: with fewer rows several share them, down to one load
-    // of every lane.
-    let warps = sizes.n.div_ceil(4);
-    let enough = |split: usize| warps * split >= 16 * multiprocessors(device) || sizes.k < 2 * split * 32 * chunk_columns;
-    let split = [1, 2, 4].into_iter().find(|split| enough(*split)).unwrap_or(4);
-    let vectors = vector(x, sizes.k, chunk_columns, VECTOR_B) & vector(w, sizes.k, chunk_columns, VECTOR_B);
-    let args = Args::new().pointer(y).pointer(x).pointer(w).u32(m).u32(rows).u32(columns).u32(split as u32).f32(sizes.alpha);
-    let blocks = size32(sizes.operation, "rows", warps.div_ceil(4 / split))?;
-    let grid = Grid { blocks: [blocks, 1, 1], threads: 128, shared_bytes: 0 };
-    let args = args.u32(vectors | flag(sizes.accumulate, ACCUMULATE));
-    device.launch(for_tokens(kernels, sizes.m), grid, args, sizes.work(number_bytes(format)))
-}
-
-fn gemv_units(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Pointer, w: Pointer, format: Format) -> Result<()> {
-    if sizes.m == 0 || sizes.n == 0 {
-        return Ok(());
-    }
-    let kernels = match format {
-        Format::F32 => gemv_kernels!("gemv_units_f32"),
-        Format::F16 => gemv_kernels!("gemv_units_f16"),
-        Format::Bf16 => gemv_kernels!("gemv_units_bf16"),
-        Format::F16Pairs => gemv_kernels!("gemv_units_f16_pairs"),
-        Format::Bf16Pairs => gemv_kernels!("gemv_units_bf16_pairs"),
-    };
-    let (m, columns, rows) = sizes.args32()?;
-    let (chunk_rows, chunk_columns) = chunk(format);
-    let (blocks, outers) = (sizes.n.div_ceil(32 * chunk_columns), sizes.k.div_ceil(chunk_rows));
-    // Two blocks of 8 warps a multiprocessor; but 4 loads for every lane, or the sums of the parts would cost more than is won.
-    let splits = (2 * multiprocessors(device)).div_ceil(blocks).min(outers / (8 * 4)).max(1);
-    let each = outers.div_ceil(splits).max(1);
-    let splits = outers.div_ceil(each).max(1);
-    let vectors = vector(w, sizes.n, chunk_columns, VECTOR_B);
-    summed(device, sizes, y, splits, |to, flags| {
-        let args = Args::new().pointer(to).pointer(a).pointer(w).u32(m).u32(rows).u32(columns);
-        let args = args.u32(size32(sizes.operation, "rows", each)?).f32(sizes.alpha).u32(flags & ACCUMULATE | vectors);
-        let (x, y) = (size32(sizes.operation, "columns", blocks)?, size32(sizes.operation, "rows", splits)?);
-        let grid = Grid { blocks: [x, y, 1], threads: 256, shared_bytes: 0 };
-        device.launch(for_tokens(kernels, sizes.m), grid, args, sizes.work(number_bytes(format)))
-    })
 }

@@ -8,7 +8,6 @@ pub(super) enum Kind {
     Pointer,
     U32,
     U64,
-    I32,
     F32,
 }
 
@@ -66,13 +65,12 @@ fn split_parameters(text: &'static str) -> impl Iterator<Item = &'static str> {
 }
 
 fn parameter(kernel: &str, text: &'static str) -> Result<(&'static str, Kind), String> {
-    let unknown = || format!("{kernel}: the parameter `{text}` is none of T*, const T*, u32, u64, i32, float");
+    let unknown = || format!("{kernel}: the parameter `{text}` is none of T*, const T*, u32, u64, float");
     let at = text.rfind(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).ok_or_else(unknown)?;
     let (kind, name) = text.split_at(at + 1);
     let kind = match kind.trim() {
         "u32" => Kind::U32,
         "u64" => Kind::U64,
-        "i32" => Kind::I32,
         "float" => Kind::F32,
         pointer => {
             let pointed = pointer.strip_suffix('*').ok_or_else(unknown)?.trim();
@@ -92,20 +90,20 @@ mod tests {
     #[test]
     fn kernels_are_found_with_their_parameters() {
         let source = "#define KERNEL(T) extern\n// a KERNEL(1) in a comment\nKERNEL(256) add(float* y, const float* x, u32 n, float alpha) {\n}\n\
-                      KERNEL(32) embed(\n    float* out,         // [count, columns], zero\n    const u16* table,\n    u64 count, i32 shift\n) {}\n";
+                      KERNEL(32) embed(\n    float* out,         // [count, columns], zero\n    const u16* table,\n    u64 count, u32 shift\n) {}\n";
         let kernels = parse(&[("a.cu", source)]).unwrap();
         assert_eq!(kernels.len(), 2);
         let add = [("y", Kind::Pointer), ("x", Kind::Pointer), ("n", Kind::U32), ("alpha", Kind::F32)];
         assert_eq!(kernels["add"], Signature { parameters: add.to_vec(), threads: 256 });
-        let embed = [("out", Kind::Pointer), ("table", Kind::Pointer), ("count", Kind::U64), ("shift", Kind::I32)];
+        let embed = [("out", Kind::Pointer), ("table", Kind::Pointer), ("count", Kind::U64), ("shift", Kind::U32)];
         assert_eq!(kernels["embed"], Signature { parameters: embed.to_vec(), threads: 32 });
     }
 
     #[test]
     fn what_cannot_be_compared_is_an_error() {
         let cases = [
-            ("KERNEL(256) f(int n) {}", "a.cu: f: the parameter `int n` is none of T*, const T*, u32, u64, i32, float"),
-            ("KERNEL(256) f(float** y) {}", "a.cu: f: the parameter `float** y` is none of T*, const T*, u32, u64, i32, float"),
+            ("KERNEL(256) f(int n) {}", "a.cu: f: the parameter `int n` is none of T*, const T*, u32, u64, float"),
+            ("KERNEL(256) f(float** y) {}", "a.cu: f: the parameter `float** y` is none of T*, const T*, u32, u64, float"),
             ("KERNEL(THREADS) f(u32 n) {}", "a.cu: f: `THREADS` threads is not a number"),
             ("KERNEL(256) f;", "a.cu: `KERNEL(256) f;` is not followed by `threads) name(parameters)`"),
             ("KERNEL(1) f(u32 n) {}\nKERNEL(1) f(u32 n) {}", "a.cu: the kernel f is there twice"),

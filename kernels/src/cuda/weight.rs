@@ -132,14 +132,26 @@ impl Weight {
         }
     }
 
-    /// Keeps the first `rows` rows. What is uploaded stays where it is: its bytes to keep are returned, for the arena.
-    fn keep(&mut self, rows: usize) -> Result<()> {
-        let bytes = stored_bytes(self.format, rows, self.columns)?;
+    fn block(&self) -> Option<&Block> {
+        match &self.data {
+            Data::Uploaded(block) => Some(block),
+            _ => None,
+        }
+    }
+
+    /// Checks that `rows` rows can be kept.
+    fn check_kept(&self, rows: usize) -> Result<()> {
         if rows > self.rows || (rows < self.rows && matches!(self.data, Data::Owned(_))) {
             let what = if rows > self.rows { "more rows than it has" } else { "fewer rows of a trained matrix" };
             let detail = format!("{rows} rows of a matrix of {} were to be kept: {what}", self.rows);
             return Err(KernelError::Shape { operation: "shrink", detail });
         }
+        Ok(())
+    }
+
+    /// Keeps the first `rows` rows, of which there are as many. What is uploaded stays where it is, for the arena to move.
+    fn keep(&mut self, rows: usize) -> Result<()> {
+        let bytes = stored_bytes(self.format, rows, self.columns)?;
         if bytes == 0 && !matches!(self.data, Data::Owned(_)) {
             self.data = Data::Empty;
         }
@@ -192,10 +204,10 @@ fn upload(core: &Arc<Core>, arena: &Arc<Arena>, bytes: &[u8]) -> Result<Block> {
 pub(super) fn shrink(core: &Arc<Core>, arena: &Arc<Arena>, weights: &mut [(&mut Weight, usize)]) -> Result<()> {
     let _entered = core.enter()?;
     core.refuse_while_capturing("shrink")?;
-    for (weight, rows) in &mut *weights {
-        weight.keep(*rows)?;
-    }
+    weights.iter().try_for_each(|(weight, rows)| weight.check_kept(*rows))?;
+    arena.check_all(weights.iter().filter_map(|(weight, _)| weight.block()))?;
     core.forget_graphs();
+    weights.iter_mut().try_for_each(|(weight, rows)| weight.keep(*rows))?;
     let mut kept = Vec::with_capacity(weights.len());
     for (weight, rows) in weights {
         let bytes = stored_bytes(weight.format, *rows, weight.columns)? as u64;

@@ -129,8 +129,9 @@ impl Extents {
             let mut end = 0;
             for (block, bytes) in kept.iter().filter(|(block, _)| extent.contains(block.address)) {
                 let (from, bytes) = (block.address - extent.base, bytes.next_multiple_of(ALIGNMENT));
-                let gap = from - end;
-                let to = if gap < SMALL_GAP_BYTES && bytes > gap * MOST_PIECES { from } else { end };
+                let lowest = extent.mapped_place(end, from, bytes, self.granule);
+                let gap = from - lowest;
+                let to = if gap < SMALL_GAP_BYTES && bytes > gap * MOST_PIECES { from } else { lowest };
                 copy_down(core, extent.base + to, block.address, bytes)?;
                 places.push((block.address, extent.base + to, bytes));
                 end = to + bytes;
@@ -202,6 +203,19 @@ impl Extent {
             end = offset + len;
         }
         (self.bytes - end >= bytes).then_some(end)
+    }
+
+    /// The lowest offset from `start` on at which `bytes` lie on mapped granules; `from`, where they are, at the latest. Granules that a
+    /// dropped block has left unmapped are passed over: they cost nothing.
+    fn mapped_place(&self, start: u64, from: u64, bytes: u64, granule: u64) -> u64 {
+        let mut to = start;
+        while let Some(missing) = span(to, bytes, granule).rfind(|number| !self.granules.contains_key(number)) {
+            to = (missing + 1) * granule;
+            if to >= from {
+                return from;
+            }
+        }
+        to.min(from)
     }
 
     fn take(&mut self, core: &Core, purpose: Purpose, offset: u64, bytes: u64, granule: u64) -> Result<u64> {
