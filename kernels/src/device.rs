@@ -185,6 +185,9 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     // Weights.
 
+    /// Whether weights of an artifact are read in the pages that it is mapped to, and booked by whoever mapped it. A device that reads
+    /// memory of its own, or pins those pages, books each weight itself, and nobody else needs the pages once they are read.
+    fn reads_in_place(&self) -> bool;
     /// A matrix in `bytes`; on the CPU it is read in place, and needs the alignment of its numbers.
     fn map_weight(&self, bytes: HostBytes, format: Format, rows: usize, columns: usize) -> Result<Self::Weight>;
     /// A trainable f32 matrix of its own.

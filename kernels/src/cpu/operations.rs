@@ -113,6 +113,10 @@ impl Device for CpuDevice {
         Ok(())
     }
 
+    fn reads_in_place(&self) -> bool {
+        true
+    }
+
     fn map_weight(&self, bytes: HostBytes, format: Format, rows: usize, columns: usize) -> Result<Weight> {
         Weight::mapped(bytes, format, rows, columns)
     }

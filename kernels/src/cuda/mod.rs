@@ -13,6 +13,7 @@ mod device;
 mod driver;
 mod elementwise;
 mod gate;
+mod gauge;
 mod gemv;
 mod graph;
 mod images;
@@ -42,6 +43,7 @@ use memory::Pointer;
 
 pub use counters::KernelCount;
 pub use device::{Attributes, Unavailable};
+pub use gauge::device_bytes;
 pub use graph::Graph;
 pub use memory::{Buffer, Indices, Storage};
 pub use products::{Plan, Precision};

@@ -92,6 +92,10 @@ impl Device for CudaDevice {
         to.write(&self.core, from)
     }
 
+    fn reads_in_place(&self) -> bool {
+        self.attributes().integrated && self.attributes().pageable
+    }
+
     fn map_weight(&self, bytes: HostBytes, format: Format, rows: usize, columns: usize) -> Result<Weight> {
         Weight::mapped(&self.core, &self.weights, bytes, format, rows, columns)
     }

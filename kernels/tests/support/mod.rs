@@ -11,22 +11,48 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use espalier_kernels::{CudaDevice, KernelError, Ledger, Purpose, Result, Unlimited};
 use libloading::Library;
 
+/// The workspace, whose tests these are as much as this crate's.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    let script = |folder: &&Path| folder.join("scripts/emulator.sh").is_file();
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(script).expect("scripts/emulator.sh in a folder above").to_path_buf()
+}
+
+/// Builds the emulator where it is not built; the folder with its libcuda.so, or why there is none.
+fn build_emulator() -> std::result::Result<PathBuf, String> {
+    let output = Command::new("scripts/emulator.sh").current_dir(root()).output().map_err(|e| format!("scripts/emulator.sh: {e}"))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
+
+/// The folder of the emulator, for programs that are started with it. None where it cannot be built, which is said, and fails where
+/// CI=true.
+pub fn emulator_folder() -> Option<PathBuf> {
+    static FOLDER: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+    match FOLDER.get_or_init(build_emulator) {
+        Ok(folder) => Some(folder.clone()),
+        Err(reason) => {
+            skip(reason);
+            None
+        }
+    }
+}
+
+/// Says that a test is skipped; where CI=true it fails.
+fn skip(reason: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "the emulator is needed in CI: {reason}");
+    eprintln!("SKIPPED: {reason}\nto run this test, install g++ 12 or later and run `scripts/emulator.sh`");
 }
 
 /// Loads the emulator as the driver of this process, or says why there is none.
 fn load_emulator() -> std::result::Result<&'static Library, String> {
     static LIBRARY: OnceLock<std::result::Result<Library, String>> = OnceLock::new();
     let load = || {
-        let output = Command::new("scripts/emulator.sh").current_dir(root()).output().map_err(|e| format!("scripts/emulator.sh: {e}"))?;
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-        }
-        let folder = String::from_utf8_lossy(&output.stdout).trim().to_string();
+        let folder = build_emulator()?;
         // SAFETY: the library's initialisers only set up its own state. It has the name of the driver's, so that whoever asks for that
         // one in this process gets it.
-        unsafe { Library::new(Path::new(&folder).join("libcuda.so")) }.map_err(|e| e.to_string())
+        unsafe { Library::new(folder.join("libcuda.so")) }.map_err(|e| e.to_string())
     };
     LIBRARY.get_or_init(load).as_ref().map_err(Clone::clone)
 }
@@ -50,8 +76,7 @@ impl Emulator {
                 Some(emulator)
             }
             Err(reason) => {
-                assert!(std::env::var("CI").as_deref() != Ok("true"), "the emulator is needed in CI: {reason}");
-                eprintln!("SKIPPED: {reason}\nto run this test, install g++ 12 or later and run `scripts/emulator.sh`");
+                skip(&reason);
                 None
             }
         }

@@ -6,6 +6,7 @@ use cudarc::driver::sys::{self, CUresult};
 
 use super::{ALIGNMENT, Block, out_of_memory, wait_for_users};
 use crate::cuda::device::Core;
+use crate::cuda::gauge;
 use crate::error::{KernelError, Result};
 use crate::memory::Purpose;
 
@@ -34,7 +35,7 @@ impl Plain {
 
     pub fn take(&mut self, core: &Core, purpose: Purpose, bytes: u64) -> Result<u64> {
         let bytes = booked(purpose, bytes)?;
-        core.ledger().reserve(purpose, bytes)?;
+        gauge::reserve(core.ledger().as_ref(), purpose, bytes)?;
         let mut address = 0;
         // SAFETY: `address` is a place for the address; the context is current, since the caller is inside `Core::enter`.
         match unsafe { sys::cuMemAlloc_v2(&mut address, bytes as usize) } {
@@ -43,7 +44,7 @@ impl Plain {
                 Ok(address)
             }
             code => {
-                core.ledger().release(purpose, bytes);
+                gauge::release(core.ledger().as_ref(), purpose, bytes);
                 Err(out_of_memory(core, purpose, bytes, "cuMemAlloc", code))
             }
         }
@@ -55,7 +56,7 @@ impl Plain {
             wait_for_users(core);
             // SAFETY: the address came from `cuMemAlloc`, is freed once, and nothing uses it any more.
             unsafe { sys::cuMemFree_v2(address) };
-            core.ledger().release(purpose, bytes);
+            gauge::release(core.ledger().as_ref(), purpose, bytes);
         }
     }
 

@@ -8,6 +8,7 @@ use cudarc::driver::sys::{self, CUresult};
 use super::plain::too_large;
 use super::{ALIGNMENT, Block, out_of_memory, wait_for_users};
 use crate::cuda::device::Core;
+use crate::cuda::gauge;
 use crate::error::Result;
 use crate::memory::Purpose;
 
@@ -222,7 +223,7 @@ impl Extent {
         let span = span(offset, bytes, granule);
         let missing: Vec<u64> = span.clone().filter(|number| !self.granules.contains_key(number)).collect();
         let needed = missing.len() as u64 * granule;
-        core.ledger().reserve(purpose, needed)?;
+        gauge::reserve(core.ledger().as_ref(), purpose, needed)?;
         let mut failure = None;
         for number in &missing {
             match self.map(core, *number, granule) {
@@ -242,7 +243,7 @@ impl Extent {
                     self.unmap(number, mapped, granule);
                 }
             }
-            core.ledger().release(purpose, needed);
+            gauge::release(core.ledger().as_ref(), purpose, needed);
             return Err(failure);
         }
         span.for_each(|number| self.granules.get_mut(&number).into_iter().for_each(|granule| granule.blocks += 1));
@@ -331,7 +332,7 @@ impl Extent {
                 self.unmap(*number, mapped, granule);
             }
         }
-        core.ledger().release(purpose, empty.len() as u64 * granule);
+        gauge::release(core.ledger().as_ref(), purpose, empty.len() as u64 * granule);
     }
 }
 
