@@ -199,7 +199,8 @@ def window_pass(format, precision):
     first = [("patches", dict(batch=1, window=2048, patch=64, stride=64)), rows(d, 64), bias(d)]
     first.append(("add_positions", dict(format=format, batch=1, sequence=m, rows=m, columns=d)))
     head = ("matmul_rows", dict(format=format, m=1, rows=10, columns=d))
-    return [*first, *layers * layer, norm, ("mean_pool", dict(batch=1, sequence=m, d=d)), head, ("add_bias", dict(m=1, n=10))]
+    last = [norm, ("mean_pool", dict(batch=1, sequence=m, d=d)), head, ("add_bias", dict(m=1, n=10)), ("softmax", dict(m=1, n=10))]
+    return [*first, *layers * layer, *last]
 
 
 def token_pass(format):

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use espalier_kernels::cuda::{Buffer, Indices, Precision, Weight};
+use espalier_kernels::cuda::{Buffer, Indices, Plan, Precision, Weight};
 use espalier_kernels::{Activation, AdamW, AttentionShape, CudaDevice, Device, Format, HostBytes, NormKind, Product, Result};
 
 use super::cases::Case;
@@ -55,7 +55,8 @@ fn ids(device: &CudaDevice, count: usize, below: usize) -> Result<Indices> {
 
 /// Allocates and fills what a case needs.
 pub fn prepare(device: &CudaDevice, case: &Case) -> Result<Work> {
-    let device = device.with_precision(if case.is_fast() { Precision::Fast } else { Precision::Exact });
+    let precision = if case.is_fast() { Precision::Fast } else { Precision::Exact };
+    let device = device.with_plan(Plan { precision, ..device.plan() });
     match case.operation {
         "matmul_rows" | "matmul_units" | "matmul" => product(device, case),
         "attention" | "attention_backward" => attention(device, case),
