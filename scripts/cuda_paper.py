@@ -2,8 +2,8 @@
 
     python3 scripts/cuda_paper.py                   write the tables
     python3 scripts/cuda_paper.py --check           fail where they are not what this program writes, or where a kernel has no line
-    python3 scripts/cuda_paper.py --compare FILE    fail where launches that were made (JSON lines of the bench cuda_kernels) are not those
-                                                    that cuda_work.py computes: kernel, launches, bytes, flops
+    python3 scripts/cuda_paper.py --compare FILE    fail where launches that were made (JSON lines of the bench cuda_kernels, or the results
+                                                    of benches/gpu.sh) are not those of cuda_work.py: kernel, launches, bytes, flops
 
 The registers of kernels/images/resources.tsv give occupancy, cuda_work.py bytes, flops and blocks, and the model below the time. Nothing
 here was measured; benches/gpu.sh measures.
@@ -274,13 +274,19 @@ def page():
     return text
 
 
+def made_launches(text):
+    """The cases of JSON lines or of a results file."""
+    try:
+        lines = json.loads(text)["kernels"]
+    except ValueError:
+        lines = [json.loads(line) for line in text.splitlines()]
+    return [line for line in lines if line.get("what") == "case"]
+
+
 def compare(path):
     """Sentences about launches that were made otherwise than cuda_work.py computes."""
     problems, compared = [], 0
-    for line in Path(path).read_text().splitlines():
-        made = json.loads(line)
-        if made.get("what") != "case":
-            continue
+    for made in made_launches(Path(path).read_text()):
         case = read_cases(made["case"])[0]
         major, minor = made["capability"]
         target = Target(made["multiprocessors"], major * 10 + minor)
