@@ -22,9 +22,9 @@ prepare() {
     local target=${1:-} strip=strip
     cd ..
     [ -f Cargo.toml ] || fail "--prepare needs the sources; run it in the repository"
-    local flags=(--release)
+    local flags=()
     if [ -n "$target" ]; then
-        flags+=(--target "$target")
+        flags=(--target "$target")
         strip=${target/-unknown/}-strip
     fi
     rm -rf "$folder"
@@ -43,11 +43,11 @@ print(paths[-1] if paths else "")' "$name")
         "$strip" --strip-unneeded "$folder/bin/$name" 2>/dev/null || echo "benches/gpu.sh: $name stays unstripped: $strip is missing or knows it not" >&2
     }
     local kernels=(-p espalier-kernels --features cuda)
-    built espalier build --bin espalier
+    built espalier build --release --bin espalier
     built cuda_kernels bench --no-run "${kernels[@]}" --bench cuda_kernels
-    built cuda_conformance test --no-run "${kernels[@]}" --test cuda_conformance
-    built cuda_products test --no-run "${kernels[@]}" --test cuda_products
-    built cuda test --no-run --test cuda
+    built cuda_conformance test --release --no-run "${kernels[@]}" --test cuda_conformance
+    built cuda_products test --release --no-run "${kernels[@]}" --test cuda_products
+    built cuda test --release --no-run --test cuda
     cp -r tests/parity "$folder/parity"
     cp benches/gpu.sh benches/gpu/*.py benches/cuda_cases.txt "$folder/"
     cp benches/peers/gpu_torch.py "$folder/peers/"

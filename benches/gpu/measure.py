@@ -150,7 +150,7 @@ class Measurement:
             self.bench("window, pruned, f32", pruned)
 
     def language_models(self, scratch):
-        sizes = ["small"] if self.small else ["0.16 B", "1.2 B"]
+        sizes = ["small"] if self.small else ["0.11 B", "1.2 B"]
         for size in sizes:
             room = shutil.disk_usage(scratch).free
             device = self.results.get("device") or {}

@@ -31,7 +31,7 @@ def recordings(folder):
 # hidden size, FFN, layers, heads, KV heads, vocabulary; 1.2 B is the shape of Llama 3.2 1B.
 SIZES = {
     "small": (32, 64, 2, 4, 2, 97),
-    "0.16 B": (768, 2048, 12, 12, 12, 32_000),
+    "0.11 B": (768, 2048, 12, 12, 12, 32_000),
     "1.2 B": (2048, 8192, 16, 32, 8, 128_256),
 }
 
