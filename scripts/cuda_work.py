@@ -1,0 +1,448 @@
+"""Which kernels an operation launches on a device, with how many blocks, for what bytes and flops: the arithmetic of the launchers in
+kernels/src/cuda/*.rs once more, for cuda_paper.py. `cuda_paper.py --compare` holds it against what the launchers really did.
+
+Beside the launchers' numbers a Launch says what the kernel's source tells about its speed: which pipe computes, how many operations it
+really takes there (tiles that are not full, several products for an exact one), and how many bytes a block has on their way.
+"""
+
+from collections import namedtuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+CASES = Path(__file__).resolve().parent.parent / "benches/cuda_cases.txt"
+
+# A device as far as a launcher asks: multiprocessors, compute capability as a number.
+Target = namedtuple("Target", "multiprocessors capability")
+
+NUMBER_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "f16_pairs": 2, "bf16_pairs": 2}
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: str
+    blocks: int
+    threads: int
+    bytes: int
+    flops: int
+    # Dynamic shared memory of a block.
+    shared: int = 0
+    # fma, tf32 or half (16-bit matrix instructions).
+    pipe: str = "fma"
+    # Operations on that pipe; those that are asked for, where it is 0.
+    operations: int = 0
+    # Bytes of device memory that a block has under way at a time, read and written.
+    in_flight: int = 0
+    # Whether the kernel is taken because it was asked for, though the launcher would take another on this device.
+    forced: bool = False
+
+
+Case = namedtuple("Case", "use operation sizes")
+
+
+def read_cases(text):
+    """The lines of benches/cuda_cases.txt."""
+    cases = []
+    for line in text.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        use, operation, *sizes = line.split()
+        pairs = dict(size.split("=") for size in sizes)
+        cases.append(Case(use, operation, {name: int(value) if value.isdigit() else value for name, value in pairs.items()}))
+    return cases
+
+
+def describe(case):
+    """The case in a few words."""
+    return " ".join([case.operation, *(f"{name}={value}" for name, value in case.sizes.items())])
+
+
+def ceil_div(a, b):
+    return -(-a // b)
+
+
+def numbers(count, flops):
+    """What reads and writes `count` numbers of 4 bytes."""
+    return {"bytes": 4 * count, "flops": flops}
+
+
+def launches(case, target, kernel=None):
+    """The launches of a case, in order. With `kernel`, the variant of tile that it belongs to, whatever the launcher would choose."""
+    return globals()[f"launch_{case.operation}"](target, kernel, **case.sizes)
+
+
+# Products.
+
+GEMV_TOKENS = 8
+
+
+def product_work(m, n, k, b_bytes, accumulate=False):
+    return {"bytes": 4 * m * k + b_bytes * k * n + (8 if accumulate else 4) * m * n, "flops": 2 * m * n * k}
+
+
+def split_of(blocks, k, slice_, target):
+    """Parts of k, and blocks of all parts."""
+    splits = max(min(target.multiprocessors // max(blocks, 1), k // (8 * slice_)), 1)
+    each = ceil_div(ceil_div(k, splits), slice_) * slice_
+    return max(ceil_div(k, each), 1)
+
+
+def sum_splits(m, n, splits):
+    if splits <= 1:
+        return []
+    return [Launch("sum_splits", ceil_div(m * n, 256), 256, **numbers((splits + 1) * m * n, splits * m * n), in_flight=256 * 4 * 2)]
+
+
+def padded(m, n, k, tile_m, tile_n):
+    return 2 * ceil_div(m, tile_m) * tile_m * ceil_div(n, tile_n) * tile_n * k
+
+
+def gemm_f32(target, kernel, m, n, k, transpose_a, transpose_b):
+    sides = [128 if ceil_div(m, 128) * ceil_div(n, 128) >= target.multiprocessors else 64]
+    tensor_cores = [target.capability in (80, 87) or 90 <= target.capability < 120]
+    tensor_cores[0] &= min(m, n) >= 32 and k >= 32
+    if kernel is not None and kernel.startswith("gemm_"):
+        tensor_cores.append("tf32" in kernel)
+        sides.append(128 if "_128" in kernel else 64)
+    side, by_tensor_cores = sides[-1], tensor_cores[-1]
+    forced = len(set(sides)) > 1 or len(set(tensor_cores)) > 1
+    work = product_work(m, n, k, 4)
+    splits = split_of(ceil_div(m, side) * ceil_div(n, side), k, 16, target)
+    blocks = ceil_div(m, side) * ceil_div(n, side) * splits
+    if by_tensor_cores:
+        letters = ("t" if transpose_a else "n") + ("t" if transpose_b else "n")
+        tile = lambda k_inside: side * 64 + (0 if k_inside else 16 * 32)
+        shared = 3 * (tile(not transpose_a) + tile(transpose_b))
+        launch = Launch(
+            f"gemm_tf32_{side}_{letters}", blocks, 256 if side == 128 else 128, **work, shared=shared, pipe="tf32",
+            operations=3 * padded(m, n, k, side, side), in_flight=2 * 2 * side * 64, forced=forced,
+        )  # fmt: skip
+    else:
+        launch = Launch(
+            f"gemm_f32_{side}", blocks, 256, **work, operations=padded(m, n, k, side, side), in_flight=2 * side * 64, forced=forced
+        )
+    return [launch, *sum_splits(m, n, splits)]
+
+
+def gemm_half(target, kernel, m, n, k, format, form, precision):
+    f16 = format.startswith("f16")
+    parts = 1 if precision == "fast" else 2 if f16 else 3
+    tile_bytes = {
+        ("rows", False): 128 * 64, ("units", False): 32 * 256, ("rows", True): 64 * (128 + 32), ("units", True): 16 * (512 + 32),
+    }[form, format.endswith("pairs")]  # fmt: skip
+    tiles = lambda tile_m: ceil_div(m, tile_m) * ceil_div(n, 128)
+    large = m > 64 and tiles(128) >= target.multiprocessors
+    forced = False
+    if kernel is not None and kernel.startswith("gemm_"):
+        forced, large = large != kernel.endswith("_128"), kernel.endswith("_128")
+    tile_m = 128 if large else 32
+    splits = split_of(tiles(tile_m), k, 32, target)
+    name = f"gemm_{format.removesuffix('_pairs')}_{form}{'_pairs' if format.endswith('_pairs') else ''}"
+    product = Launch(
+        f"{name}_{'fast' if precision == 'fast' else 'exact'}_{tile_m}", tiles(tile_m) * splits, 256 if large else 128,
+        **product_work(m, n, k, 2), shared=2 * parts * tile_m * 64 + 3 * tile_bytes, pipe="half",
+        operations=parts * padded(m, n, k, tile_m, 128), in_flight=2 * tile_bytes + tile_m * 128, forced=forced,
+    )  # fmt: skip
+    scales = [Launch("scale_rows", ceil_div(m, 8), 256, bytes=4 * (m * k + m), flops=m * k, in_flight=256 * 16)] if f16 else []
+    return [*scales, product, *sum_splits(m, n, splits)]
+
+
+CHUNK = {"f32": (1, 4), "f16": (1, 8), "bf16": (1, 8), "f16_pairs": (2, 4), "bf16_pairs": (2, 4)}
+
+
+def for_tokens(name, m):
+    return f"{name}_{1 if m <= 1 else 4 if m <= 4 else 8}"
+
+
+def gemv_rows(target, m, n, k, format):
+    chunk_rows, chunk_columns = CHUNK[format]
+    warps = ceil_div(n, 4)
+    enough = lambda split: warps * split >= 16 * target.multiprocessors or k < 2 * split * 32 * chunk_columns
+    split = next((split for split in (1, 2, 4) if enough(split)), 4)
+    blocks = ceil_div(warps, 4 // split)
+    loads = 4 // chunk_rows
+    return [Launch(for_tokens(f"gemv_rows_{format}", m), blocks, 128, **product_work(m, n, k, NUMBER_BYTES[format]), in_flight=128 * 16 * loads)]
+
+
+def gemv_units(target, m, n, k, format):
+    chunk_rows, chunk_columns = CHUNK[format]
+    blocks, outers = ceil_div(n, 32 * chunk_columns), ceil_div(k, chunk_rows)
+    splits = max(min(ceil_div(2 * target.multiprocessors, blocks), outers // 32), 1)
+    each = max(ceil_div(outers, splits), 1)
+    splits = max(ceil_div(outers, each), 1)
+    work = product_work(m, n, k, NUMBER_BYTES[format])
+    # Steps down the rows that are under way at once.
+    steps = 4 if m <= 1 else 2
+    launch = Launch(for_tokens(f"gemv_units_{format}", m), blocks * splits, 256, **work, in_flight=256 * 16 * steps)
+    return [launch, *sum_splits(m, n, splits)]
+
+
+def launch_matmul_rows(target, kernel, format, m, rows, columns, precision="exact"):
+    if m <= GEMV_TOKENS:
+        return gemv_rows(target, m, rows, columns, format)
+    if format == "f32":
+        return gemm_f32(target, kernel, m, rows, columns, False, True)
+    return gemm_half(target, kernel, m, rows, columns, format, "rows", precision)
+
+
+def launch_matmul_units(target, kernel, format, m, rows, columns, precision="exact"):
+    if m <= GEMV_TOKENS:
+        return gemv_units(target, m, columns, rows, format)
+    if format == "f32":
+        return gemm_f32(target, kernel, m, columns, rows, False, False)
+    return gemm_half(target, kernel, m, columns, rows, format, "units", precision)
+
+
+def launch_matmul(target, kernel, m, n, k, transpose_a, transpose_b):
+    if m <= GEMV_TOKENS and not transpose_a:
+        return (gemv_rows if transpose_b else gemv_units)(target, m, n, k, "f32")
+    return gemm_f32(target, kernel, m, n, k, transpose_a, transpose_b)
+
+
+# Stored matrices.
+
+
+def stored(format, table, count, flops=None):
+    return {"bytes": table * NUMBER_BYTES[format] + 4 * count, "flops": table if flops is None else flops}
+
+
+def launch_embed(target, kernel, format, count, rows, columns):
+    n = count * columns
+    return [Launch("embed", ceil_div(n, 256), 256, **stored(format, n, n + count, 0), in_flight=256 * NUMBER_BYTES[format])]
+
+
+def launch_add_positions(target, kernel, format, batch, sequence, rows, columns):
+    n = batch * sequence * columns
+    work = stored(format, sequence * columns, 2 * n, n)
+    return [Launch("add_positions", ceil_div(n, 256), 256, **work, in_flight=256 * (4 + NUMBER_BYTES[format]))]
+
+
+def launch_row_l1(target, kernel, format, rows, columns):
+    return [Launch("row_l1", ceil_div(rows, 8), 256, **stored(format, rows * columns, rows), in_flight=256 * 4 * NUMBER_BYTES[format])]
+
+
+# Element by element.
+
+
+def fours(name, len, count, flops):
+    """A thread for every four numbers; `count` numbers of which all but the last are read."""
+    read = max(count // max(len, 1) - 1, 1)
+    return Launch(name, ceil_div(ceil_div(len, 4), 256), 256, **numbers(count, flops), in_flight=256 * 16 * read)
+
+
+def launch_fill(target, kernel, len):
+    return [fours("fill", len, len, 0)]
+
+
+def launch_add(target, kernel, len):
+    return [fours("add", len, 3 * len, 2 * len)]
+
+
+def launch_scale(target, kernel, len):
+    return [fours("scale", len, 2 * len, len)]
+
+
+def launch_activate(target, kernel, len, gated):
+    return [fours("activate_gated", len, 3 * len, 11 * len) if gated else fours("activate_plain", len, 2 * len, 10 * len)]
+
+
+def launch_activate_backward(target, kernel, len, gated):
+    if gated:
+        return [replace(fours("activate_gated_backward", len, 5 * len, 13 * len), in_flight=256 * 16 * 3)]
+    return [fours("activate_plain_backward", len, 3 * len, 11 * len)]
+
+
+def launch_adamw(target, kernel, len):
+    return [fours("adamw", len, 7 * len, 14 * len)]
+
+
+def row_grid(m, n):
+    columns = n // 4 if n % 4 == 0 else n
+    return ceil_div(columns, 256) * min(m, 65535)
+
+
+def launch_add_bias(target, kernel, m, n):
+    return [Launch("add_bias", row_grid(m, n), 256, **numbers(2 * m * n + n, m * n), in_flight=256 * 32)]
+
+
+def launch_gate_columns(target, kernel, m, units, width):
+    n = units * width
+    return [Launch("gate_columns", row_grid(m, n), 256, **numbers(2 * m * n + units, m * n), in_flight=256 * 32)]
+
+
+# Sums over rows.
+
+
+def column_parts(m, n):
+    """Blocks, and blocks of rows."""
+    stripes = ceil_div(n, 32)
+    parts = min(max(512 // max(stripes, 1), 1), max(ceil_div(m, 64), 1))
+    parts = ceil_div(m, max(ceil_div(m, parts), 1))
+    return stripes * parts, parts
+
+
+def column_finish(parts, n):
+    return Launch("column_finish", ceil_div(n, 256), 256, **numbers((parts + 2) * n, parts * n), in_flight=256 * 16)
+
+
+def column_sums(m, n):
+    blocks, parts = column_parts(m, n)
+    return [Launch("column_sums", blocks, 256, **numbers((m + parts) * n, m * n), in_flight=256 * 16), column_finish(parts, n)]
+
+
+def launch_bias_backward(target, kernel, m, n):
+    return column_sums(m, n)
+
+
+def launch_gate_backward(target, kernel, m, units, width):
+    n = units * width
+    blocks, parts = column_parts(m, n)
+    products = Launch("column_products", blocks, 256, **numbers((2 * m + parts) * n, 2 * m * n), in_flight=256 * 32)
+    finish = numbers(parts * n + 2 * units, parts * n)
+    return [products, Launch("column_finish_units", ceil_div(units * 32, 256), 256, **finish, in_flight=256 * 4)]
+
+
+# Norms, rotary, attention.
+
+
+def norm_shape(m, d, name):
+    if d <= 1024 and m >= 32:
+        return f"{name}_warp", ceil_div(m * 32, 256)
+    return f"{name}_block", m
+
+
+def launch_norm(target, kernel, m, d):
+    name, blocks = norm_shape(m, d, "norm")
+    return [Launch(name, blocks, 256, **numbers(2 * m * d + 2 * d, 8 * m * d), in_flight=256 * 32)]
+
+
+def launch_norm_backward(target, kernel, m, d, parameters):
+    name, blocks = norm_shape(m, d, "norm_backward")
+    found = [Launch(name, blocks, 256, **numbers(4 * m * d + d + 2 * m, 20 * m * d), in_flight=256 * 64)]
+    if parameters:
+        blocks, parts = column_parts(m, d)
+        weight = numbers((2 * m + parts) * d + 2 * m, 4 * m * d)
+        found += [Launch("norm_weight_columns", blocks, 256, **weight, in_flight=256 * 32), column_finish(parts, d), *column_sums(m, d)]
+    return found
+
+
+def launch_rotate(target, kernel, batch, sequence, heads, head_dim):
+    half, rows = head_dim // 2, batch * sequence
+    together = 8 if rows * half * ceil_div(heads, 8) >= 64 * 1024 else 1
+    pairs = rows * heads * half
+    return [Launch("rotate", ceil_div(rows * half * ceil_div(heads, together), 128), 128, **numbers(4 * pairs + half, 6 * pairs), in_flight=128 * 16)]
+
+
+@dataclass(frozen=True)
+class Attention:
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    groups: int
+    head_dim: int
+
+    def rows(self):
+        return self.batch * self.queries * self.heads
+
+    def slices(self):
+        width = 64 if self.head_dim <= 64 else 128
+        return width, ceil_div(self.head_dim, width)
+
+    def work(self, products, query_passes, key_passes):
+        first = self.keys - self.queries + 1
+        pairs = (self.queries * first + self.queries * (self.queries - 1) // 2) * self.batch * self.heads
+        count = query_passes * self.rows() * self.head_dim + key_passes * self.batch * self.keys * self.groups * self.head_dim
+        return numbers(count, 2 * products * pairs * self.head_dim)
+
+    def padded(self, products):
+        """Operations on whole tiles of 64 by 64, those above the diagonal left out."""
+        query_tiles, behind = ceil_div(self.queries, 64), self.keys - self.queries
+        key_tiles = sum(ceil_div(behind + min((tile + 1) * 64, self.queries), 64) for tile in range(query_tiles))
+        return 2 * products * self.batch * self.heads * key_tiles * 64 * 64 * ceil_div(self.head_dim, 64) * 64
+
+
+# Two chunks of 64 rows by 32 dimensions, in f32.
+ATTENTION_CHUNKS = 2 * 64 * 32 * 4
+
+
+def launch_attention(target, kernel, batch, queries, keys, heads, groups, head_dim):
+    shape = Attention(batch, queries, keys, heads, groups, head_dim)
+    if queries > 8:
+        width, slices = shape.slices()
+        blocks = slices * heads * batch * ceil_div(queries, 64)
+        return [Launch(f"attention_prefill_{width}", blocks, 256, **shape.work(2, 2, 2), operations=shape.padded(2), in_flight=ATTENTION_CHUNKS)]
+    each = batch * groups
+    wanted = ceil_div(256, each)
+    part_keys = min(max(ceil_div(ceil_div(keys, wanted), 32) * 32, 64), 256)
+    parts = ceil_div(keys, part_keys)
+    found = [Launch("attention_decode", parts * each, 128, **shape.work(2, 1 + parts, 2), in_flight=128 * 16 * 4)]
+    if parts > 1:
+        count = (parts + 1) * shape.rows() * head_dim
+        found.append(Launch("attention_combine", shape.rows(), 128, **numbers(count + 2 * parts * shape.rows(), 2 * count), in_flight=128 * 8))
+    return found
+
+
+def launch_attention_backward(target, kernel, batch, queries, keys, heads, groups, head_dim):
+    shape = Attention(batch, queries, keys, heads, groups, head_dim)
+    tiles, (width, slices) = batch * ceil_div(queries, 64), shape.slices()
+    launch = lambda name, blocks, products, queries, keys: Launch(
+        name, blocks, 256, **shape.work(products, queries, keys), operations=shape.padded(products), in_flight=ATTENTION_CHUNKS
+    )
+    return [
+        launch("attention_statistics", heads * tiles, 2, 2, 2),
+        launch(f"attention_dq_{width}", slices * heads * tiles, 3, 3, 2),
+        launch(f"attention_dkv_{width}", slices * groups * tiles, 4, 2, 4),
+    ]
+
+
+# Input, output, training.
+
+
+def launch_patches(target, kernel, batch, window, patch, stride):
+    count = (window - patch) // stride + 1
+    n = batch * count * patch
+    return [Launch("patches", ceil_div(n, 256), 256, **numbers(n + batch * window, 0), in_flight=256 * 8)]
+
+
+def launch_mean_pool(target, kernel, batch, sequence, d):
+    work = numbers(batch * (sequence + 1) * d, batch * sequence * d)
+    return [Launch("mean_pool", ceil_div(d, 32) * batch, 256, **work, in_flight=256 * 16)]
+
+
+def launch_mean_pool_backward(target, kernel, batch, sequence, d):
+    n = batch * sequence * d
+    return [Launch("mean_pool_backward", ceil_div(n, 256), 256, **numbers(n + batch * d, n), in_flight=256 * 8)]
+
+
+def launch_embed_backward(target, kernel, count, rows, columns):
+    work = numbers(3 * count * columns + count, count * columns)
+    return [Launch("embed_backward", count * ceil_div(columns, 256), 256, **work, in_flight=256 * 12)]
+
+
+def launch_positions_backward(target, kernel, batch, sequence, columns):
+    n = sequence * columns
+    return [Launch("positions_backward", ceil_div(n, 256), 256, **numbers((batch + 2) * n, batch * n), in_flight=256 * 16)]
+
+
+def launch_softmax(target, kernel, m, n):
+    return [Launch("softmax", m, 256, **numbers(2 * m * n, 20 * m * n), in_flight=256 * 4)]
+
+
+def launch_cross_entropy(target, kernel, m, n, gradient):
+    if gradient:
+        rows = Launch("cross_entropy_gradient", m, 256, **numbers(2 * m * n + 3 * m, 20 * m * n), in_flight=256 * 16)
+    else:
+        rows = Launch("cross_entropy", m, 256, **numbers(m * n + 3 * m, 10 * m * n), in_flight=256 * 16)
+    return [rows, Launch("cross_entropy_sum", 1, 256, **numbers(2 * m, m), in_flight=256 * 8)]
+
+
+def launch_sum_of_squares(target, kernel, len):
+    parts = min(ceil_div(len, 8192), 1024)
+    parts += parts % 2
+    pairs = Launch("sum_pairs", 1, 256, **numbers(2 * parts, parts), in_flight=256 * 16)
+    return [Launch("sum_of_squares", parts, 256, **numbers(len + 2 * parts, 2 * len), in_flight=256 * 16), pairs]
+
+
+def launch_residual_change(target, kernel, m, d):
+    rows = Launch("residual_change", ceil_div(m * 32, 256), 256, **numbers(2 * m * d + 4 * m, 12 * m * d), in_flight=256 * 16)
+    return [rows, Launch("sum_pairs", 1, 256, **numbers(4 * m, 2 * m), in_flight=256 * 16)]
