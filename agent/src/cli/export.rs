@@ -26,10 +26,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", group = "what", conflicts_with = "dialect")]
     onnx: Option<PathBuf>,
     /// Put the weights into the ONNX file, which may then lie anywhere.
-    #[arg(long, requires = "onnx")]
+    #[arg(long, conflicts_with_all = ["safetensors", "gguf"])]
     embed: bool,
     /// Give the ONNX graph inputs and outputs for the keys and values of earlier tokens.
-    #[arg(long, requires = "onnx")]
+    #[arg(long, conflicts_with_all = ["safetensors", "gguf"])]
     cache: bool,
     /// Names and layouts of a folder, such as gpt2, llama or espalier [default: those it was imported from].
     #[arg(long)]
@@ -65,9 +65,11 @@ fn onnx_plan(written: &OnnxExport) -> String {
     if written.external_bytes > 0 {
         text += &format!("weights that stay in the artifact: {}\n", bytes(written.external_bytes));
     }
-    let copied = match written.copied_bytes {
-        0 => "none of the weights when its session option session.disable_prepacking is 1, else all of them".to_string(),
-        copied => format!("{} of f32 weights, made from 16-bit ones when it loads the graph", bytes(copied)),
+    let held = match (written.external_bytes, written.copied_bytes) {
+        (0, 0) => "all weights".to_string(),
+        (0, copied) => format!("all weights and {} of f32 ones, made from 16-bit ones when it loads the graph", bytes(copied)),
+        (_, 0) => "none of the weights with its session option session.disable_prepacking at 1, else all matrices".to_string(),
+        (_, copied) => format!("{} of f32 weights, made from 16-bit ones when it loads the graph", bytes(copied)),
     };
-    text + &format!("ONNX Runtime's CPU provider will copy: {copied}\n")
+    text + &format!("copies that ONNX Runtime's CPU provider will hold in memory: {held}\n")
 }

@@ -68,6 +68,8 @@ pub struct OnnxGraph {
     pub model: Vec<u8>,
     /// The weights, each an initializer of that name.
     pub weights: Vec<Weight>,
+    /// Nodes of the graph.
+    pub nodes: usize,
     /// Bytes of the f32 copies that ONNX Runtime makes of 16-bit weights when it loads the graph.
     pub copied_bytes: u64,
 }
@@ -76,9 +78,8 @@ pub struct OnnxGraph {
 /// weights is compared. Memory: the graph, without weights.
 ///
 /// # Errors
-/// [`Error::Inexpressible`] for a cache where there is nothing to carry and for weights in a format that ONNX has not; [`Error::Write`]
-/// where the file cannot be as asked: it lies in another folder than the artifact, or would be too large with the weights in it;
-/// [`Error::Damaged`] and [`Error::Io`].
+/// [`Error::Write`] where the file cannot be as asked: a cache where there is nothing to carry, weights in a format that ONNX has not,
+/// another folder than the artifact's, too large with the weights in it; [`Error::Damaged`] and [`Error::Io`].
 pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Result<OnnxExport> {
     let refuse = |problem: String| Error::Write { path: out.to_path_buf(), problem };
     if out.file_name().is_none() || out.is_dir() {
@@ -102,7 +103,10 @@ pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Res
             )));
         }
     };
-    let (graph, copied_bytes) = network::graph(artifact, options.cache)?;
+    let (graph, copied_bytes) = network::graph(artifact, options.cache).map_err(|error| match error {
+        Error::Inexpressible { reason, .. } => refuse(reason),
+        other => other,
+    })?;
     let nodes = graph.nodes();
     let weights: usize = graph.weights().iter().map(|weight| weight.range.len()).sum();
     let model = finish(graph, place, artifact);
@@ -118,15 +122,16 @@ pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Res
 /// The artifact's network as a graph in memory, its weights named as external data of the artifact's file.
 ///
 /// # Errors
-/// As [`export_onnx`].
+/// [`Error::Inexpressible`] for a cache where there is nothing to carry and for weights in a format that ONNX has not, [`Error::Damaged`],
+/// and [`Error::Write`] where the artifact's name is no UTF-8 text.
 pub fn onnx_graph(artifact: &Artifact, cache: bool) -> Result<OnnxGraph> {
     let (graph, copied_bytes) = network::graph(artifact, cache)?;
-    let weights = graph.weights().to_vec();
+    let (weights, nodes) = (graph.weights().to_vec(), graph.nodes());
     let refuse = |problem| Error::Write { path: artifact.path().to_path_buf(), problem };
     let message = finish(graph, Place::Beside(file_name(artifact).map_err(refuse)?), artifact);
     let mut model = Vec::with_capacity(message.len());
     message.write(&[], &mut model).map_err(Error::io("make a graph of", artifact.path()))?;
-    Ok(OnnxGraph { model, weights, copied_bytes })
+    Ok(OnnxGraph { model, weights, nodes, copied_bytes })
 }
 
 /// The name under which a graph in the artifact's folder finds it.
