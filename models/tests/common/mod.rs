@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod checkpoints;
+pub mod onnx;
 
 use std::path::Path;
 

@@ -1,0 +1,135 @@
+//! How a stored tensor becomes a value of single precision in a graph.
+//!
+//! An f32 tensor is used as it lies in the artifact. A 16-bit one is converted by nodes that have only constants before them, which
+//! ONNX Runtime computes once when it loads the graph and keeps as a copy: `Cast`, and for interleaved rows `[rows / 2, columns, 2]`
+//! `Transpose` and `Reshape`, after which the zero row that pads an odd count is cut off.
+
+use std::collections::HashMap;
+
+use super::graph::{Attribute, Element, Graph, Weight};
+use crate::artifact::Artifact;
+use crate::error::{Error, Result};
+use crate::manifest::StoredTensor;
+use crate::tensor::{DType, Layout, Part, TensorKey};
+
+/// The tensors of an artifact, as far as a graph uses them.
+pub(super) struct Weights<'a> {
+    artifact: &'a Artifact,
+    /// Names of stored tensors that are in the graph already.
+    stored: HashMap<TensorKey, String>,
+    /// Names of their values in single precision.
+    single: HashMap<TensorKey, String>,
+    /// Bytes of the copies in single precision that ONNX Runtime makes.
+    pub copied_bytes: u64,
+}
+
+impl<'a> Weights<'a> {
+    pub(super) fn new(artifact: &'a Artifact) -> Self {
+        Self { artifact, stored: HashMap::new(), single: HashMap::new(), copied_bytes: 0 }
+    }
+
+    /// A matrix `[rows, columns]` or vector `[columns]` in single precision.
+    ///
+    /// # Errors
+    /// [`Error::NoTensor`], [`Error::Damaged`], or [`Error::Inexpressible`] for a format that has no number format in ONNX.
+    pub(super) fn single(&mut self, graph: &mut Graph, key: TensorKey) -> Result<String> {
+        if let Some(name) = self.single.get(&key) {
+            return Ok(name.clone());
+        }
+        let tensor = self.find(key)?.clone();
+        let stored = self.stored(graph, key)?;
+        let single = match (tensor.dtype, tensor.layout) {
+            (DType::F32, _) => stored,
+            (_, Layout::Rows) => cast(graph, &stored),
+            (_, Layout::Interleaved) => deinterleaved(graph, &stored, tensor.rows as i64, tensor.columns as i64),
+        };
+        if tensor.dtype != DType::F32 {
+            // Lengths were checked when the artifact was opened: rows · columns · 2 is at most the file's.
+            self.copied_bytes += tensor.rows * tensor.columns * 4;
+        }
+        self.single.insert(key, single.clone());
+        Ok(single)
+    }
+
+    /// Rows of a table by index, in single precision: only they are converted.
+    ///
+    /// # Errors
+    /// As [`single`](Self::single).
+    pub(super) fn rows(&mut self, graph: &mut Graph, key: TensorKey, indices: &str) -> Result<String> {
+        // A table that is needed as a whole as well has its copy already.
+        if let Some(table) = self.single.get(&key) {
+            return Ok(graph.node("Gather", &[table, indices]));
+        }
+        let dtype = self.find(key)?.dtype;
+        let stored = self.stored(graph, key)?;
+        let rows = graph.node("Gather", &[&stored, indices]);
+        Ok(if dtype == DType::F32 { rows } else { cast(graph, &rows) })
+    }
+
+    /// The tensor as it lies in the artifact.
+    fn stored(&mut self, graph: &mut Graph, key: TensorKey) -> Result<String> {
+        if let Some(name) = self.stored.get(&key) {
+            return Ok(name.clone());
+        }
+        let tensor = self.find(key)?;
+        // A reader of the graph compares no checksums.
+        self.artifact.check(tensor)?;
+        let element = match tensor.dtype {
+            DType::F32 => Element::Float,
+            DType::F16 => Element::Float16,
+            DType::Bf16 => Element::Bfloat16,
+            DType::Q8 | DType::Q4 => {
+                let reason =
+                    format!("`{key}` is stored as {:?}, for which opset {} has no number format", tensor.dtype, super::graph::OPSET);
+                return Err(Error::Inexpressible { dialect: "ONNX", reason });
+            }
+        };
+        let (rows, columns) = (tensor.rows as usize, tensor.columns as usize);
+        let dims = match tensor.layout {
+            _ if key.part.is_vector() => vec![columns],
+            Layout::Rows => vec![rows, columns],
+            Layout::Interleaved => vec![rows.div_ceil(2), columns, 2],
+        };
+        let name = graph.weight(Weight { name: name(key), element, dims, range: self.artifact.range(tensor) });
+        self.stored.insert(key, name.clone());
+        Ok(name)
+    }
+
+    fn find(&self, key: TensorKey) -> Result<&'a StoredTensor> {
+        self.artifact.find(key).ok_or_else(|| Error::NoTensor { path: self.artifact.path().to_path_buf(), key })
+    }
+}
+
+/// `token_table`, `layers.3.attention_output_bias`: the names of our own dialect.
+fn name(key: TensorKey) -> String {
+    let part = snake_case(key.part);
+    key.layer.map_or_else(|| part.clone(), |layer| format!("layers.{layer}.{part}"))
+}
+
+fn snake_case(part: Part) -> String {
+    let mut text = String::new();
+    for character in format!("{part:?}").chars() {
+        if character.is_ascii_uppercase() && !text.is_empty() {
+            text.push('_');
+        }
+        text.push(character.to_ascii_lowercase());
+    }
+    text
+}
+
+fn cast(graph: &mut Graph, value: &str) -> String {
+    graph.node_with("Cast", &[value], &[("to", Attribute::Int(Element::Float as i64))])
+}
+
+/// `[rows / 2, columns, 2]` of 16-bit numbers as `[rows, columns]` in single precision.
+fn deinterleaved(graph: &mut Graph, stored: &str, rows: i64, columns: i64) -> String {
+    let pairs = cast(graph, stored);
+    let pairs = graph.node_with("Transpose", &[&pairs], &[("perm", Attribute::Ints(vec![0, 2, 1]))]);
+    let whole = graph.ints(&[-1, columns]);
+    let padded = graph.node("Reshape", &[&pairs, &whole]);
+    if rows % 2 == 0 {
+        return padded;
+    }
+    let (start, end) = (graph.ints(&[0]), graph.ints(&[rows]));
+    graph.node("Slice", &[&padded, &start, &end])
+}
