@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use espalier_kernels::cuda::{Buffer, Graph};
 use espalier_kernels::{CudaDevice, Device, KernelError, Result};
@@ -138,19 +138,21 @@ fn what_cannot_be_recorded_is_an_error_and_the_cuda_device_goes_on() {
 fn other_threads_stay_out_of_a_recording() {
     let Some(emulator) = Emulator::start("") else { return };
     let device = emulator.device();
-    let done = AtomicBool::new(false);
+    let (done, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let other = scope.spawn(|| {
             let mut other = device.zeros(LEN).unwrap();
             device.fill(&mut other, LEN, 1.0).unwrap();
-            let mut rounds = 0;
             while !done.load(Ordering::Relaxed) {
                 let copy = device.zeros(LEN).unwrap();
                 device.add(&mut other, &copy, LEN, 1.0).unwrap();
-                rounds += 1;
+                rounds.fetch_add(1, Ordering::Relaxed);
             }
-            (first(&device, &other), rounds)
+            first(&device, &other)
         });
+        while rounds.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
         for _ in 0..20 {
             let (mut x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
             device.fill(&mut x, LEN, 1.0).unwrap();
@@ -161,9 +163,7 @@ fn other_threads_stay_out_of_a_recording() {
             }
         }
         done.store(true, Ordering::Relaxed);
-        let (number, rounds) = other.join().unwrap();
-        assert_eq!(number, 1.0);
-        assert!(rounds > 0);
+        assert_eq!(other.join().unwrap(), 1.0);
     });
 }
 

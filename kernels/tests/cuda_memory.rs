@@ -3,10 +3,7 @@
 
 mod support;
 
-use std::sync::Arc;
-
-use espalier_kernels::cuda::Weight;
-use espalier_kernels::{CudaDevice, Device, Format, HostBytes, KernelError, NO_TARGET, Purpose};
+use espalier_kernels::{CudaDevice, Device, KernelError, NO_TARGET, Purpose};
 use support::{Emulator, Limited};
 
 const GRANULE: u64 = 2 << 20;
@@ -129,157 +126,36 @@ fn a_cuda_device_without_room_goes_on() {
     assert!(matches!(error, KernelError::OutOfBudget { purpose: "activations", needed: 12_582_912, .. }), "{error:?}");
 }
 
-struct Bytes(Vec<u64>);
-
-impl AsRef<[u8]> for Bytes {
-    fn as_ref(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.0)
-    }
-}
-
-/// f32 numbers as a host's bytes that start `offset` bytes past a multiple of 64.
-fn host(numbers: &[f32], offset: usize) -> HostBytes {
-    let mut words = vec![0_u64; numbers.len().div_ceil(2) + 16 + offset / 8];
-    let start = words.as_ptr().align_offset(64) * 8 + offset;
-    bytemuck::cast_slice_mut::<u64, u8>(&mut words)[start..start + numbers.len() * 4].copy_from_slice(bytemuck::cast_slice(numbers));
-    HostBytes { owner: Arc::new(Bytes(words)), range: start..start + numbers.len() * 4 }
-}
-
-/// The first rows of a weight, by multiplying it with unit vectors.
-fn rows(device: &CudaDevice, weight: &Weight) -> Vec<f32> {
-    let (rows, columns) = device.weight_shape(weight);
-    let ids: Vec<u32> = (0..rows as u32).collect();
-    let mut out = device.zeros(rows * columns).unwrap();
-    device.embed(&mut out, weight, &device.indices(&ids).unwrap(), rows).unwrap();
-    contents(device, &out)
-}
-
+/// Buffers that come and go in an order of chance keep their numbers, and no more is mapped than what lies on their granules.
 #[test]
-fn shrinking_a_model_packs_its_weights_and_gives_memory_back() {
-    let mut failed = Vec::new();
-    // Rows of each matrix of 1000 columns, and rows that are kept.
-    type Case = (&'static str, &'static [(usize, usize)]);
-    let cases: [Case; 6] = [
-        ("nothing goes", &[(700, 700), (300, 300)]),
-        ("a little of each", &[(1000, 990), (3000, 2950), (500, 499), (2000, 1999)]),
-        ("much of each", &[(1000, 100), (3000, 300), (500, 50), (2000, 200)]),
-        ("whole matrices", &[(1000, 0), (3000, 3000), (500, 0), (2000, 2000)]),
-        ("all", &[(1000, 0), (3000, 0)]),
-        ("a first byte alone", &[(4000, 1), (4000, 4000)]),
-    ];
-    for vmm in [1, 0] {
-        let Some(emulator) = Emulator::start(&format!("vmm={vmm}")) else { return };
-        for (name, sizes) in cases {
-            let ledger = Limited::new(1 << 40);
-            let device = emulator.device_of(ledger.clone()).for_model();
-            let columns = 1000;
-            let numbers = |i: usize, rows: usize| sequence(rows * columns, 1e6 * i as f32);
-            let mut weights: Vec<_> = (sizes.iter().enumerate())
-                .map(|(i, (rows, _))| device.map_weight(host(&numbers(i, *rows), 0), Format::F32, *rows, columns).unwrap())
-                .collect();
-            let before = device.weight_bytes();
-            assert_eq!(before, ledger.of(Purpose::Weights));
-            let mut kept: Vec<_> = weights.iter_mut().zip(sizes).map(|(weight, (_, kept))| (weight, *kept)).collect();
-            device.shrink_weights(&mut kept).unwrap();
-            let (after, needed) = (device.weight_bytes(), sizes.iter().map(|(_, kept)| (kept * columns * 4) as u64).sum::<u64>());
-            assert_eq!(after, ledger.of(Purpose::Weights));
-            for (i, (weight, (_, kept))) in weights.iter().zip(sizes).enumerate() {
-                if rows(&device, weight) != numbers(i, *kept) {
-                    failed.push(format!("vmm={vmm}, {name}: matrix {i} has other numbers"));
-                }
-            }
-            if after > (needed + 4 * 4096).next_multiple_of(GRANULE) {
-                failed.push(format!("vmm={vmm}, {name}: {before} bytes became {after}, of which {needed} are needed"));
-            }
-            drop(weights);
-            if ledger.of(Purpose::Weights) != 0 {
-                failed.push(format!("vmm={vmm}, {name}: {} bytes stay", ledger.of(Purpose::Weights)));
-            }
-        }
-    }
-    assert!(failed.is_empty(), "{failed:#?}");
-}
-
-#[test]
-fn shrinking_needs_every_weight_of_the_model() {
-    let Some(emulator) = Emulator::start("") else { return };
-    let device = emulator.device().for_model();
-    let numbers = sequence(1000, 1.0);
-    let map = |device: &CudaDevice| device.map_weight(host(&numbers, 0), Format::F32, 10, 100).unwrap();
-    let (mut first, mut second, mut others) = (map(&device), map(&device), map(&device.for_model()));
-    let shape =
-        |result: Result<(), KernelError>| assert!(matches!(result, Err(KernelError::Shape { operation: "shrink", .. })), "{result:?}");
-    shape(device.shrink_weights(&mut [(&mut first, 5)]));
-    shape(device.shrink_weights(&mut [(&mut first, 5), (&mut others, 5)]));
-    shape(device.shrink_weights(&mut [(&mut first, 11), (&mut second, 5)]));
-    assert!(rows(&device, &first) == numbers, "a refused shrink changes nothing");
-    device.shrink_weights(&mut [(&mut second, 5), (&mut first, 3)]).unwrap();
-    assert!(rows(&device, &first) == numbers[..300] && rows(&device, &second) == numbers[..500]);
-}
-
-#[test]
-fn weights_are_read_where_the_device_can() {
-    let (large, small) = (sequence(1000 * 300, 0.0), sequence(1000, 0.0));
-    // Settings; bytes of device memory and of registered pages that a large, a small and a misaligned weight take.
-    let cases = [
-        ("", "uploaded", [true, true, true], false),
-        ("integrated=1,pageable=1", "read in place", [false, false, true], false),
-        ("integrated=1,pageable=0", "registered", [false, true, true], true),
-        ("integrated=1,pageable=0,register=0", "uploaded, since nothing can be registered", [true, true, true], false),
-        ("integrated=0,pageable=1", "uploaded to memory of its own", [true, true, true], false),
-    ];
-    let mut failed = Vec::new();
-    for (settings, name, uploaded, registered) in cases {
+fn cuda_buffers_that_come_and_go_keep_their_numbers() {
+    for settings in ["", "vmm=0", "lazy=1,protect=1"] {
         let Some(emulator) = Emulator::start(settings) else { return };
         let ledger = Limited::new(1 << 40);
-        let device = emulator.device_of(ledger.clone());
-        for ((numbers, offset), uploaded) in [(&large, 0), (&small, 0), (&large, 4)].into_iter().zip(uploaded) {
-            let weight = device.map_weight(host(numbers, offset), Format::F32, numbers.len() / 100, 100).unwrap();
-            if rows(&device, &weight) != *numbers {
-                failed.push(format!("{name}: {} numbers at offset {offset} are wrong", numbers.len()));
+        let device = emulator.device_of(ledger.clone()).for_purpose(Purpose::Adapters);
+        let mut state = 12_345_u64;
+        let mut chance = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let mut held = Vec::new();
+        for round in 0..300 {
+            if held.len() > 20 || (!held.is_empty() && chance(5) < 2) {
+                let (buffer, value) = held.swap_remove(chance(held.len() as u64) as usize);
+                assert!(contents(&device, &buffer).iter().all(|number| *number == value), "{settings}: round {round}");
+            } else {
+                let most = if chance(4) == 0 { 3 * NUMBERS as u64 } else { 5000 };
+                let len = 1 + chance(most) as usize;
+                let mut buffer = device.zeros(len).unwrap();
+                assert!(contents(&device, &buffer).iter().all(|number| *number == 0.0), "{settings}: round {round}");
+                device.fill(&mut buffer, len, round as f32).unwrap();
+                held.push((buffer, round as f32));
             }
-            let pinned = emulator.counter("bytes_registered");
-            if (device.weight_bytes() > 0) != uploaded || (pinned > 0) != (registered && !uploaded) {
-                let bytes = device.weight_bytes();
-                failed.push(format!("{name}: {} numbers at offset {offset}: {bytes} uploaded, {pinned} registered", numbers.len()));
-            }
-            if ledger.of(Purpose::Weights) != device.weight_bytes() + pinned {
-                failed.push(format!("{name}: {} bytes are booked", ledger.of(Purpose::Weights)));
-            }
-            drop(weight);
-            if (ledger.of(Purpose::Weights), emulator.counter("bytes_registered")) != (0, 0) {
-                failed.push(format!("{name}: a dropped weight keeps its memory"));
-            }
+            let numbers: usize = held.iter().map(|(buffer, _)| device.len(buffer)).sum();
+            let most = numbers as u64 * 4 + held.len() as u64 * 2 * GRANULE;
+            assert!(ledger.of(Purpose::Adapters) <= most, "{settings}: {} bytes for {numbers} numbers", ledger.of(Purpose::Adapters));
         }
+        held.clear();
+        assert_eq!(ledger.of(Purpose::Adapters), 0, "{settings}");
     }
-    assert!(failed.is_empty(), "{failed:#?}");
-}
-
-#[test]
-fn registered_pages_are_given_back_in_a_shrink() {
-    let Some(emulator) = Emulator::start("integrated=1") else { return };
-    let ledger = Limited::new(1 << 40);
-    let device = emulator.device_of(ledger.clone()).for_model();
-    let numbers = sequence(4000 * 1000, 0.0);
-    let mut weight = device.map_weight(host(&numbers, 0), Format::F32, 4000, 1000).unwrap();
-    assert!(ledger.of(Purpose::Weights) >= 16_000_000);
-    device.shrink_weights(&mut [(&mut weight, 1000)]).unwrap();
-    assert!(ledger.of(Purpose::Weights) <= 4_000_000 + 2 * 65_536, "{} bytes stay booked", ledger.of(Purpose::Weights));
-    assert!(rows(&device, &weight) == numbers[..1_000_000]);
-}
-
-#[test]
-fn a_weight_that_is_too_short_is_refused() {
-    let Some(emulator) = Emulator::start("") else { return };
-    let device = emulator.device();
-    let cases = [
-        (4, 4, "map_weight: a F32 matrix [4, 4] takes 64 bytes, but 40 were given"),
-        (usize::MAX, 2, "map_weight: [18446744073709551615, 2] does not fit in memory"),
-    ];
-    for (rows, columns, expected) in cases {
-        let error = device.map_weight(host(&[0.0; 10], 0), Format::F32, rows, columns).err().unwrap();
-        assert_eq!(error.to_string(), expected);
-    }
-    let buffer = device.zeros(10).unwrap();
-    assert!(matches!(device.own_weight(buffer, 4, 4), Err(KernelError::Shape { operation: "own_weight", .. })));
 }

@@ -104,10 +104,15 @@ impl<D: Device> Suite<'_, D> {
 
     /// Compares numbers, and the guard where there is one.
     pub fn check(&self, case: &str, buffer: &D::Buffer, expected: &[f64]) -> Result<()> {
+        self.check_of_size(case, buffer, expected, 1e-30)
+    }
+
+    /// As [`check`](Suite::check), for differences of numbers of at least `size`, which may cancel to much less.
+    pub fn check_of_size(&self, case: &str, buffer: &D::Buffer, expected: &[f64], size: f64) -> Result<()> {
         let len = self.device.len(buffer);
         let mut got = vec![0.0; len];
         self.device.read(buffer, 0, &mut got)?;
-        self.compare(case, &got[..expected.len()], expected);
+        self.compare_of_size(case, &got[..expected.len()], expected, size);
         if got[expected.len()..].iter().any(|x| *x != GUARD_VALUE) {
             self.fail(case.to_string(), "wrote beyond its end".to_string());
         }
@@ -116,7 +121,12 @@ impl<D: Device> Suite<'_, D> {
 
     /// Compares numbers relative to the largest.
     pub fn compare(&self, case: &str, got: &[f32], expected: &[f64]) {
-        let scale = expected.iter().fold(1e-30_f64, |largest, x| largest.max(x.abs()));
+        self.compare_of_size(case, got, expected, 1e-30);
+    }
+
+    /// Compares numbers relative to the largest, or to `size` where that is larger.
+    fn compare_of_size(&self, case: &str, got: &[f32], expected: &[f64], size: f64) {
+        let scale = expected.iter().fold(size, |largest, x| largest.max(x.abs()));
         let wrong = |(got, expected): (&f32, &f64)| {
             let difference = (f64::from(*got) - expected).abs();
             // Also true for a NaN.

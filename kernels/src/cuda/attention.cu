@@ -99,7 +99,7 @@ DEVICE void row_products(float (&c)[4][4], float* stage, const float* a, u64 a_s
         load_transposed(left, a, a_stride, a_count, from, dims, vector);
         load_transposed(right, b, b_stride, b_count, from, dims, vector);
         __syncthreads();
-#pragma unroll 8
+#pragma unroll 4
         for (u32 d = 0; d < CHUNK; d++) {
             multiply_add(c, *reinterpret_cast<const float4_*>(left + d * PITCH + row_of()),
                          *reinterpret_cast<const float4_*>(right + d * PITCH + column_of()));
@@ -120,9 +120,9 @@ DEVICE void store_transposed(float* to, const float (&c)[4][4]) {
 template <u32 WIDTH>
 DEVICE void accumulate(float (&acc)[WIDTH / 64][4][4], float* stage, const float* p, const float* b, u64 stride, u32 count, u32 from,
                        u32 columns, bool vector) {
-    for (u32 first = 0; first < TILE; first += CHUNK) {
+    for (u32 first = 0; first < TILE && first < count; first += CHUNK) {
         __syncthreads();
-#pragma unroll
+#pragma unroll 2  // more loads under way at once would cost the registers of a second block
         for (u32 step = 0; step < CHUNK * WIDTH / 4 / THREADS; step++) {
             const u32 part = threadIdx.x + step * THREADS, row = part / (WIDTH / 4), column = part % (WIDTH / 4) * 4;
             const bool inside = first + row < count;
@@ -130,7 +130,7 @@ DEVICE void accumulate(float (&acc)[WIDTH / 64][4][4], float* stage, const float
             *reinterpret_cast<float4_*>(stage + row * WIDTH + column) = x;
         }
         __syncthreads();
-#pragma unroll 8
+#pragma unroll 4
         for (u32 j = 0; j < CHUNK; j++) {
             const float4_ left = *reinterpret_cast<const float4_*>(p + (first + j) * PITCH + row_of());
 #pragma unroll

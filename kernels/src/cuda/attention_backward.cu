@@ -77,13 +77,8 @@ DEVICE void gradient_of_queries(float* dq, const float* statistics, const float*
     const u64 query_at = (u64(at.sequence) * s.queries + query) * s.query_stride + u64(at.head) * s.dims;
     const u64 key_at = u64(at.sequence) * key_capacity * s.key_stride + u64(groups[at.head]) * s.dims;
     const Statistics known = statistics_of(const_cast<float*>(statistics), u64(batch) * s.queries * s.heads);
-    float acc[WIDTH / 64][4][4] = {}, largest[4], inverse[4], delta[4], factor[4];
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        const u64 row = (u64(at.sequence) * s.queries + query + row_of() + i) * s.heads + at.head;
-        load_statistics(largest[i], inverse[i], delta[i], known, row, row_of() + i < count);
-        factor[i] = s.scale;
-    }
+    const u64 first_row = (u64(at.sequence) * s.queries + query + row_of()) * s.heads + at.head;
+    float acc[WIDTH / 64][4][4] = {};
     const u32 end = s.keys - s.queries + query + count;
     for (u32 key = first_key(s, query); key < end; key += TILE) {
         const u32 seen = minimum(TILE, end - key);
@@ -93,17 +88,21 @@ DEVICE void gradient_of_queries(float* dq, const float* statistics, const float*
         row_products(dp, stage, d_out + query_at, s.query_stride, count, v + from, s.key_stride, seen, s.dims, s.vector);
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
+            // Read again for every tile, from L1: kept, they would take the registers that the products need.
+            float largest, inverse, delta;
+            load_statistics(largest, inverse, delta, known, first_row + i * s.heads, row_of() + i < count);
 #pragma unroll
             for (u32 j = 0; j < 4; j++) {
                 const bool seen_key = sees(s, query + row_of() + i, key + column_of() + j);
-                const float p = seen_key ? expf(c[i][j] * s.scale - largest[i]) * inverse[i] : 0.0f;
-                c[i][j] = seen_key ? p * (dp[i][j] - delta[i]) : 0.0f;
+                const float p = seen_key ? expf(c[i][j] * s.scale - largest) * inverse : 0.0f;
+                c[i][j] = seen_key ? p * (dp[i][j] - delta) : 0.0f;
             }
         }
         store_transposed(shared, c);
         accumulate<WIDTH>(acc, stage, shared, k + from, s.key_stride, seen, at.slice * WIDTH, s.dims, s.vector);
     }
-    store_rows<WIDTH>(dq + query_at, s.query_stride, count, at.slice * WIDTH, s.dims, s.vector, acc, factor);
+    const float scaled[4] = {s.scale, s.scale, s.scale, s.scale};
+    store_rows<WIDTH>(dq + query_at, s.query_stride, count, at.slice * WIDTH, s.dims, s.vector, acc, scaled);
 }
 
 // Adds what the queries query..query+count of one head contribute to a tile of keys. Rows of the tile are keys, columns queries.

@@ -1,7 +1,8 @@
 //! One thread at a time.
 //!
 //! All work of a device is on one compute stream, and the driver records whatever is put on a stream while it is recorded. So a thread that
-//! records has the stream for itself, and every operation passes this gate. A thread that is inside may enter again.
+//! records has the stream for itself, and every operation passes this gate. A thread that is inside may enter again; the others come in as
+//! they arrived, so that one that trains does not keep one that serves out.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -11,6 +12,9 @@ struct Holder {
     /// The thread that is inside; 0 for none.
     thread: usize,
     depth: usize,
+    /// Threads that have arrived, and those that have been inside.
+    arrived: u64,
+    left: u64,
 }
 
 /// A mutex that its holder may take again.
@@ -39,8 +43,12 @@ impl Gate {
     pub fn enter(&self) -> Entered<'_> {
         let this = this_thread();
         let mut holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
-        while holder.depth > 0 && holder.thread != this {
-            holder = self.left.wait(holder).unwrap_or_else(PoisonError::into_inner);
+        if holder.depth == 0 || holder.thread != this {
+            let ticket = holder.arrived;
+            holder.arrived += 1;
+            while holder.left != ticket {
+                holder = self.left.wait(holder).unwrap_or_else(PoisonError::into_inner);
+            }
         }
         (holder.thread, holder.depth) = (this, holder.depth + 1);
         Entered { gate: self, _thread: std::marker::PhantomData }
@@ -62,8 +70,10 @@ impl Drop for Entered<'_> {
         let mut holder = self.gate.holder.lock().unwrap_or_else(PoisonError::into_inner);
         holder.depth -= 1;
         if holder.depth == 0 {
-            drop(holder);
-            self.gate.left.notify_one();
+            holder.left += 1;
+            if holder.left != holder.arrived {
+                self.gate.left.notify_all();
+            }
         }
     }
 }
@@ -90,5 +100,25 @@ mod tests {
             other.join().unwrap();
         });
         assert!(inside.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn a_thread_that_waits_comes_in_before_one_that_comes_back() {
+        let gate = Gate::default();
+        let (inside, waiting) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let first = gate.enter();
+            scope.spawn(|| {
+                waiting.store(true, Ordering::SeqCst);
+                let _entered = gate.enter();
+                inside.store(true, Ordering::SeqCst);
+            });
+            while !waiting.load(Ordering::SeqCst) || gate.holder.lock().unwrap().arrived < 2 {
+                std::thread::yield_now();
+            }
+            drop(first);
+            let _again = gate.enter();
+            assert!(inside.load(Ordering::SeqCst));
+        });
     }
 }

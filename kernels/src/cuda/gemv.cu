@@ -139,11 +139,16 @@ DEVICE void unit_sums(float (&sums)[S::COLUMNS][M], const float* a, const typena
 #pragma unroll 1
     for (u32 outer0 = first; outer0 < last; outer0 += UNIT_WARPS * AT_ONCE) {
         uint4_ loaded[AT_ONCE];
-        if (flags & VECTOR_B) {
+        float factors[AT_ONCE][S::ROWS][M];
 #pragma unroll
-            for (u32 o = 0; o < AT_ONCE; o++) {
-                const u32 outer = minimum(outer0 + o * UNIT_WARPS, last - 1);
-                loaded[o] = load_once_16(w + (u64(outer) * (columns / S::COLUMNS) + chunk) * NUMBERS);
+        for (u32 o = 0; o < AT_ONCE; o++) {
+            const u32 outer = minimum(outer0 + o * UNIT_WARPS, last - 1);
+            if (flags & VECTOR_B) loaded[o] = load_once_16(w + (u64(outer) * (columns / S::COLUMNS) + chunk) * NUMBERS);
+#pragma unroll
+            for (u32 r = 0; r < S::ROWS; r++) {
+                const u32 row = minimum(outer * S::ROWS + r, rows - 1);
+#pragma unroll
+                for (u32 t = 0; t < M; t++) factors[o][r][t] = a[u64(minimum(t, m - 1)) * rows + row];
             }
         }
 #pragma unroll
@@ -166,9 +171,8 @@ DEVICE void unit_sums(float (&sums)[S::COLUMNS][M], const float* a, const typena
                 if (row >= rows) break;
 #pragma unroll
                 for (u32 t = 0; t < M; t++) {
-                    const float factor = a[u64(minimum(t, m - 1)) * rows + row];
 #pragma unroll
-                    for (u32 j = 0; j < S::COLUMNS; j++) sums[j][t] = fmaf(factor, v[r][j], sums[j][t]);
+                    for (u32 j = 0; j < S::COLUMNS; j++) sums[j][t] = fmaf(factors[o][r][t], v[r][j], sums[j][t]);
                 }
             }
         }

@@ -79,7 +79,7 @@ DEVICE void gemm(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, 
             fetch<B>(next_a, a, a_k_inside, i0, k0 + SLICE, m, k, flags & VECTOR_A);
             fetch<B>(next_b, b, b_k_inside, j0, k0 + SLICE, n, k, flags & VECTOR_B);
         }
-#pragma unroll
+#pragma unroll 8
         for (u32 p = 0; p < SLICE; p++) {
             float x[EACH], y[EACH];
             take<B>(x, a_tiles + now * TILE, p, ty);

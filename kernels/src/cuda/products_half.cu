@@ -25,6 +25,7 @@ constexpr u32 SLICE = 32, STEP = 16, STAGES = 3, NI = 4, COLUMNS = 128;
 
 struct F16 {
     static constexpr u32 EXACT = 2;
+    static constexpr bool SCALED = true;
     DEVICE u32 pack(float low, float high) { return pack_f16(low, high); }
     DEVICE float low(u32 bits) { return f16_to_f32(u16(bits)); }
     DEVICE float high(u32 bits) { return f16_to_f32(u16(bits >> 16)); }
@@ -32,6 +33,7 @@ struct F16 {
 };
 struct Bf16 {
     static constexpr u32 EXACT = 3;
+    static constexpr bool SCALED = false;
     DEVICE u32 pack(float low, float high) { return pack_bf16(low, high); }
     DEVICE float low(u32 bits) { return bits_float(bits << 16); }
     DEVICE float high(u32 bits) { return bits_float(bits & 0xffff0000u); }
@@ -57,7 +59,7 @@ template <class H, u32 PARTS, u32 ROWS, u32 THREADS> struct Activations {
         for (u32 i = 0; i < SHARE; i++) {
             const u32 index = threadIdx.x + i * THREADS, row = row0 + index / 4;
             float v[8] = {next[i][0].x, next[i][0].y, next[i][0].z, next[i][0].w, next[i][1].x, next[i][1].y, next[i][1].z, next[i][1].w};
-            if (scales != nullptr) {
+            if constexpr (H::SCALED) {
                 const float scale = row < m ? scales[row] : 1.0f;
 #pragma unroll
                 for (u32 j = 0; j < 8; j++) v[j] *= scale;
@@ -221,23 +223,27 @@ DEVICE void gemm(float* y, const float* x, const u16* w, const float* scales, u3
     };
     A activations;
     float sums[MI][NI][4] = {};
+    // Turn by turn: the weights of slice `turn` are asked for, the activations of the slice before are stored, and the one before that, the
+    // weights of which have come, is multiplied. One loop, so that there is one copy of each in the instruction cache.
 #pragma unroll 1
-    for (u32 s = 0; s + 1 < STAGES; s++) load(s);
-    activations.fetch(x, row0, first, m, k, flags & VECTOR_A);
-    activations.keep(a_tiles, scales, row0, m);
-    for (u32 slice = 0; slice < slices; slice++) {
-        const u32 k0 = first + slice * SLICE;
-        cp_async_wait<STAGES - 2>();
-        __syncthreads();
-        load(slice + STAGES - 1);
-        const bool more = slice + 1 < slices;
-        if (more) activations.fetch(x, row0, k0 + SLICE, m, k, flags & VECTOR_A);
-        u16* b_tile = b_tiles + slice % STAGES * B_NUMBERS;
-        if constexpr (Same<W, UnitsOfPairs>::value) {
-            if (k % 2 == 1 && k0 + SLICE > k) clear_beyond<THREADS>(b_tile, k0, k);
+    for (u32 turn = 0; turn < slices + STAGES - 1; turn++) {
+        if (turn >= STAGES - 1) {
+            cp_async_wait<STAGES - 2>();
+            __syncthreads();
         }
-        multiply<H, W, A, PARTS, MI>(sums, a_tiles + slice % 2 * A_NUMBERS, b_tile, warp_row, warp_column);
-        if (more) activations.keep(a_tiles + (slice + 1) % 2 * A_NUMBERS, scales, row0, m);
+        load(turn);
+        const u32 next = turn - 1;
+        const bool more = turn > 0 && next < slices;
+        if (more) activations.fetch(x, row0, first + next * SLICE, m, k, flags & VECTOR_A);
+        if (turn >= STAGES - 1) {
+            const u32 slice = turn - (STAGES - 1), k0 = first + slice * SLICE;
+            u16* b_tile = b_tiles + slice % STAGES * B_NUMBERS;
+            if constexpr (Same<W, UnitsOfPairs>::value) {
+                if (k % 2 == 1 && k0 + SLICE > k) clear_beyond<THREADS>(b_tile, k0, k);
+            }
+            multiply<H, W, A, PARTS, MI>(sums, a_tiles + slice % 2 * A_NUMBERS, b_tile, warp_row, warp_column);
+        }
+        if (more) activations.keep(a_tiles + next % 2 * A_NUMBERS, scales, row0, m);
     }
     cp_async_wait<0>();
     __syncthreads();
@@ -250,7 +256,7 @@ DEVICE void gemm(float* y, const float* x, const u16* w, const float* scales, u3
         for (u32 r = 0; r < 4; r++) {
             const u32 row = row0 + warp_row + i * 16 + r * 8 + g;
             // The reciprocal of a power of two, by its exponent.
-            const float unscale = scales != nullptr && row < m ? bits_float(0x7f000000u - float_bits(scales[row])) : 1.0f;
+            const float unscale = H::SCALED && row < m ? bits_float(0x7f000000u - float_bits(scales[row])) : 1.0f;
 #pragma unroll
             for (u32 j = 0; j < NI; j++) {
 #pragma unroll

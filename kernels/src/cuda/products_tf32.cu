@@ -79,12 +79,16 @@ DEVICE void gemm(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, 
         cp_async_commit();
     };
     float sums[MI][NI][4] = {};
+    // The first turns only load: one loop, so that there is one copy of the loads in the instruction cache.
 #pragma unroll 1
-    for (u32 s = 0; s + 1 < STAGES; s++) load(s);
-    for (u32 slice = 0; slice < slices; slice++) {
-        cp_async_wait<STAGES - 2>();
-        __syncthreads();
-        load(slice + STAGES - 1);
+    for (u32 turn = 0; turn < slices + STAGES - 1; turn++) {
+        if (turn >= STAGES - 1) {
+            cp_async_wait<STAGES - 2>();
+            __syncthreads();
+        }
+        load(turn);
+        if (turn < STAGES - 1) continue;
+        const u32 slice = turn - (STAGES - 1);
         const float *a_tile = a_tiles + slice % STAGES * A::NUMBERS, *b_tile = b_tiles + slice % STAGES * B::NUMBERS;
 #pragma unroll
         for (u32 step = 0; step < SLICE / STEP; step++) {

@@ -218,9 +218,12 @@ pub(crate) fn places(driver_major: u32, variable: impl Fn(&str) -> Option<OsStri
 mod tests {
     use super::*;
 
+    /// What the compiler knows, the device, and the choice.
+    type Case = (&'static [u32], (u32, u32), Option<Code>);
+
     #[test]
     fn the_choice_is_machine_code_of_the_devices_generation_or_else_ptx() {
-        let cases: [(&[u32], (u32, u32), Option<Code>); 7] = [
+        let cases: [Case; 7] = [
             (&[80, 86, 87, 90], (8, 7), Some(Code::Cubin(87))),
             (&[80, 86], (8, 7), Some(Code::Cubin(86))),
             (&[80, 90], (12, 1), Some(Code::Ptx(90))),

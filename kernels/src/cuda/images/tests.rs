@@ -30,10 +30,12 @@ fn no_compiler() -> Result<Compiler, String> {
     Err("no compiler here".to_owned())
 }
 
+/// Device, CUDA version of the driver, compute capability, what is tried.
+type Case = (&'static str, (u32, u32), (u32, u32), &'static [&'static str]);
+
 #[test]
 fn every_device_is_offered_what_its_driver_can_load_machine_code_first() {
-    // Device, CUDA version of the driver, compute capability, what is tried.
-    let cases: [(&str, (u32, u32), (u32, u32), &[&str]); 15] = [
+    let cases: [Case; 15] = [
         ("A100, CUDA 13.0", (13, 0), (8, 0), &["new sm_80", "old sm_80", "ptx compute_80"]),
         ("A100, CUDA 12.0", (12, 0), (8, 0), &["old sm_80"]),
         ("A100, CUDA 12.9", (12, 9), (8, 0), &["old sm_80", "ptx compute_80"]),

@@ -1,0 +1,186 @@
+//! Weights of the CUDA device on the emulator: read in place, registered or uploaded; packed and given back in a shrink.
+#![cfg(feature = "cuda")]
+
+mod support;
+
+use std::sync::Arc;
+
+use espalier_kernels::cuda::{Buffer, Weight};
+use espalier_kernels::{CudaDevice, Device, Format, HostBytes, KernelError, Purpose};
+use support::{Emulator, Limited};
+
+const GRANULE: u64 = 2 << 20;
+
+fn sequence(len: usize, start: f32) -> Vec<f32> {
+    (0..len).map(|i| start + (i % 1_000_003) as f32).collect()
+}
+
+fn contents(device: &CudaDevice, buffer: &Buffer) -> Vec<f32> {
+    let mut numbers = vec![-1.0; device.len(buffer)];
+    device.read(buffer, 0, &mut numbers).unwrap();
+    numbers
+}
+
+struct Bytes(Vec<u64>);
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+/// f32 numbers as a host's bytes that start `offset` bytes past a multiple of 64.
+fn host(numbers: &[f32], offset: usize) -> HostBytes {
+    let mut words = vec![0_u64; numbers.len().div_ceil(2) + 16 + offset / 8];
+    let start = words.as_ptr().align_offset(64) * 8 + offset;
+    bytemuck::cast_slice_mut::<u64, u8>(&mut words)[start..start + numbers.len() * 4].copy_from_slice(bytemuck::cast_slice(numbers));
+    HostBytes { owner: Arc::new(Bytes(words)), range: start..start + numbers.len() * 4 }
+}
+
+/// The first rows of a weight, by multiplying it with unit vectors.
+fn rows(device: &CudaDevice, weight: &Weight) -> Vec<f32> {
+    let (rows, columns) = device.weight_shape(weight);
+    let ids: Vec<u32> = (0..rows as u32).collect();
+    let mut out = device.zeros(rows * columns).unwrap();
+    device.embed(&mut out, weight, &device.indices(&ids).unwrap(), rows).unwrap();
+    contents(device, &out)
+}
+
+/// Rows of the matrices of a model, of 1000 columns each, and rows that are kept; none where the matrix is dropped before.
+type Shrink = (&'static str, &'static [(usize, Option<usize>)]);
+
+const SHRINKS: [Shrink; 8] = [
+    ("nothing goes", &[(700, Some(700)), (300, Some(300))]),
+    ("a little of each", &[(1000, Some(990)), (3000, Some(2950)), (500, Some(499)), (2000, Some(1999))]),
+    ("much of each", &[(1000, Some(100)), (3000, Some(300)), (500, Some(50)), (2000, Some(200))]),
+    ("whole matrices", &[(1000, Some(0)), (3000, Some(3000)), (500, Some(0)), (2000, Some(2000))]),
+    ("all", &[(1000, Some(0)), (3000, Some(0))]),
+    ("all but a row", &[(4000, Some(1)), (4000, Some(4000))]),
+    ("matrices that were dropped before", &[(1000, None), (3000, Some(3000)), (500, None), (2000, Some(1900)), (3, Some(2))]),
+    ("small ones beside large ones", &[(3, Some(2)), (2000, Some(1)), (3, Some(3)), (2000, Some(1500)), (1, None), (2, Some(2))]),
+];
+
+/// Shrinks a model and says what is wrong then.
+fn shrink(emulator: &Emulator, sizes: &[(usize, Option<usize>)]) -> Vec<String> {
+    let (ledger, columns) = (Limited::new(1 << 40), 1000);
+    let device = emulator.device_of(ledger.clone()).for_model();
+    let numbers = |i: usize, rows: usize| sequence(rows * columns, 1e6 * i as f32);
+    let map = |(i, (rows, _)): (usize, &(usize, _))| device.map_weight(host(&numbers(i, *rows), 0), Format::F32, *rows, columns).unwrap();
+    let mapped: Vec<_> = sizes.iter().enumerate().map(map).collect();
+    let before = device.weight_bytes();
+    let kept = mapped.into_iter().zip(sizes).enumerate().filter_map(|(i, (weight, (_, kept)))| Some((i, weight, (*kept)?)));
+    let mut weights: Vec<_> = kept.collect();
+    device.shrink_weights(&mut weights.iter_mut().map(|(_, weight, kept)| (weight, *kept)).collect::<Vec<_>>()).unwrap();
+    let (after, booked) = (device.weight_bytes(), ledger.of(Purpose::Weights));
+    let needed: u64 = weights.iter().map(|(_, _, kept)| (kept * columns * 4) as u64).sum();
+    let mut wrong = Vec::new();
+    for (i, weight, kept) in &weights {
+        if rows(&device, weight) != numbers(*i, *kept) {
+            wrong.push(format!("matrix {i} has other numbers"));
+        }
+    }
+    if after > (needed + 4 * 4096).next_multiple_of(GRANULE) || booked != after {
+        wrong.push(format!("{before} bytes became {after}, of which {needed} are needed and {booked} are booked"));
+    }
+    drop(weights);
+    if ledger.of(Purpose::Weights) != 0 {
+        wrong.push(format!("{} bytes stay booked", ledger.of(Purpose::Weights)));
+    }
+    wrong
+}
+
+#[test]
+fn shrinking_a_model_packs_its_weights_and_gives_memory_back() {
+    let mut failed = Vec::new();
+    for settings in ["", "vmm=0", "lazy=1,protect=1"] {
+        let Some(emulator) = Emulator::start(settings) else { return };
+        for (name, sizes) in SHRINKS {
+            failed.extend(shrink(&emulator, sizes).into_iter().map(|wrong| format!("{settings} {name}: {wrong}")));
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn shrinking_needs_every_weight_of_the_model() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let device = emulator.device().for_model();
+    let numbers = sequence(1000, 1.0);
+    let map = |device: &CudaDevice| device.map_weight(host(&numbers, 0), Format::F32, 10, 100).unwrap();
+    let (mut first, mut second, mut others) = (map(&device), map(&device), map(&device.for_model()));
+    let shape =
+        |result: Result<(), KernelError>| assert!(matches!(result, Err(KernelError::Shape { operation: "shrink", .. })), "{result:?}");
+    shape(device.shrink_weights(&mut [(&mut first, 5)]));
+    shape(device.shrink_weights(&mut [(&mut first, 5), (&mut others, 5)]));
+    shape(device.shrink_weights(&mut [(&mut first, 11), (&mut second, 5)]));
+    assert!(rows(&device, &first) == numbers, "a refused shrink changes nothing");
+    device.shrink_weights(&mut [(&mut second, 5), (&mut first, 3)]).unwrap();
+    assert!(rows(&device, &first) == numbers[..300] && rows(&device, &second) == numbers[..500]);
+}
+
+#[test]
+fn weights_are_read_where_the_device_can() {
+    let (large, small) = (sequence(1000 * 300, 0.0), sequence(1000, 0.0));
+    // Settings; bytes of device memory and of registered pages that a large, a small and a misaligned weight take.
+    let cases = [
+        ("", "uploaded", [true, true, true], false),
+        ("integrated=1,pageable=1", "read in place", [false, false, true], false),
+        ("integrated=1,pageable=0", "registered", [false, true, true], true),
+        ("integrated=1,pageable=0,register=0", "uploaded, since nothing can be registered", [true, true, true], false),
+        ("integrated=0,pageable=1", "uploaded to memory of its own", [true, true, true], false),
+    ];
+    let mut failed = Vec::new();
+    for (settings, name, uploaded, registered) in cases {
+        let Some(emulator) = Emulator::start(settings) else { return };
+        let ledger = Limited::new(1 << 40);
+        let device = emulator.device_of(ledger.clone());
+        for ((numbers, offset), uploaded) in [(&large, 0), (&small, 0), (&large, 4)].into_iter().zip(uploaded) {
+            let weight = device.map_weight(host(numbers, offset), Format::F32, numbers.len() / 100, 100).unwrap();
+            if rows(&device, &weight) != *numbers {
+                failed.push(format!("{name}: {} numbers at offset {offset} are wrong", numbers.len()));
+            }
+            let pinned = emulator.counter("bytes_registered");
+            if (device.weight_bytes() > 0) != uploaded || (pinned > 0) != (registered && !uploaded) {
+                let bytes = device.weight_bytes();
+                failed.push(format!("{name}: {} numbers at offset {offset}: {bytes} uploaded, {pinned} registered", numbers.len()));
+            }
+            if ledger.of(Purpose::Weights) != device.weight_bytes() + pinned {
+                failed.push(format!("{name}: {} bytes are booked", ledger.of(Purpose::Weights)));
+            }
+            drop(weight);
+            if (ledger.of(Purpose::Weights), emulator.counter("bytes_registered")) != (0, 0) {
+                failed.push(format!("{name}: a dropped weight keeps its memory"));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn registered_pages_are_given_back_in_a_shrink() {
+    let Some(emulator) = Emulator::start("integrated=1") else { return };
+    let ledger = Limited::new(1 << 40);
+    let device = emulator.device_of(ledger.clone()).for_model();
+    let numbers = sequence(4000 * 1000, 0.0);
+    let mut weight = device.map_weight(host(&numbers, 0), Format::F32, 4000, 1000).unwrap();
+    assert!(ledger.of(Purpose::Weights) >= 16_000_000);
+    device.shrink_weights(&mut [(&mut weight, 1000)]).unwrap();
+    assert!(ledger.of(Purpose::Weights) <= 4_000_000 + 2 * 65_536, "{} bytes stay booked", ledger.of(Purpose::Weights));
+    assert!(rows(&device, &weight) == numbers[..1_000_000]);
+}
+
+#[test]
+fn a_weight_that_is_too_short_is_refused() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let device = emulator.device();
+    let cases = [
+        (4, 4, "map_weight: a F32 matrix [4, 4] takes 64 bytes, but 40 were given"),
+        (usize::MAX, 2, "map_weight: [18446744073709551615, 2] does not fit in memory"),
+    ];
+    for (rows, columns, expected) in cases {
+        let error = device.map_weight(host(&[0.0; 10], 0), Format::F32, rows, columns).err().unwrap();
+        assert_eq!(error.to_string(), expected);
+    }
+    let buffer = device.zeros(10).unwrap();
+    assert!(matches!(device.own_weight(buffer, 4, 4), Err(KernelError::Shape { operation: "own_weight", .. })));
+}
