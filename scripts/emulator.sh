@@ -37,8 +37,8 @@ done
 compiler=${CXX:-g++}
 command -v "$compiler" >/dev/null || fail "$compiler is missing; install g++ (Debian: apt install g++) or name a C++20 compiler in CXX"
 machine=$("$compiler" -dumpmachine) || fail "$compiler does not say what it compiles for; a g++ of version 12 or later is needed"
-flags=(-std=c++20 -O2 -g1 -fPIC -pthread -fvisibility=hidden -fno-strict-aliasing -fno-math-errno -ffp-contract=fast
-    -Wall -Wextra -Wno-missing-field-initializers -Wno-unknown-pragmas -Wno-psabi -Ikernels/emulator -Ikernels/src/cuda)
+flags=(-std=c++20 -O3 -g1 -fPIC -pthread -fvisibility=hidden -fno-strict-aliasing -fno-math-errno -ffp-contract=fast -fstack-clash-protection
+    -Wall -Wextra -Wno-restrict -Wno-missing-field-initializers -Wno-unknown-pragmas -Wno-psabi -Ikernels/emulator -Ikernels/src/cuda)
 case $machine in
 x86_64*) if grep -qw fma /proc/cpuinfo && grep -qw avx2 /proc/cpuinfo; then flags+=(-march=x86-64-v3); fi ;;
 esac
@@ -91,17 +91,18 @@ finish() {
     jobs=()
 }
 
-start kernels kernels/src/cuda/kernels.cu "${kernel_sources[@]}"
+[ -n "$test" ] || start kernels kernels/src/cuda/kernels.cu "${kernel_sources[@]}"
 for source in kernels/emulator/*.cpp; do
     name=$(basename "$source" .cpp)
-    [ "$name" = test ] || start "$name" "$source" "${headers[@]}"
+    [[ $name = test* ]] || start "$name" "$source" "${headers[@]}"
 done
 if [ -n "$test" ]; then
-    library=("${objects[@]:1}") # the emulator without the program's kernels
+    library=("${objects[@]}") # the emulator without the program's kernels
     start test_kernels kernels/emulator/test.cu kernels/src/cuda/prelude.cuh
     start test kernels/emulator/test.cpp
+    start test_driver kernels/emulator/test_driver.cpp
     finish
-    "$compiler" -o "$out/test" "$out/objects/test.o" "$out/objects/test_kernels.o" "${library[@]}" -pthread -ldl
+    "$compiler" -o "$out/test" "$out"/objects/test{,_driver,_kernels}.o "${library[@]}" -pthread -ldl
     flock -u 9
     ${RUNNER:-} "$out/test" >&2
     exit
@@ -110,8 +111,8 @@ finish
 built=$(sha256sum "${objects[@]}" | sha256sum)
 if [ ! -f "$out/libcuda.so" ] || [ "$(cat "$out/libcuda.hash" 2>/dev/null)" != "$built" ]; then
     # Only the driver's functions are visible, and its own definitions win over the program's.
-    "$compiler" -shared -Wl,-soname,libcuda.so -Wl,-Bsymbolic -Wl,-z,defs -Wl,--exclude-libs,ALL -static-libstdc++ -static-libgcc -o "$out/libcuda.so.new" \
-        "${objects[@]}" -pthread -ldl
+    "$compiler" -shared -Wl,-soname,libcuda.so -Wl,-Bsymbolic -Wl,-z,defs -Wl,--exclude-libs,ALL -static-libstdc++ -static-libgcc \
+        -o "$out/libcuda.so.new" "${objects[@]}" -pthread -ldl
     mv "$out/libcuda.so.new" "$out/libcuda.so"
     ln -sf libcuda.so "$out/libcuda.so.1"
     printf '%s' "$built" >"$out/libcuda.hash"

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <algorithm>
 #include <string>
 
 #include "faults.hpp"
@@ -15,13 +16,20 @@ thread_local Block* running_block = nullptr;
 
 const char* operation_name(Operation operation) {
     switch (operation) {
-        case Operation::barrier: return "__syncwarp";
-        case Operation::ballot: return "a ballot";
-        case Operation::shuffle: return "a shuffle";
-        case Operation::load_matrices: return "ldmatrix";
-        case Operation::multiply_f16: return "mma_f16";
-        case Operation::multiply_bf16: return "mma_bf16";
-        case Operation::multiply_tf32: return "mma_tf32";
+        case Operation::barrier:
+            return "__syncwarp";
+        case Operation::ballot:
+            return "a ballot";
+        case Operation::shuffle:
+            return "a shuffle";
+        case Operation::load_matrices:
+            return "ldmatrix";
+        case Operation::multiply_f16:
+            return "mma_f16";
+        case Operation::multiply_bf16:
+            return "mma_bf16";
+        case Operation::multiply_tf32:
+            return "mma_tf32";
     }
     return "an unknown operation";
 }
@@ -45,7 +53,7 @@ void Block::run(const Launch& launch, Index index, uint64_t number) {
     descending_ = number % 2 == 1;
     stacks_.reserve(threads_);
     if (fibres_.size() < threads_) fibres_.resize(threads_);
-    shared.start(launch.dynamic_shared_bytes);
+    shared.start(launch.dynamic_shared_bytes, launch.shared_limit_bytes);
     for (unsigned i = 0; i < threads_; i++) {
         Fibre& fibre = fibres_[i];
         fibre.thread = {i % launch.block.x, i / launch.block.x % launch.block.y, i / launch.block.x / launch.block.y};
@@ -103,9 +111,10 @@ void Block::wait(Wait what) {
 
 void Block::step(Site site) {
     if (++steps_ > settings().step_limit) {
-        fatal("a block went through %llu barriers and warp operations, the last at %s:%d: it does not seem to end (raise steps= in "
-              "ESPALIER_EMULATOR if it should)",
-              static_cast<unsigned long long>(settings().step_limit), site.file, site.line);
+        fatal(
+            "a block went through %llu barriers and warp operations, the last at %s:%d: it does not seem to end (raise steps= in "
+            "ESPALIER_EMULATOR if it should)",
+            static_cast<unsigned long long>(settings().step_limit), site.file, site.line);
     }
 }
 

@@ -20,6 +20,7 @@ struct Launch {
     const Kernel* kernel;
     Index grid, block;
     size_t dynamic_shared_bytes;
+    size_t shared_limit_bytes;  // of static and dynamic memory together
     void* const* arguments;
 };
 

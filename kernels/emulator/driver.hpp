@@ -56,8 +56,8 @@ struct Capture {
     std::thread::id thread;
     bool invalid = false;
     std::vector<GraphNode> nodes;
-    std::unordered_set<Stream*> joined;      // beside the origin
-    std::unordered_set<Stream*> unjoined;    // of those, with work that the origin does not wait for yet
+    std::unordered_set<Stream*> joined;    // beside the origin
+    std::unordered_set<Stream*> unjoined;  // of those, with work that the origin does not wait for yet
 };
 
 struct Stream {
@@ -113,7 +113,7 @@ struct Call {
     CUresult result;
     explicit Call(bool needs_context = true);
 };
-#define ENTER(...)                 \
+#define ENTER(...)                    \
     ::driver::Call call{__VA_ARGS__}; \
     if (call.result != CUDA_SUCCESS) return call.result
 

@@ -38,12 +38,18 @@ CUresult refuse(CUresult error, const char* format, ...) {
 
 CUresult from(emulator::Memory result, const char* call) {
     switch (result) {
-        case emulator::Memory::done: return CUDA_SUCCESS;
-        case emulator::Memory::out_of_memory: return refuse(CUDA_ERROR_OUT_OF_MEMORY, "%s: no memory left", call);
-        case emulator::Memory::invalid: return refuse(CUDA_ERROR_INVALID_VALUE, "%s: not a valid range, size or handle", call);
-        case emulator::Memory::already_registered: return refuse(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, "%s: a page is registered already", call);
-        case emulator::Memory::not_registered: return refuse(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, "%s: not registered", call);
-        case emulator::Memory::already_mapped: return refuse(CUDA_ERROR_ALREADY_MAPPED, "%s: something is mapped there already", call);
+        case emulator::Memory::done:
+            return CUDA_SUCCESS;
+        case emulator::Memory::out_of_memory:
+            return refuse(CUDA_ERROR_OUT_OF_MEMORY, "%s: no memory left", call);
+        case emulator::Memory::invalid:
+            return refuse(CUDA_ERROR_INVALID_VALUE, "%s: not a valid range, size or handle", call);
+        case emulator::Memory::already_registered:
+            return refuse(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, "%s: a page is registered already", call);
+        case emulator::Memory::not_registered:
+            return refuse(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, "%s: not registered", call);
+        case emulator::Memory::already_mapped:
+            return refuse(CUDA_ERROR_ALREADY_MAPPED, "%s: something is mapped there already", call);
     }
     return CUDA_ERROR_UNKNOWN;
 }
@@ -189,7 +195,8 @@ API cuCtxGetCurrent(CUcontext* context) {
 }
 API cuCtxSetCurrent(CUcontext context) {
     ENTER(false);
-    if (context != nullptr && (context != &primary() || state().retained == 0)) return refuse(CUDA_ERROR_INVALID_CONTEXT, "cuCtxSetCurrent");
+    if (context != nullptr && (context != &primary() || state().retained == 0))
+        return refuse(CUDA_ERROR_INVALID_CONTEXT, "cuCtxSetCurrent");
     current_context = context;
     return CUDA_SUCCESS;
 }

@@ -71,8 +71,8 @@ API cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus* status) {
     return CUDA_SUCCESS;
 }
 
-API cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus* status, uint64_t* id, CUgraph* graph, const CUgraphNode** dependencies,
-                              size_t* dependency_count) {
+API cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus* status, uint64_t* id, CUgraph* graph,
+                              const CUgraphNode** dependencies, size_t* dependency_count) {
     ENTER();
     const Stream* stream = stream_of(handle);
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
@@ -150,7 +150,8 @@ API cuGraphLaunch(CUgraphExec exec, CUstream handle) {
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
     if (!state().graph_execs.count(exec)) return refuse(CUDA_ERROR_INVALID_VALUE, "cuGraphLaunch: there is no such graph");
     if (const CUresult result = not_capturing(stream, "cuGraphLaunch")) return result;
-    const auto kernels = std::count_if(exec->nodes.begin(), exec->nodes.end(), [](const GraphNode& n) { return n.kind == NodeKind::kernel; });
+    const auto kernels =
+        std::count_if(exec->nodes.begin(), exec->nodes.end(), [](const GraphNode& n) { return n.kind == NodeKind::kernel; });
     bool faults = false;
     if (const CUresult result = admit_kernels(uint64_t(kernels), &faults)) return result;
     emulator::counters().graph_launches++;
@@ -161,7 +162,7 @@ API cuGraphLaunch(CUgraphExec exec, CUstream handle) {
     return CUDA_SUCCESS;
 }
 
-// What a graph holds may change, not what it is: the same kinds of nodes in the same order, and the same kernels.
+// What a graph holds may change, not what it is: the same kinds of nodes in the same order.
 static unsigned update(GraphExec* exec, const Graph* graph, CUgraphNode* different) {
     *different = nullptr;
     if (exec->nodes.size() != graph->nodes.size()) return CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED;
@@ -180,7 +181,8 @@ API cuGraphExecUpdate_v2(CUgraphExec exec, CUgraph graph, CUgraphExecUpdateResul
     *info = {};
     drain_all();
     info->result = update(exec, graph, &info->error_node);
-    return info->result == CU_GRAPH_EXEC_UPDATE_SUCCESS ? CUDA_SUCCESS : refuse(CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE, "the graph is another one");
+    return info->result == CU_GRAPH_EXEC_UPDATE_SUCCESS ? CUDA_SUCCESS
+                                                        : refuse(CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE, "the graph is another one");
 }
 API cuGraphExecUpdate(CUgraphExec exec, CUgraph graph, CUgraphNode* error_node, unsigned* result) {
     CUgraphExecUpdateResultInfo info{};

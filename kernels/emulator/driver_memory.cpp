@@ -96,7 +96,8 @@ API cuMemCreate(CUmemGenericAllocationHandle* handle, size_t bytes, const CUmemA
     NO_CAPTURE();
     if (const CUresult result = need_vmm()) return result;
     if (!handle || !properties || flags != 0) return CUDA_ERROR_INVALID_VALUE;
-    if (properties->type != 1 || properties->location.type != 1) return refuse(CUDA_ERROR_INVALID_VALUE, "cuMemCreate: only pinned memory of a device");
+    if (properties->type != 1 || properties->location.type != 1)
+        return refuse(CUDA_ERROR_INVALID_VALUE, "cuMemCreate: only pinned memory of a device");
     if (properties->location.id != 0) return refuse(CUDA_ERROR_INVALID_DEVICE, "cuMemCreate: device %d", properties->location.id);
     uint64_t fresh = 0;
     const CUresult result = from(emulator::create_physical(bytes, &fresh), __func__);
@@ -167,7 +168,8 @@ API cuMemHostUnregister(void* address) {
 API cuMemHostGetDevicePointer_v2(CUdeviceptr* device, void* address, unsigned flags) {
     ENTER();
     if (!device || flags != 0) return CUDA_ERROR_INVALID_VALUE;
-    if (place_of(reinterpret_cast<uint64_t>(address), 1) != Place::pinned_host) return refuse(CUDA_ERROR_INVALID_VALUE, "cuMemHostGetDevicePointer");
+    if (place_of(reinterpret_cast<uint64_t>(address), 1) != Place::pinned_host)
+        return refuse(CUDA_ERROR_INVALID_VALUE, "cuMemHostGetDevicePointer");
     *device = reinterpret_cast<uint64_t>(address);
     return CUDA_SUCCESS;
 }
@@ -179,14 +181,22 @@ API cuPointerGetAttribute(void* data, int attribute, CUdeviceptr address) {
     if (!data || place == Place::nowhere || place == Place::host) return CUDA_ERROR_INVALID_VALUE;
     uint64_t start = address, bytes = 0;
     switch (attribute) {
-        case 2: *static_cast<unsigned*>(data) = place == Place::device ? 2 : 1; break;
-        case 3: *static_cast<CUdeviceptr*>(data) = address; break;
-        case 9: *static_cast<int*>(data) = 0; break;
-        case 11: case 12:
+        case 2:
+            *static_cast<unsigned*>(data) = place == Place::device ? 2 : 1;
+            break;
+        case 3:
+            *static_cast<CUdeviceptr*>(data) = address;
+            break;
+        case 9:
+            *static_cast<int*>(data) = 0;
+            break;
+        case 11:
+        case 12:
             if (!emulator::range_of(address, &start, &bytes)) return CUDA_ERROR_INVALID_VALUE;
             *static_cast<uint64_t*>(data) = attribute == 11 ? start : bytes;
             break;
-        default: return CUDA_ERROR_NOT_SUPPORTED;
+        default:
+            return CUDA_ERROR_NOT_SUPPORTED;
     }
     return CUDA_SUCCESS;
 }
@@ -199,23 +209,26 @@ bool device_can_reach(CUdeviceptr address, size_t bytes) {
 }
 CUresult need_device(CUdeviceptr address, size_t bytes, const char* call) {
     if (device_can_reach(address, bytes)) return CUDA_SUCCESS;
-    return refuse(CUDA_ERROR_INVALID_VALUE, "%s: %zu bytes at %p are not all live device memory", call, bytes, reinterpret_cast<void*>(address));
+    return refuse(CUDA_ERROR_INVALID_VALUE, "%s: %zu bytes at %p are not all live device memory", call, bytes,
+                  reinterpret_cast<void*>(address));
 }
 bool is_pageable(const void* address, size_t bytes) { return place_of(reinterpret_cast<uint64_t>(address), bytes) == Place::host; }
 
 GraphNode copy_node(void* to, const void* from, size_t bytes) {
-    return {NodeKind::copy, [=] {
+    return {NodeKind::copy,
+            [=] {
                 // What was live when the copy was asked for may not be when it is done.
                 for (const void* end : {static_cast<const void*>(to), from}) {
                     if (place_of(reinterpret_cast<uint64_t>(end), bytes) == Place::nowhere) {
-                        emulator::fatal("a copy of %zu bytes from %p to %p touches device memory that was freed before the copy was done", bytes,
-                                        from, to);
+                        emulator::fatal("a copy of %zu bytes from %p to %p touches device memory that was freed before the copy was done",
+                                        bytes, from, to);
                     }
                 }
                 emulator::Access access;
                 memcpy(to, from, bytes);
                 return CUDA_SUCCESS;
-            }, nullptr};
+            },
+            nullptr};
 }
 
 CUresult to_device(CUdeviceptr to, const void* from, size_t bytes, CUstream handle, bool blocking, const char* call) {
@@ -271,25 +284,30 @@ CUresult on_device(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream hand
     auto& counters = emulator::counters();
     counters.copies_on_device++;
     counters.bytes_on_device += bytes;
-    if (const CUresult result = submit(stream, copy_node(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes))) return result;
+    if (const CUresult result = submit(stream, copy_node(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes)))
+        return result;
     if (blocking) drain(stream, stream->given);
     return CUDA_SUCCESS;
 }
 
-template <class T> CUresult fill(CUdeviceptr to, T value, size_t count, CUstream handle, const char* call) {
+template <class T>
+CUresult fill(CUdeviceptr to, T value, size_t count, CUstream handle, const char* call) {
     Stream* const stream = stream_of(handle);
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
     if (count == 0) return CUDA_SUCCESS;
     if (to % sizeof(T) != 0 || count > SIZE_MAX / sizeof(T)) return refuse(CUDA_ERROR_INVALID_VALUE, "%s: not aligned", call);
     if (const CUresult result = need_device(to, count * sizeof(T), call)) return result;
     emulator::counters().fills++;
-    return submit(stream, {NodeKind::fill, [=] {
-                               if (place_of(to, count * sizeof(T)) == Place::nowhere) emulator::fatal("a fill touches device memory that was freed before it was done");
+    return submit(stream, {NodeKind::fill,
+                           [=] {
+                               if (place_of(to, count * sizeof(T)) == Place::nowhere)
+                                   emulator::fatal("a fill touches device memory that was freed before it was done");
                                emulator::Access access;
                                T* const target = reinterpret_cast<T*>(to);
                                for (size_t i = 0; i < count; i++) target[i] = value;
                                return CUDA_SUCCESS;
-                           }, nullptr});
+                           },
+                           nullptr});
 }
 
 }  // namespace

@@ -18,7 +18,8 @@ namespace driver {
 namespace {
 
 // Fields of a fatbin: a header, then entries, each with a header and a payload. An entry's kind is PTX (1) or a cubin (2).
-template <class T> T field(const unsigned char* bytes, size_t at) {
+template <class T>
+T field(const unsigned char* bytes, size_t at) {
     T value;
     memcpy(&value, bytes + at, sizeof value);
     return value;
@@ -45,8 +46,8 @@ CUresult check_fatbin(const unsigned char* bytes) {
         found += (found.empty() ? "" : ", ") + std::string(kind == 1 ? "compute_" : "sm_") + std::to_string(architecture);
         at += entry_header + payload;
     }
-    return refuse(CUDA_ERROR_NO_BINARY_FOR_GPU, "the fatbin holds %s, which does not fit sm_%d%d", found.c_str(), settings().capability_major,
-                  settings().capability_minor);
+    return refuse(CUDA_ERROR_NO_BINARY_FOR_GPU, "the fatbin holds %s, which does not fit sm_%d%d", found.c_str(),
+                  settings().capability_major, settings().capability_minor);
 }
 
 CUresult check_image(const void* image) {
@@ -55,7 +56,11 @@ CUresult check_image(const void* image) {
     const auto magic = field<uint32_t>(bytes, 0);
     if (magic == fatbin_wrapper_magic) return check_image(field<const void*>(bytes, 8));
     if (magic == fatbin_magic) return check_fatbin(bytes);
-    if (memcmp(bytes, "\x7f" "ELF", 4) == 0) return CUDA_SUCCESS;
+    if (memcmp(bytes,
+               "\x7f"
+               "ELF",
+               4) == 0)
+        return CUDA_SUCCESS;
     // PTX is text that ends with a zero byte and has a .version line after its comments.
     const size_t length = strnlen(static_cast<const char*>(image), 4096);
     if (std::string(static_cast<const char*>(image), length).find(".version") != std::string::npos) return CUDA_SUCCESS;
@@ -90,8 +95,8 @@ static CUresult check_launch(const Function& function, emulator::Index grid, emu
     }
     const uint64_t threads = uint64_t(block.x) * block.y * block.z;
     if (threads < 1 || block.x > 1024 || block.y > 1024 || block.z > 64 || threads > function.kernel->max_threads) {
-        return refuse(CUDA_ERROR_INVALID_VALUE, "%s: a block of %u x %u x %u threads; its launch bounds are %u", name, block.x, block.y, block.z,
-                      function.kernel->max_threads);
+        return refuse(CUDA_ERROR_INVALID_VALUE, "%s: a block of %u x %u x %u threads; its launch bounds are %u", name, block.x, block.y,
+                      block.z, function.kernel->max_threads);
     }
     if (shared_bytes > function.dynamic_shared_limit) {
         return refuse(CUDA_ERROR_INVALID_VALUE, "%s: %u bytes of dynamic shared memory; %u are allowed to it (cuFuncSetAttribute)", name,
@@ -129,7 +134,8 @@ static CUresult check_pointers(const PackedLaunch& launch) {
 static CUresult run(const PackedLaunch& packed) {
     if (const CUresult result = check_pointers(packed)) return result;
     emulator::Access access;
-    emulator::run_grid({packed.kernel, packed.grid, packed.block, packed.shared_bytes, packed.arguments.data()});
+    emulator::run_grid(
+        {packed.kernel, packed.grid, packed.block, packed.shared_bytes, size_t(shared_opt_in_bytes()), packed.arguments.data()});
     return CUDA_SUCCESS;
 }
 
@@ -138,8 +144,9 @@ CUresult launch(CUfunction function, emulator::Index grid, emulator::Index block
     State& s = state();
     Stream* const stream = stream_of(handle);
     const bool known = function && std::any_of(s.modules.begin(), s.modules.end(), [&](Module* module) {
-        return std::any_of(module->functions.begin(), module->functions.end(), [&](const auto& entry) { return entry.second.get() == function; });
-    });
+                           return std::any_of(module->functions.begin(), module->functions.end(),
+                                              [&](const auto& entry) { return entry.second.get() == function; });
+                       });
     if (!stream || !known) return refuse(CUDA_ERROR_INVALID_HANDLE, "cuLaunchKernel: there is no such stream or function");
     if (extra) return refuse(CUDA_ERROR_NOT_SUPPORTED, "cuLaunchKernel with packed arguments (extra)");
     if (!arguments && function->kernel->arguments > 0) return refuse(CUDA_ERROR_INVALID_VALUE, "%s: no arguments", function->kernel->name);
@@ -235,12 +242,28 @@ API cuFuncGetAttribute(int* value, int attribute, CUfunction function) {
     ENTER();
     if (!value || !function) return CUDA_ERROR_INVALID_VALUE;
     switch (attribute) {
-        case 0: *value = int(function->kernel->max_threads); break;
-        case 4: *value = 32; break;  // registers: the emulator has none to count
-        case 5: case 6: *value = 10 * settings().capability_major + settings().capability_minor; break;
-        case 8: *value = int(function->dynamic_shared_limit); break;
-        case 1: case 2: case 3: case 7: case 9: *value = 0; break;
-        default: return CUDA_ERROR_INVALID_VALUE;
+        case 0:
+            *value = int(function->kernel->max_threads);
+            break;
+        case 4:
+            *value = 32;
+            break;  // registers: the emulator has none to count
+        case 5:
+        case 6:
+            *value = 10 * settings().capability_major + settings().capability_minor;
+            break;
+        case 8:
+            *value = int(function->dynamic_shared_limit);
+            break;
+        case 1:
+        case 2:
+        case 3:
+        case 7:
+        case 9:
+            *value = 0;
+            break;
+        default:
+            return CUDA_ERROR_INVALID_VALUE;
     }
     return CUDA_SUCCESS;
 }
@@ -251,8 +274,8 @@ API cuFuncSetAttribute(CUfunction function, int attribute, int value) {
     if (!function) return CUDA_ERROR_INVALID_VALUE;
     if (attribute == 9) return value >= -1 && value <= 100 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     if (attribute != 8 || value < 0 || value > shared_opt_in_bytes()) {
-        return refuse(CUDA_ERROR_INVALID_VALUE, "%s: attribute %d = %d; at most %d bytes of shared memory", function->kernel->name, attribute,
-                      value, shared_opt_in_bytes());
+        return refuse(CUDA_ERROR_INVALID_VALUE, "%s: attribute %d = %d; at most %d bytes of shared memory", function->kernel->name,
+                      attribute, value, shared_opt_in_bytes());
     }
     function->dynamic_shared_limit = unsigned(value);
     return CUDA_SUCCESS;

@@ -120,7 +120,7 @@ API cuStreamCreateWithPriority(CUstream* stream, unsigned flags, int priority) {
     return create_stream(stream, flags, std::clamp(priority, -5, 0));
 }
 
-#define STREAM(NAME, HANDLE)          \
+#define STREAM(NAME, HANDLE)                \
     Stream* const NAME = stream_of(HANDLE); \
     if (!NAME) return refuse(CUDA_ERROR_INVALID_HANDLE, "%s: there is no such stream", __func__)
 
@@ -203,10 +203,12 @@ API cuStreamWaitEvent(CUstream handle, CUevent event, unsigned) {
     }
     Stream* const other = event->stream;
     if (!other || other == stream) return CUDA_SUCCESS;
-    GraphNode node{NodeKind::empty, [other, at = event->at] {
+    GraphNode node{NodeKind::empty,
+                   [other, at = event->at] {
                        if (state().streams.count(other) || other == &state().legacy || other == &state().per_thread) drain(other, at);
                        return CUDA_SUCCESS;
-                   }, nullptr};
+                   },
+                   nullptr};
     return submit(stream, std::move(node));
 }
 
@@ -214,10 +216,12 @@ API cuLaunchHostFunc(CUstream handle, CUhostFn function, void* data) {
     ENTER();
     STREAM(stream, handle);
     if (!function) return CUDA_ERROR_INVALID_VALUE;
-    return submit(stream, {NodeKind::host, [function, data] {
+    return submit(stream, {NodeKind::host,
+                           [function, data] {
                                function(data);
                                return CUDA_SUCCESS;
-                           }, nullptr});
+                           },
+                           nullptr});
 }
 
 API cuEventCreate(CUevent* event, unsigned flags) {
@@ -252,10 +256,12 @@ API cuEventRecord(CUevent event, CUstream handle) {
     event->captured = stream->capture != nullptr;
     event->capture = stream->capture;
     if (stream->capture) return stream->capture->invalid ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : CUDA_SUCCESS;
-    const CUresult result = submit(stream, {NodeKind::empty, [event] {
+    const CUresult result = submit(stream, {NodeKind::empty,
+                                            [event] {
                                                 if (state().events.count(event)) event->time_ms = now_ms();
                                                 return CUDA_SUCCESS;
-                                            }, nullptr});
+                                            },
+                                            nullptr});
     event->recorded = result == CUDA_SUCCESS;
     event->reported_unready = false;
     event->at = stream->given;

@@ -73,24 +73,29 @@ struct Kernel {
 int announce(unsigned max_threads, Site);
 int add_kernel(const Kernel&, Site);
 
-template <auto function> struct Entry;
-template <class... T, void (*function)(T...)> struct Entry<function> {
+template <auto function>
+struct Entry;
+template <class... T, void (*function)(T...)>
+struct Entry<function> {
     static constexpr size_t bytes[sizeof...(T) + 1] = {sizeof(T)..., 0};
     static constexpr bool is_pointer[sizeof...(T) + 1] = {std::is_pointer_v<T>..., false};
-    template <size_t... I> static void call_with(void* const* arguments, std::index_sequence<I...>) {
+    template <size_t... I>
+    static void call_with(void* const* arguments, std::index_sequence<I...>) {
         function(*static_cast<T*>(arguments[I])...);
     }
     static void call(void* const* arguments) { call_with(arguments, std::index_sequence_for<T...>{}); }
     static Kernel kernel(const char* name) { return {name, call, bytes, is_pointer, sizeof...(T), 0}; }
 };
 
-template <class T> uint64_t to_bits(T value) {
+template <class T>
+uint64_t to_bits(T value) {
     static_assert(sizeof(T) <= 8, "a warp exchanges values of at most 8 bytes");
     uint64_t bits = 0;
     memcpy(&bits, &value, sizeof(T));
     return bits;
 }
-template <class T> T from_bits(uint64_t bits) {
+template <class T>
+T from_bits(uint64_t bits) {
     T value;
     memcpy(&value, &bits, sizeof(T));
     return value;
@@ -106,14 +111,14 @@ template <class T> T from_bits(uint64_t bits) {
 #define __host__
 #define __forceinline__ inline
 
-#define KERNEL(THREADS)                                                                                                             \
-    [[maybe_unused]] static const int EMULATOR_JOIN(announced_, __COUNTER__) = emulator::announce(THREADS, {__FILE__, __LINE__});   \
+#define KERNEL(THREADS)                                                                                                           \
+    [[maybe_unused]] static const int EMULATOR_JOIN(announced_, __COUNTER__) = emulator::announce(THREADS, {__FILE__, __LINE__}); \
     extern "C" void
-#define EXPORT(NAME)                                                                                                                \
-    [[maybe_unused]] static const int EMULATOR_JOIN(exported_, __COUNTER__) =                                                       \
+#define EXPORT(NAME)                                                          \
+    [[maybe_unused]] static const int EMULATOR_JOIN(exported_, __COUNTER__) = \
         emulator::add_kernel(emulator::Entry<&NAME>::kernel(#NAME), {__FILE__, __LINE__});
-#define SHARED(T, NAME, COUNT)                                                                                                      \
-    constinit static emulator::SharedArray NAME##_declaration{sizeof(T) * (COUNT), #NAME, __LINE__};                                \
+#define SHARED(T, NAME, COUNT)                                                                       \
+    constinit static emulator::SharedArray NAME##_declaration{sizeof(T) * (COUNT), #NAME, __LINE__}; \
     T(&NAME)[COUNT] = *static_cast<T(*)[COUNT]>(emulator::shared_array(NAME##_declaration))
 #define DYNAMIC_SHARED(T, NAME) T* const NAME = static_cast<T*>(emulator::dynamic_shared())
 
@@ -134,19 +139,23 @@ static inline int __any_sync(uint32_t mask, int predicate, EMULATOR_SITE) {
 static inline int __all_sync(uint32_t mask, int predicate, EMULATOR_SITE) {
     return emulator::warp_ballot(mask, predicate == 0, {file, line}) == 0;
 }
-template <class T> static inline T __shfl_sync(uint32_t mask, T value, int lane, int width = 32, EMULATOR_SITE) {
+template <class T>
+static inline T __shfl_sync(uint32_t mask, T value, int lane, int width = 32, EMULATOR_SITE) {
     using emulator::Shuffle;
     return emulator::from_bits<T>(emulator::warp_shuffle(Shuffle::from_lane, mask, emulator::to_bits(value), lane, width, {file, line}));
 }
-template <class T> static inline T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32, EMULATOR_SITE) {
+template <class T>
+static inline T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32, EMULATOR_SITE) {
     using emulator::Shuffle;
     return emulator::from_bits<T>(emulator::warp_shuffle(Shuffle::up, mask, emulator::to_bits(value), int(delta), width, {file, line}));
 }
-template <class T> static inline T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32, EMULATOR_SITE) {
+template <class T>
+static inline T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32, EMULATOR_SITE) {
     using emulator::Shuffle;
     return emulator::from_bits<T>(emulator::warp_shuffle(Shuffle::down, mask, emulator::to_bits(value), int(delta), width, {file, line}));
 }
-template <class T> static inline T __shfl_xor_sync(uint32_t mask, T value, int lanes, int width = 32, EMULATOR_SITE) {
+template <class T>
+static inline T __shfl_xor_sync(uint32_t mask, T value, int lanes, int width = 32, EMULATOR_SITE) {
     using emulator::Shuffle;
     return emulator::from_bits<T>(
         emulator::warp_shuffle(Shuffle::exclusive_or, mask, emulator::to_bits(value), lanes, width, {file, line}));
@@ -156,7 +165,10 @@ static inline void cp_async_16(void* shared, const void* global, bool valid, EMU
     emulator::copy_async(shared, global, valid, {file, line});
 }
 static inline void cp_async_commit() { emulator::copy_async_commit(); }
-template <int N> static inline void cp_async_wait() { emulator::copy_async_wait(N); }
+template <int N>
+static inline void cp_async_wait() {
+    emulator::copy_async_wait(N);
+}
 
 static inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMULATOR_SITE) { emulator::load_matrices(r, row, false, {file, line}); }
 static inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, EMULATOR_SITE) {
@@ -172,13 +184,26 @@ static inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_
     emulator::multiply(emulator::Number::tf32, c, a, b, {file, line});
 }
 
-template <class T> static inline T __ldg(const T* address) { return *address; }
-template <class T> static inline T __ldcg(const T* address) { return *address; }
-template <class T> static inline T __ldcs(const T* address) { return *address; }
-template <class T> static inline void __stcs(T* address, T value) { *address = value; }
+template <class T>
+static inline T __ldg(const T* address) {
+    return *address;
+}
+template <class T>
+static inline T __ldcg(const T* address) {
+    return *address;
+}
+template <class T>
+static inline T __ldcs(const T* address) {
+    return *address;
+}
+template <class T>
+static inline void __stcs(T* address, T value) {
+    *address = value;
+}
 
 // Blocks run on several OS threads, so that atomics are real ones.
-template <class T> static inline T atomicAdd(T* address, std::type_identity_t<T> value) {
+template <class T>
+static inline T atomicAdd(T* address, std::type_identity_t<T> value) {
     T before = *address;
     for (;;) {
         T after = before + value;
@@ -203,11 +228,13 @@ static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 #define __logf(x) logf(x)
 static inline float __fdividef(float a, float b) { return a / b; }
 static inline float __saturatef(float x) { return fminf(fmaxf(x, 0.0f), 1.0f); }
-template <class A, class B> static inline std::common_type_t<A, B> min(A a, B b) {
+template <class A, class B>
+static inline std::common_type_t<A, B> min(A a, B b) {
     using T = std::common_type_t<A, B>;
     return T(b) < T(a) ? T(b) : T(a);
 }
-template <class A, class B> static inline std::common_type_t<A, B> max(A a, B b) {
+template <class A, class B>
+static inline std::common_type_t<A, B> max(A a, B b) {
     using T = std::common_type_t<A, B>;
     return T(a) < T(b) ? T(b) : T(a);
 }

@@ -23,8 +23,8 @@ static int where(char* text, size_t bytes, const void* stack_address) {
         return 0;
     }
     const Index b = block->index(), t = block->thread_at(stack_address);
-    return snprintf(text, bytes, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u): ", block->launch()->kernel->name, b.x, b.y, b.z, t.x, t.y,
-                    t.z);
+    return snprintf(text, bytes, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u): ", block->launch()->kernel->name, b.x, b.y, b.z, t.x,
+                    t.y, t.z);
 }
 
 static void say(const char* text) {

@@ -113,7 +113,8 @@ Watchdog& watchdog() {
 int announce(unsigned max_threads, Site site) {
     if (announced_at.file) fatal("the kernel at %s:%d has no EXPORT(name) after it", announced_at.file, announced_at.line);
     if (max_threads == 0 || max_threads > max_threads_per_block) {
-        fatal("the kernel at %s:%d says at most %u threads; 1 to %u are possible", site.file, site.line, max_threads, max_threads_per_block);
+        fatal("the kernel at %s:%d says at most %u threads; 1 to %u are possible", site.file, site.line, max_threads,
+              max_threads_per_block);
     }
     announced_threads = max_threads;
     announced_at = site;
@@ -125,7 +126,8 @@ int add_kernel(const Kernel& kernel, Site site) {
     Kernel named = kernel;
     named.max_threads = announced_threads;
     announced_at = {};
-    if (!kernels().emplace(kernel.name, named).second) fatal("there are two kernels called %s, one at %s:%d", kernel.name, site.file, site.line);
+    if (!kernels().emplace(kernel.name, named).second)
+        fatal("there are two kernels called %s, one at %s:%d", kernel.name, site.file, site.line);
     return 0;
 }
 

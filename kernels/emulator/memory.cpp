@@ -356,8 +356,8 @@ bool describe_device_address(const void* address, char* text, size_t text_bytes)
     for (size_t i = d.freed_count; i > 0 && i + 256 > d.freed_count; i--) {
         const Freed& freed = d.freed[(i - 1) % 256];
         if (a < freed.address || a >= freed.address + freed.bytes) continue;
-        snprintf(text, text_bytes, "byte %llu of %llu bytes of device memory that were freed", static_cast<unsigned long long>(a - freed.address),
-                 static_cast<unsigned long long>(freed.bytes));
+        snprintf(text, text_bytes, "byte %llu of %llu bytes of device memory that were freed",
+                 static_cast<unsigned long long>(a - freed.address), static_cast<unsigned long long>(freed.bytes));
         return true;
     }
     snprintf(text, text_bytes, "device memory that is not allocated");

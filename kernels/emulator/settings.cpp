@@ -17,16 +17,25 @@ struct Word {
     uint64_t Settings::*value;
 };
 constexpr Word words[] = {
-    {"devices", &Settings::devices},           {"stub", &Settings::stub},
-    {"memory", &Settings::memory_bytes},       {"integrated", &Settings::integrated},
-    {"pageable", &Settings::pageable},         {"register", &Settings::register_host},
-    {"vmm", &Settings::vmm},                   {"threads", &Settings::threads},
-    {"lazy", &Settings::lazy},                 {"protect", &Settings::protect},
+    {"devices", &Settings::devices},
+    {"stub", &Settings::stub},
+    {"memory", &Settings::memory_bytes},
+    {"integrated", &Settings::integrated},
+    {"pageable", &Settings::pageable},
+    {"register", &Settings::register_host},
+    {"vmm", &Settings::vmm},
+    {"threads", &Settings::threads},
+    {"lazy", &Settings::lazy},
+    {"protect", &Settings::protect},
     {"explain", &Settings::explain},
-    {"steps", &Settings::step_limit},          {"seconds", &Settings::seconds_limit},
-    {"fail_alloc", &Settings::fail_alloc},     {"fail_launch", &Settings::fail_launch},
-    {"fault_launch", &Settings::fault_launch}, {"lose_device", &Settings::lose_device},
-    {"lost_error", &Settings::lost_error},     {"reject_images", &Settings::reject_images},
+    {"steps", &Settings::step_limit},
+    {"seconds", &Settings::seconds_limit},
+    {"fail_alloc", &Settings::fail_alloc},
+    {"fail_launch", &Settings::fail_launch},
+    {"fault_launch", &Settings::fault_launch},
+    {"lose_device", &Settings::lose_device},
+    {"lost_error", &Settings::lost_error},
+    {"reject_images", &Settings::reject_images},
 };
 
 // Never freed: threads of the host may still read them while the process ends.
@@ -95,7 +104,8 @@ void configure(const char* text) {
     Counters& c = counters();
     for (std::atomic<uint64_t>* count = &c.launches; count <= &c.streams; count++) {
         // What is there now goes on being counted.
-        if (count != &c.bytes_allocated && count != &c.bytes_mapped && count != &c.bytes_created && count != &c.bytes_registered) *count = 0;
+        if (count != &c.bytes_allocated && count != &c.bytes_mapped && count != &c.bytes_created && count != &c.bytes_registered)
+            *count = 0;
     }
 }
 

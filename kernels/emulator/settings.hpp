@@ -20,19 +20,19 @@ struct Settings {
     uint64_t register_host = 1;                      // register=0: no host registration
     uint64_t vmm = 1;                                // vmm=0: no virtual memory management
     // How it runs.
-    uint64_t threads = 2;                    // threads=2: OS threads that run blocks
-    uint64_t lazy = 0;                       // lazy=1: streams run only when someone waits for them
-    uint64_t protect = 0;                    // protect=1: device memory can be touched only while kernels and copies run
-    uint64_t explain = 0;                    // explain=1: a sentence on standard error for every call that is refused
-    uint64_t step_limit = 100'000'000;       // steps=N: barriers and warp operations of one block before it is taken for endless
-    uint64_t seconds_limit = 300;            // seconds=N: time of one kernel before it is taken for endless
+    uint64_t threads = 2;               // threads=2: OS threads that run blocks
+    uint64_t lazy = 0;                  // lazy=1: streams run only when someone waits for them
+    uint64_t protect = 0;               // protect=1: device memory can be touched only while kernels and copies run
+    uint64_t explain = 0;               // explain=1: a sentence on standard error for every call that is refused
+    uint64_t step_limit = 100'000'000;  // steps=N: barriers and warp operations of one block before it is taken for endless
+    uint64_t seconds_limit = 300;       // seconds=N: time of one kernel before it is taken for endless
     // Faults; counts start at 1, 0 is never.
-    uint64_t fail_alloc = 0;    // fail_alloc=N: the N-th allocation of device memory has no memory left
-    uint64_t fail_launch = 0;   // fail_launch=N: the N-th kernel is refused (CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES); the device lives on
-    uint64_t fault_launch = 0;  // fault_launch=N: the N-th kernel faults: CUDA_ERROR_ILLEGAL_ADDRESS at the next wait and ever after
-    uint64_t lose_device = 0;   // lose_device=N: the device is gone at the N-th kernel; a graph's kernels count one by one
-    uint64_t lost_error = 46;   // lost_error=46: what every call says then (CUDA_ERROR_DEVICE_UNAVAILABLE)
-    uint64_t reject_images = 0; // reject_images=N: the first N images do not fit the device (CUDA_ERROR_NO_BINARY_FOR_GPU)
+    uint64_t fail_alloc = 0;     // fail_alloc=N: the N-th allocation of device memory has no memory left
+    uint64_t fail_launch = 0;    // fail_launch=N: the N-th kernel is refused (CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES); the device lives on
+    uint64_t fault_launch = 0;   // fault_launch=N: the N-th kernel faults: CUDA_ERROR_ILLEGAL_ADDRESS at the next wait and ever after
+    uint64_t lose_device = 0;    // lose_device=N: the device is gone at the N-th kernel; a graph's kernels count one by one
+    uint64_t lost_error = 46;    // lost_error=46: what every call says then (CUDA_ERROR_DEVICE_UNAVAILABLE)
+    uint64_t reject_images = 0;  // reject_images=N: the first N images do not fit the device (CUDA_ERROR_NO_BINARY_FOR_GPU)
 };
 
 const Settings& settings();

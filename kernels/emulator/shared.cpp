@@ -37,7 +37,8 @@ SharedMemory::Array SharedMemory::place(const char* name, int line, size_t bytes
     array.bytes = bytes;
     array.page_bytes = round_up(bytes + checked_before, page_size());
     if (region_used_ + array.page_bytes + page_size() > region_bytes) {
-        fatal("the kernels declare more shared arrays than the emulator has room for (%zu bytes); raise region_bytes in shared.cpp", region_bytes);
+        fatal("the kernels declare more shared arrays than the emulator has room for (%zu bytes); raise region_bytes in shared.cpp",
+              region_bytes);
     }
     array.pages = region_ + region_used_;
     region_used_ += array.page_bytes + page_size();
@@ -52,8 +53,9 @@ void SharedMemory::fill(Array& array) {
     array.block = block_;
 }
 
-void SharedMemory::start(size_t dynamic_bytes) {
+void SharedMemory::start(size_t dynamic_bytes, size_t limit_bytes) {
     block_++;
+    limit_bytes_ = limit_bytes;
     static_bytes_ = 0;
     if (!dynamic_.pages) dynamic_ = place("dynamic shared memory", 0, most_shared_bytes);
     dynamic_bytes_ = dynamic_bytes;
@@ -79,8 +81,15 @@ void* SharedMemory::array(SharedArray& declaration) {
     fill(array);
     static_bytes_ += round_up(array.bytes, 16);
     if (static_bytes_ > static_shared_bytes) {
-        fatal("its static shared arrays take %zu bytes with %s (line %d); at most %zu are allowed: use dynamic shared memory", static_bytes_,
-              declaration.name, declaration.line, static_shared_bytes);
+        fatal("its static shared arrays take %zu bytes with %s (line %d); at most %zu are allowed: use dynamic shared memory",
+              static_bytes_, declaration.name, declaration.line, static_shared_bytes);
+    }
+    if (static_bytes_ + dynamic_bytes_ > limit_bytes_) {
+        fatal(
+            "its static shared arrays (%zu bytes with %s, line %d) and its %zu bytes of dynamic shared memory are more than the %zu bytes "
+            "that a "
+            "block of this device may have",
+            static_bytes_, declaration.name, declaration.line, dynamic_bytes_, limit_bytes_);
     }
     return array.start;
 }
@@ -101,8 +110,8 @@ void SharedMemory::check(const Array& array) const {
     for (const char* p = array.start - checked_before; p < end; p++) {
         if (p == array.start) p += array.bytes;
         if (p < end && static_cast<unsigned char>(*p) != poison) {
-            fatal("it wrote %s of the shared array %s (line %d, %zu bytes), at byte %td", p < array.start ? "before the start" : "past the end",
-                  array.name, array.line, array.bytes, p - array.start);
+            fatal("it wrote %s of the shared array %s (line %d, %zu bytes), at byte %td",
+                  p < array.start ? "before the start" : "past the end", array.name, array.line, array.bytes, p - array.start);
         }
     }
 }
@@ -117,10 +126,12 @@ void SharedMemory::finish() {
 const char* SharedMemory::describe(const void* address, char* text, size_t text_bytes) const {
     const char* p = static_cast<const char*>(address);
     if (!region_ || p < region_ || p >= region_ + region_bytes) return nullptr;
-    auto belongs = [&](const Array& array) { return array.pages && p >= array.pages - page_size() / 2 && p < array.pages + array.page_bytes + page_size(); };
+    auto belongs = [&](const Array& array) {
+        return array.pages && p >= array.pages - page_size() / 2 && p < array.pages + array.page_bytes + page_size();
+    };
     auto say = [&](const Array& array) {
-        snprintf(text, text_bytes, "byte %td of the shared array %s (line %d), which has %zu bytes", p - array.start, array.name, array.line,
-                 array.bytes);
+        snprintf(text, text_bytes, "byte %td of the shared array %s (line %d), which has %zu bytes", p - array.start, array.name,
+                 array.line, array.bytes);
         return text;
     };
     if (belongs(dynamic_)) return say(dynamic_);

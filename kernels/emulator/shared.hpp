@@ -17,7 +17,7 @@ constexpr size_t most_shared_bytes = 227 * 1024;
 class SharedMemory {
 public:
     // Forgets the arrays of the last block and fills the dynamic memory of the next with NaN.
-    void start(size_t dynamic_bytes);
+    void start(size_t dynamic_bytes, size_t limit_bytes);
     // The array of this block, filled with NaN at its first use.
     void* array(SharedArray& declaration);
     void* dynamic() const { return dynamic_start_; }
@@ -27,7 +27,6 @@ public:
     void finish();
     // Describes an address in words, for a fault; null where it is not in shared memory.
     const char* describe(const void* address, char* text, size_t text_bytes) const;
-    size_t static_bytes_in_use() const { return static_bytes_; }
 
 private:
     struct Array {
@@ -46,7 +45,7 @@ private:
     char* region_ = nullptr;
     size_t region_used_ = 0;
     uint64_t block_ = 0;
-    size_t static_bytes_ = 0;
+    size_t static_bytes_ = 0, limit_bytes_ = 0;
     std::vector<Array> arrays_;
     Array dynamic_;
     char* dynamic_start_ = nullptr;

@@ -1,6 +1,12 @@
 // What the emulator's tests are written with: checks that go on after a failure, children that must die, device arrays.
 #pragma once
 
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <functional>
 #include <map>
 #include <string>
@@ -12,7 +18,8 @@ struct Test {
     const char* name;
     void (*run)();
 };
-#define TEST(NAME) Test{#NAME, NAME}
+#define TEST(NAME) \
+    Test { #NAME, NAME }
 
 inline size_t checks = 0, failures = 0;
 inline const char* running = "";
@@ -30,7 +37,9 @@ inline void check(bool right, const char* format, ...) {
     printf("\n");
 }
 
-inline void expect(CUresult want, CUresult got, const char* what) { check(got == want, "%s: error %u, expected %u", what, unsigned(got), unsigned(want)); }
+inline void expect(CUresult want, CUresult got, const char* what) {
+    check(got == want, "%s: error %u, expected %u", what, unsigned(got), unsigned(want));
+}
 
 // Runs `work` in a child, which must end by a signal after it wrote both texts to standard error.
 inline void dies(const char* text, const char* and_text, const std::function<void()>& work) {
@@ -83,19 +92,22 @@ struct Device {
         expect(CUDA_SUCCESS, cuModuleGetFunction(&f, module, name), name);
         return f;
     }
-    template <class... T> CUresult try_run(const char* name, std::vector<unsigned> grid, std::vector<unsigned> block, unsigned shared, T... arguments) {
+    template <class... T>
+    CUresult try_run(const char* name, std::vector<unsigned> grid, std::vector<unsigned> block, unsigned shared, T... arguments) {
         grid.resize(3, 1);
         block.resize(3, 1);
         void* pointers[] = {&arguments...};
         return cuLaunchKernel(function(name), grid[0], grid[1], grid[2], block[0], block[1], block[2], shared, stream, pointers, nullptr);
     }
-    template <class... T> void run(const char* name, std::vector<unsigned> grid, std::vector<unsigned> block, unsigned shared, T... arguments) {
+    template <class... T>
+    void run(const char* name, std::vector<unsigned> grid, std::vector<unsigned> block, unsigned shared, T... arguments) {
         expect(CUDA_SUCCESS, try_run(name, grid, block, shared, arguments...), name);
     }
 };
 
 // Numbers on the device.
-template <class T> class Array {
+template <class T>
+class Array {
 public:
     explicit Array(size_t count) : count_(count) { expect(CUDA_SUCCESS, cuMemAlloc_v2(&address_, count * sizeof(T)), "an array"); }
     explicit Array(const std::vector<T>& values) : Array(values.size()) {
@@ -116,7 +128,10 @@ private:
     size_t count_;
 };
 
-template <size_t N> int run_tests(const Test (&tests)[N]) {
+// Tests of the driver; those that end processes must come before anything that makes threads.
+extern const std::vector<Test> driver_tests_in_children, driver_tests;
+
+inline int run_tests(const std::vector<Test>& tests) {
     size_t failed = 0;
     for (const Test& test : tests) {
         const size_t before = failures;
@@ -125,6 +140,6 @@ template <size_t N> int run_tests(const Test (&tests)[N]) {
         printf("%s %s\n", failures == before ? "ok    " : "FAILED", test.name);
         failed += failures != before;
     }
-    printf("%zu tests, %zu checks, %zu tests failed\n", N, checks, failed);
+    printf("%zu tests, %zu checks, %zu tests failed\n", tests.size(), checks, failed);
     return failed > 0 || checks == 0;
 }

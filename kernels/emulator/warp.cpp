@@ -24,17 +24,26 @@ uint32_t warp_ballot(uint32_t mask, bool predicate, Site site) {
 }
 
 uint64_t warp_shuffle(Shuffle kind, uint32_t mask, uint64_t bits, int operand, int width, Site site) {
-    if (width < 1 || width > 32 || (width & (width - 1)) != 0) fatal("the shuffle at %s:%d has width %d; a power of two up to 32 is needed", site.file, site.line, width);
+    if (width < 1 || width > 32 || (width & (width - 1)) != 0)
+        fatal("the shuffle at %s:%d has width %d; a power of two up to 32 is needed", site.file, site.line, width);
     Offer offer{};
     offer.bits = bits;
     const Offer* offers = running_block->at_operation(Operation::shuffle, mask, site, offer, nullptr);
     const int me = int(lane()), first = me & ~(width - 1), last = first + width - 1;
     int source = me;
     switch (kind) {
-        case Shuffle::from_lane: source = first + (operand & (width - 1)); break;
-        case Shuffle::up: source = me - operand < first ? me : me - operand; break;
-        case Shuffle::down: source = me + operand > last ? me : me + operand; break;
-        case Shuffle::exclusive_or: source = (me ^ operand) > last ? me : me ^ operand; break;
+        case Shuffle::from_lane:
+            source = first + (operand & (width - 1));
+            break;
+        case Shuffle::up:
+            source = me - operand < first ? me : me - operand;
+            break;
+        case Shuffle::down:
+            source = me + operand > last ? me : me + operand;
+            break;
+        case Shuffle::exclusive_or:
+            source = (me ^ operand) > last ? me : me ^ operand;
+            break;
     }
     if (source < 0 || source > 31) fatal("the shuffle at %s:%d reads lane %d", site.file, site.line, source);
     const unsigned threads = current->block_size.x * current->block_size.y * current->block_size.z;
@@ -50,7 +59,8 @@ static void need_whole_warp(Operation operation, uint32_t lanes) {
 
 void load_matrices(uint32_t* registers, const void* row, bool transposed, Site site) {
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0 || !running_block->shared.holds(row, 16)) {
-        fatal("ldmatrix at %s:%d: lane %u names a row that is not 16 aligned bytes of shared memory (%p)", site.file, site.line, lane(), row);
+        fatal("ldmatrix at %s:%d: lane %u names a row that is not 16 aligned bytes of shared memory (%p)", site.file, site.line, lane(),
+              row);
     }
     Offer offer{};
     offer.bits = transposed;
@@ -73,31 +83,32 @@ void load_matrices(uint32_t* registers, const void* row, bool transposed, Site s
     running_block->at_operation(Operation::load_matrices, 0xffffffffu, site, offer, load);
 }
 
-static float from_half(uint16_t half) {
-    const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7fff;
-    // Infinity and NaN keep all ones in the exponent; for the rest a product moves the exponent's bias, subnormals included.
-    if (magnitude >= 0x7c00) return from_bits<float>(uint64_t(sign | 0x7f800000u | magnitude << 13));
-    const float x = from_bits<float>(uint64_t(magnitude << 13)) * from_bits<float>(uint64_t(0x77800000u));
-    return from_bits<float>(uint64_t(sign) | to_bits(x));
-}
-
+// Both conversions have no branches, so that a loop over them becomes vector instructions.
 struct Unpack {
-    // The number in the low (i = 0) or high half of a register.
-    static float half(uint32_t r, unsigned i) { return from_half(uint16_t(r >> 16 * i)); }
-    static float bf16(uint32_t r, unsigned i) { return from_bits<float>(uint64_t(i == 0 ? r << 16 : r & 0xffff0000u)); }
+    static float half(uint16_t half) {
+        // A product moves the exponent's bias, subnormals included; infinity and NaN keep all ones in the exponent.
+        const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7fff;
+        const float x = __builtin_bit_cast(float, magnitude << 13) * __builtin_bit_cast(float, 0x77800000u);
+        return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, x) | (magnitude >= 0x7c00 ? 0x7f800000u : 0u) | sign);
+    }
+    static float bf16(uint16_t bits) { return __builtin_bit_cast(float, uint32_t(bits) << 16); }
 };
 
 // C += A B in f32 with A [16, K] and B [K, 8] as plain arrays.
-template <unsigned K> static void product(Offer* offers, const float (&a)[16][K], const float (&b)[K][8]) {
+template <unsigned K>
+static void product(Offer* offers, const float* a, const float* b) {
     float c[16][8];
     for (unsigned t = 0; t < 32; t++) {
         const float* registers = static_cast<const float*>(offers[t].out);
         for (unsigned i = 0; i < 4; i++) c[t / 4 + 8 * (i / 2)][2 * (t % 4) + i % 2] = registers[i];
     }
     for (unsigned row = 0; row < 16; row++) {
+        float sum[8];
+        memcpy(sum, c[row], sizeof sum);
         for (unsigned k = 0; k < K; k++) {
-            for (unsigned column = 0; column < 8; column++) c[row][column] += a[row][k] * b[k][column];
+            for (unsigned column = 0; column < 8; column++) sum[column] += a[row * K + k] * b[k * 8 + column];
         }
+        memcpy(c[row], sum, sizeof sum);
     }
     for (unsigned t = 0; t < 32; t++) {
         float* registers = static_cast<float*>(offers[t].out);
@@ -107,18 +118,21 @@ template <unsigned K> static void product(Offer* offers, const float (&a)[16][K]
 
 // m16n8k16: with g = lane / 4 and t = lane % 4, A's register i holds row g + 8 (i % 2), columns 2t + 8 (i / 2) and the next; B's register i
 // holds rows 2t + 8i and the next of column g.
-template <float (*unpack)(uint32_t, unsigned)> static void multiply_16(Offer* offers) {
-    float a[16][16], b[16][8];
+template <float (*unpack)(uint16_t)> static void multiply_16(Offer* offers) {
+    uint16_t bits[16 * 16 + 16 * 8];
+    float numbers[16 * 16 + 16 * 8];
     for (unsigned l = 0; l < 32; l++) {
         const uint32_t* ra = static_cast<const uint32_t*>(offers[l].first);
         const uint32_t* rb = static_cast<const uint32_t*>(offers[l].second);
         const unsigned g = l / 4, t = l % 4;
-        for (unsigned half = 0; half < 2; half++) {
-            for (unsigned i = 0; i < 4; i++) a[g + 8 * (i % 2)][2 * t + 8 * (i / 2) + half] = unpack(ra[i], half);
-            for (unsigned i = 0; i < 2; i++) b[2 * t + 8 * i + half][g] = unpack(rb[i], half);
+        for (unsigned i = 0; i < 4; i++) memcpy(&bits[(g + 8 * (i % 2)) * 16 + 2 * t + 8 * (i / 2)], &ra[i], 4);
+        for (unsigned i = 0; i < 2; i++) {
+            bits[256 + (2 * t + 8 * i) * 8 + g] = uint16_t(rb[i]);
+            bits[256 + (2 * t + 8 * i + 1) * 8 + g] = uint16_t(rb[i] >> 16);
         }
     }
-    product(offers, a, b);
+    for (unsigned i = 0; i < 384; i++) numbers[i] = unpack(bits[i]);
+    product<16>(offers, numbers, numbers + 256);
 }
 
 // m16n8k8: A's register i holds row g + 8 (i % 2), column t + 4 (i / 2); B's register i holds row t + 4i of column g. The hardware reads
@@ -133,7 +147,7 @@ static void multiply_tf32(Offer* offers) {
         for (unsigned i = 0; i < 4; i++) a[g + 8 * (i % 2)][t + 4 * (i / 2)] = tf32(ra[i]);
         for (unsigned i = 0; i < 2; i++) b[t + 4 * i][g] = tf32(rb[i]);
     }
-    product(offers, a, b);
+    product<8>(offers, a[0], b[0]);
 }
 
 void multiply(Number number, float* c, const uint32_t* a, const uint32_t* b, Site site) {

@@ -7,7 +7,7 @@
 //! Conventions. `m` is the number of tokens (batch · sequence). Matrices are row-major. A weight has `rows` and `columns`: in the
 //! row-dot form (query, key, value, up, gate, output head) a row makes one output; in the unit-row form (attention output, down) a row
 //! belongs to one input unit. A backward operation *adds* to the gradients that it is given, except where it says otherwise.
-//! Every operation checks the lengths of its buffers and returns [`KernelError::Shape`](crate::KernelError::Shape) for a mismatch.
+//! Every operation checks the lengths of its buffers and returns [`KernelError::Shape`] for a mismatch.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -20,7 +20,7 @@ pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
 /// Logits of −∞ are those that a caller rules out: at the start of a row, in the middle, and all that a thread may have.
 fn hidden_logits<D: Device>(suite: &Suite<D>) -> Result<()> {
     for n in [5, 8, 1500] {
-        let hidden = |j: usize| j != n - 2 && (j < 4 || j % 3 == 0);
+        let hidden = |j: usize| j != n - 2 && (j < 4 || j.is_multiple_of(3));
         let logits: Vec<f32> =
             suite.random(n).into_iter().enumerate().map(|(j, x)| if hidden(j) { f32::NEG_INFINITY } else { x }).collect();
         let sum: f64 = wide(&logits).iter().map(|x| x.exp()).sum();

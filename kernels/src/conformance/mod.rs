@@ -39,6 +39,11 @@ impl fmt::Display for Failure {
 
 /// Runs every case on `device` and returns those that fail. `tolerance` is relative to each result's largest value.
 pub fn run<D: Device>(device: &D, tolerance: f64) -> Vec<Failure> {
+    run_families(device, tolerance, |_| true)
+}
+
+/// As [`run`], the families that `wanted` chooses: `products`, `elementwise`, `attention`, `lookups`, `layouts`, `training`.
+pub fn run_families<D: Device>(device: &D, tolerance: f64, wanted: impl Fn(&str) -> bool) -> Vec<Failure> {
     let suite = Suite { device, tolerance, state: Cell::new(0x9e37_79b9_7f4a_7c15), failures: RefCell::new(Vec::new()) };
     type Family<D> = fn(&Suite<D>) -> Result<()>;
     let families: [(&str, Family<D>); 6] = [
@@ -49,7 +54,7 @@ pub fn run<D: Device>(device: &D, tolerance: f64) -> Vec<Failure> {
         ("layouts", layouts::run),
         ("training", training::run),
     ];
-    for (name, family) in families {
+    for (name, family) in families.into_iter().filter(|(name, _)| wanted(name)) {
         if let Err(error) = family(&suite) {
             suite.fail(name.to_string(), format!("stopped: {error}"));
         }

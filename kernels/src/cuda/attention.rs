@@ -187,10 +187,10 @@ pub(super) fn attention_backward(
     let inputs = |args: Args| sizes.args(args.pointer(d_out).pointer(q).pointer(k).pointer(v).pointer(groups));
     device.launch("attention_statistics", blocks(heads * tiles, THREADS)?, inputs(Args::new().pointer(known)), sizes.work(2, 2, 2))?;
     let (width, slices) = sizes.slices();
-    let (dq_kernel, dkv_kernel) =
-        if width == TILE { ("attention_dq_64", "attention_dkv_64") } else { ("attention_dq_128", "attention_dkv_128") };
+    let dq_kernel = if width == TILE { "attention_dq_64" } else { "attention_dq_128" };
     let args = inputs(Args::new().pointer(dq).pointer(known));
     device.launch(dq_kernel, blocks(slices * heads * tiles, THREADS)?, args, sizes.work(3, 3, 2))?;
     let args = inputs(Args::new().pointer(dk).pointer(dv).pointer(known));
-    device.launch(dkv_kernel, blocks(slices * group_count * tiles, THREADS)?, args, sizes.work(4, 2, 4))
+    let slices = head_dim.div_ceil(TILE);
+    device.launch("attention_dkv", blocks(slices * group_count * tiles, THREADS)?, args, sizes.work(4, 2, 4))
 }

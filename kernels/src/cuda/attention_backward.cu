@@ -105,9 +105,12 @@ DEVICE void gradient_of_queries(float* dq, const float* statistics, const float*
     store_rows<WIDTH>(dq + query_at, s.query_stride, count, at.slice * WIDTH, s.dims, s.vector, acc, scaled);
 }
 
+// Columns of dk and dv that a block makes: with more, two sums of a tile would leave room for one block a multiprocessor, and a block alone
+// waits for its own loads.
+constexpr u32 KEY_WIDTH = 64;
+
 // Adds what the queries query..query+count of one head contribute to a tile of keys. Rows of the tile are keys, columns queries.
-template <u32 WIDTH>
-DEVICE void add_queries(float (&d_key)[WIDTH / 64][4][4], float (&d_value)[WIDTH / 64][4][4], const Statistics& known, const float* d_out,
+DEVICE void add_queries(float (&d_key)[1][4][4], float (&d_value)[1][4][4], const Statistics& known, const float* d_out,
                         const float* q, const float* k, const float* v, u64 first_row, u32 query, u32 count, u32 key, u32 seen, u32 from,
                         const Shape& s, float* stage, float* shared) {
     float c[4][4], dp[4][4];
@@ -129,24 +132,23 @@ DEVICE void add_queries(float (&d_key)[WIDTH / 64][4][4], float (&d_value)[WIDTH
     }
     // The barriers of row_products stand between the last reads of `shared` and these writes, those of accumulate between the two uses.
     store_transposed(shared, c);
-    accumulate<WIDTH>(d_value, stage, shared, d_out, s.query_stride, count, from, s.dims, s.vector);
+    accumulate<KEY_WIDTH>(d_value, stage, shared, d_out, s.query_stride, count, from, s.dims, s.vector);
     __syncthreads();
     store_transposed(shared, dp);
-    accumulate<WIDTH>(d_key, stage, shared, q, s.query_stride, count, from, s.dims, s.vector);
+    accumulate<KEY_WIDTH>(d_key, stage, shared, q, s.query_stride, count, from, s.dims, s.vector);
 }
 
-template <u32 WIDTH>
 DEVICE void gradients_of_keys(float* dk, float* dv, const float* statistics, const float* d_out, const float* q, const float* k,
                               const float* v, const u32* groups, u32 batch, u32 key_capacity, u32 group_count, const Shape& s,
                               float* stage, float* shared) {
     const u32 tiles = ceil_div(s.keys, TILE);
-    Place at = place_of(blockIdx.x, ceil_div(s.dims, WIDTH), group_count, batch, tiles);
+    Place at = place_of(blockIdx.x, ceil_div(s.dims, KEY_WIDTH), group_count, batch, tiles);
     const u32 group = at.head;
     at.tile = tiles - 1 - at.tile;  // here the first tiles have the most to do
-    const u32 key = at.tile * TILE, seen = minimum(TILE, s.keys - key), from = at.slice * WIDTH;
+    const u32 key = at.tile * TILE, seen = minimum(TILE, s.keys - key), from = at.slice * KEY_WIDTH;
     const u64 key_at = (u64(at.sequence) * key_capacity + key) * s.key_stride + u64(group) * s.dims;
     const Statistics known = statistics_of(const_cast<float*>(statistics), u64(batch) * s.queries * s.heads);
-    float d_key[WIDTH / 64][4][4] = {}, d_value[WIDTH / 64][4][4] = {};
+    float d_key[1][4][4] = {}, d_value[1][4][4] = {};
     const float scaled[4] = {s.scale, s.scale, s.scale, s.scale}, one[4] = {1.0f, 1.0f, 1.0f, 1.0f};
     // Queries key..=key+seen-1+window-1 see a key of this tile; there are as many queries as keys.
     const u32 end = s.queries - key - seen < s.window ? s.queries : key + seen + s.window - 1;
@@ -155,12 +157,12 @@ DEVICE void gradients_of_keys(float* dk, float* dv, const float* statistics, con
         for (u32 query = key; query < end; query += TILE) {
             const u64 row = u64(at.sequence) * s.queries + query;
             const u64 query_at = row * s.query_stride + u64(head) * s.dims;
-            add_queries<WIDTH>(d_key, d_value, known, d_out + query_at, q + query_at, k + key_at, v + key_at, row * s.heads + head, query,
-                               minimum(TILE, s.queries - query), key, seen, from, s, stage, shared);
+            add_queries(d_key, d_value, known, d_out + query_at, q + query_at, k + key_at, v + key_at, row * s.heads + head, query,
+                        minimum(TILE, s.queries - query), key, seen, from, s, stage, shared);
         }
     }
-    store_rows<WIDTH>(dk + key_at, s.key_stride, seen, from, s.dims, s.vector, d_key, scaled);
-    store_rows<WIDTH>(dv + key_at, s.key_stride, seen, from, s.dims, s.vector, d_value, one);
+    store_rows<KEY_WIDTH>(dk + key_at, s.key_stride, seen, from, s.dims, s.vector, d_key, scaled);
+    store_rows<KEY_WIDTH>(dv + key_at, s.key_stride, seen, from, s.dims, s.vector, d_value, one);
 }
 
 }  // namespace attention
@@ -215,7 +217,7 @@ KERNEL(256) attention_dq_128(
 EXPORT(attention_dq_128)
 
 // A block: 64 keys of one KV group of one sequence, 64 columns of dk and dv. Blocks: slices * groups * batch * tiles.
-KERNEL(256) attention_dkv_64(
+KERNEL(256) attention_dkv(
     float* dk,                // [batch, key_capacity, group_count * head_dim]
     float* dv,                // [batch, key_capacity, group_count * head_dim]
     const float* statistics,  // [3, batch, queries, heads]
@@ -228,24 +230,6 @@ KERNEL(256) attention_dkv_64(
     SHARED(float, stage, attention::STAGE);
     SHARED(float, scores, attention::TILE* attention::PITCH);
     const attention::Shape s = attention::shape_of(queries, keys, heads, group_count, head_dim, window, scale);
-    attention::gradients_of_keys<64>(dk, dv, statistics, d_out, q, k, v, groups, batch, key_capacity, group_count, s, stage, scores);
+    attention::gradients_of_keys(dk, dv, statistics, d_out, q, k, v, groups, batch, key_capacity, group_count, s, stage, scores);
 }
-EXPORT(attention_dkv_64)
-
-// As attention_dkv_64, 128 columns of dk and dv.
-KERNEL(256) attention_dkv_128(
-    float* dk,                // [batch, key_capacity, group_count * head_dim]
-    float* dv,                // [batch, key_capacity, group_count * head_dim]
-    const float* statistics,  // [3, batch, queries, heads]
-    const float* d_out,       // [batch, queries, heads * head_dim]
-    const float* q,           // [batch, queries, heads * head_dim]
-    const float* k,           // [batch, key_capacity, group_count * head_dim]
-    const float* v,           // [batch, key_capacity, group_count * head_dim]
-    const u32* groups,        // [heads]
-    u32 batch, u32 queries, u32 keys, u32 key_capacity, u32 heads, u32 group_count, u32 head_dim, u32 window, float scale) {
-    SHARED(float, stage, attention::STAGE);
-    SHARED(float, scores, attention::TILE* attention::PITCH);
-    const attention::Shape s = attention::shape_of(queries, keys, heads, group_count, head_dim, window, scale);
-    attention::gradients_of_keys<128>(dk, dv, statistics, d_out, q, k, v, groups, batch, key_capacity, group_count, s, stage, scores);
-}
-EXPORT(attention_dkv_128)
+EXPORT(attention_dkv)

@@ -250,16 +250,6 @@ KERNEL(128) gemv_rows_f16_1(
 }
 EXPORT(gemv_rows_f16_1)
 
-KERNEL(128) gemv_rows_f16_4(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
-    SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Rows<gemv::F16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
-}
-EXPORT(gemv_rows_f16_4)
-
 KERNEL(128) gemv_rows_f16_8(
     float* y,        // [m, rows]
     const float* x,  // [m, columns]
@@ -279,16 +269,6 @@ KERNEL(128) gemv_rows_bf16_1(
     gemv::rows_form<gemv::Rows<gemv::Bf16>, 1>(y, x, w, m, rows, columns, split, alpha, flags, shared);
 }
 EXPORT(gemv_rows_bf16_1)
-
-KERNEL(128) gemv_rows_bf16_4(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
-    SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Rows<gemv::Bf16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
-}
-EXPORT(gemv_rows_bf16_4)
 
 KERNEL(128) gemv_rows_bf16_8(
     float* y,        // [m, rows]
@@ -509,3 +489,30 @@ KERNEL(256) gemv_units_bf16_pairs_8(
     gemv::units_form<gemv::Pairs<gemv::Bf16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
 }
 EXPORT(gemv_units_bf16_pairs_8)
+
+// Four rows of eight weights by four tokens: 20 warps, each with 2 KiB of weights under way, keep memory busy.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 5
+
+KERNEL(128) gemv_rows_f16_4(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    SHARED(float, shared, 128);
+    gemv::rows_form<gemv::Rows<gemv::F16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+}
+EXPORT(gemv_rows_f16_4)
+
+KERNEL(128) gemv_rows_bf16_4(
+    float* y,        // [m, rows]
+    const float* x,  // [m, columns]
+    const u16* w,    // [rows, columns]
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    SHARED(float, shared, 128);
+    gemv::rows_form<gemv::Rows<gemv::Bf16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+}
+EXPORT(gemv_rows_bf16_4)
+
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS

@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use cudarc::driver::sys::{self, CUresult};
 
 use super::counters::{Counter, KernelCount};
-use super::device::{Core, Unavailable};
+use super::device::Core;
 use super::driver::{Event, check, describe};
 use super::images::{self, SOURCES, Target};
 use super::memory::Pointer;
+use super::probe::Unavailable;
 use super::signature::{self, Kind, Signature};
 use crate::error::{KernelError, Result};
 

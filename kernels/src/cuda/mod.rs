@@ -1,8 +1,8 @@
 //! The CUDA device: custom kernels through the driver, nothing linked.
 //!
-//! The kernels are in `.cu` files with their launchers beside them; a launcher checks shapes and calls [`CudaDevice::launch`], which
+//! The kernels are in `.cu` files with their launchers beside them; a launcher checks shapes and calls `CudaDevice::launch`, which
 //! compares the arguments with the kernel's source. All work of a device is on one compute stream, in the order in which it was asked for;
-//! uploads of weights run beside it on a copy stream. An operation returns once it is on the stream; [`read`](crate::Device::read) and the
+//! uploads of weights run beside it on a copy stream, and threads take turns. An operation returns once it is on the stream; [`read`](crate::Device::read) and the
 //! operations that return numbers wait.
 
 mod activation;
@@ -22,6 +22,7 @@ mod loss;
 mod memory;
 mod norm;
 mod operations;
+mod probe;
 mod products;
 mod registration;
 mod rotary;
@@ -42,14 +43,15 @@ use launch::{Args, Grid, Work};
 use memory::Pointer;
 
 pub use counters::KernelCount;
-pub use device::{Attributes, Unavailable};
 pub use gauge::device_bytes;
 pub use graph::Graph;
 pub use memory::{Buffer, Indices, Storage};
+pub use probe::{Attributes, Unavailable};
 pub use products::{Plan, Precision};
 pub use weight::Weight;
 
-/// An NVIDIA device, and a ledger that is asked for its memory. Cheap to clone; clones share both, and one compute stream.
+/// An NVIDIA device, and a ledger that is asked for its memory. Cheap to clone; clones share both, and one compute stream. Opened twice, it
+/// is two devices, and what is made by one is not for the other: their streams do not wait for each other.
 #[derive(Clone)]
 pub struct CudaDevice {
     core: Arc<Core>,

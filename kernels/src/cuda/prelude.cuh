@@ -47,7 +47,11 @@ constexpr u32 ALL_LANES = 0xffffffffu;
 #define DEVICE static __device__ __forceinline__
 
 // A kernel of at most THREADS threads a block: KERNEL(256) name(float* y, u32 n) { ... } EXPORT(name)
-#define KERNEL(THREADS) extern "C" __global__ __launch_bounds__(THREADS) void
+//
+// How many registers a thread gets is the compiler's choice, which may spill some to fit one more block into a multiprocessor. Kernels
+// between `#define LEAST_BLOCKS , N` and `#define LEAST_BLOCKS` (each after an #undef) get what N blocks leave each.
+#define KERNEL(THREADS) extern "C" __global__ __launch_bounds__(THREADS LEAST_BLOCKS) void
+#define LEAST_BLOCKS
 #define EXPORT(NAME)
 
 // A static array in shared memory, and all dynamic shared memory; 128 bytes are a row of its 32 banks.

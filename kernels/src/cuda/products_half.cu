@@ -332,17 +332,6 @@ KERNEL(256) gemm_f16_rows_exact_128(
 }
 EXPORT(gemm_f16_rows_exact_128)
 
-KERNEL(128) gemm_f16_rows_fast_32(
-    float* y,             // [splits, m, n]
-    const float* x,       // [m, k]
-    const u16* w,         // [n, k]
-    const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_half::gemm_32<products_half::F16, products_half::RowsOfRows, false>(
-        y, x, w, scales, m, n, k, k_split, flags);
-}
-EXPORT(gemm_f16_rows_fast_32)
-
 KERNEL(256) gemm_f16_rows_fast_128(
     float* y,             // [splits, m, n]
     const float* x,       // [m, k]
@@ -375,17 +364,6 @@ KERNEL(256) gemm_f16_units_exact_128(
         y, x, w, scales, m, n, k, k_split, flags);
 }
 EXPORT(gemm_f16_units_exact_128)
-
-KERNEL(128) gemm_f16_units_fast_32(
-    float* y,             // [splits, m, n]
-    const float* x,       // [m, k]
-    const u16* w,         // [k, n]
-    const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_half::gemm_32<products_half::F16, products_half::UnitsOfRows, false>(
-        y, x, w, scales, m, n, k, k_split, flags);
-}
-EXPORT(gemm_f16_units_fast_32)
 
 KERNEL(256) gemm_f16_units_fast_128(
     float* y,             // [splits, m, n]
@@ -420,17 +398,6 @@ KERNEL(256) gemm_f16_rows_pairs_exact_128(
 }
 EXPORT(gemm_f16_rows_pairs_exact_128)
 
-KERNEL(128) gemm_f16_rows_pairs_fast_32(
-    float* y,             // [splits, m, n]
-    const float* x,       // [m, k]
-    const u16* w,         // [n/2, k, 2]
-    const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_half::gemm_32<products_half::F16, products_half::RowsOfPairs, false>(
-        y, x, w, scales, m, n, k, k_split, flags);
-}
-EXPORT(gemm_f16_rows_pairs_fast_32)
-
 KERNEL(256) gemm_f16_rows_pairs_fast_128(
     float* y,             // [splits, m, n]
     const float* x,       // [m, k]
@@ -464,17 +431,6 @@ KERNEL(256) gemm_f16_units_pairs_exact_128(
 }
 EXPORT(gemm_f16_units_pairs_exact_128)
 
-KERNEL(128) gemm_f16_units_pairs_fast_32(
-    float* y,             // [splits, m, n]
-    const float* x,       // [m, k]
-    const u16* w,         // [k/2, n, 2]
-    const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_half::gemm_32<products_half::F16, products_half::UnitsOfPairs, false>(
-        y, x, w, scales, m, n, k, k_split, flags);
-}
-EXPORT(gemm_f16_units_pairs_fast_32)
-
 KERNEL(256) gemm_f16_units_pairs_fast_128(
     float* y,             // [splits, m, n]
     const float* x,       // [m, k]
@@ -506,16 +462,6 @@ KERNEL(256) gemm_bf16_rows_exact_128(
 }
 EXPORT(gemm_bf16_rows_exact_128)
 
-KERNEL(128) gemm_bf16_rows_fast_32(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [n, k]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_half::gemm_32<products_half::Bf16, products_half::RowsOfRows, false>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
-}
-EXPORT(gemm_bf16_rows_fast_32)
-
 KERNEL(256) gemm_bf16_rows_fast_128(
     float* y,        // [splits, m, n]
     const float* x,  // [m, k]
@@ -545,16 +491,6 @@ KERNEL(256) gemm_bf16_units_exact_128(
         y, x, w, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_bf16_units_exact_128)
-
-KERNEL(128) gemm_bf16_units_fast_32(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [k, n]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_half::gemm_32<products_half::Bf16, products_half::UnitsOfRows, false>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
-}
-EXPORT(gemm_bf16_units_fast_32)
 
 KERNEL(256) gemm_bf16_units_fast_128(
     float* y,        // [splits, m, n]
@@ -586,16 +522,6 @@ KERNEL(256) gemm_bf16_rows_pairs_exact_128(
 }
 EXPORT(gemm_bf16_rows_pairs_exact_128)
 
-KERNEL(128) gemm_bf16_rows_pairs_fast_32(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [n/2, k, 2]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_half::gemm_32<products_half::Bf16, products_half::RowsOfPairs, false>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
-}
-EXPORT(gemm_bf16_rows_pairs_fast_32)
-
 KERNEL(256) gemm_bf16_rows_pairs_fast_128(
     float* y,        // [splits, m, n]
     const float* x,  // [m, k]
@@ -626,6 +552,94 @@ KERNEL(256) gemm_bf16_units_pairs_exact_128(
 }
 EXPORT(gemm_bf16_units_pairs_exact_128)
 
+KERNEL(256) gemm_bf16_units_pairs_fast_128(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [k/2, n, 2]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    products_half::gemm_128<products_half::Bf16, products_half::UnitsOfPairs, false>(
+        y, x, w, nullptr, m, n, k, k_split, flags);
+}
+EXPORT(gemm_bf16_units_pairs_fast_128)
+
+// Small tiles, fast: shared memory has room for four or five blocks.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 4
+
+KERNEL(128) gemm_f16_rows_fast_32(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [n, k]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    products_half::gemm_32<products_half::F16, products_half::RowsOfRows, false>(
+        y, x, w, scales, m, n, k, k_split, flags);
+}
+EXPORT(gemm_f16_rows_fast_32)
+
+KERNEL(128) gemm_f16_units_fast_32(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [k, n]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    products_half::gemm_32<products_half::F16, products_half::UnitsOfRows, false>(
+        y, x, w, scales, m, n, k, k_split, flags);
+}
+EXPORT(gemm_f16_units_fast_32)
+
+KERNEL(128) gemm_f16_rows_pairs_fast_32(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [n/2, k, 2]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    products_half::gemm_32<products_half::F16, products_half::RowsOfPairs, false>(
+        y, x, w, scales, m, n, k, k_split, flags);
+}
+EXPORT(gemm_f16_rows_pairs_fast_32)
+
+KERNEL(128) gemm_f16_units_pairs_fast_32(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u16* w,         // [k/2, n, 2]
+    const float* scales,  // [m]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    products_half::gemm_32<products_half::F16, products_half::UnitsOfPairs, false>(
+        y, x, w, scales, m, n, k, k_split, flags);
+}
+EXPORT(gemm_f16_units_pairs_fast_32)
+
+KERNEL(128) gemm_bf16_rows_fast_32(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    products_half::gemm_32<products_half::Bf16, products_half::RowsOfRows, false>(
+        y, x, w, nullptr, m, n, k, k_split, flags);
+}
+EXPORT(gemm_bf16_rows_fast_32)
+
+KERNEL(128) gemm_bf16_units_fast_32(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [k, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    products_half::gemm_32<products_half::Bf16, products_half::UnitsOfRows, false>(
+        y, x, w, nullptr, m, n, k, k_split, flags);
+}
+EXPORT(gemm_bf16_units_fast_32)
+
+KERNEL(128) gemm_bf16_rows_pairs_fast_32(
+    float* y,        // [splits, m, n]
+    const float* x,  // [m, k]
+    const u16* w,    // [n/2, k, 2]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    products_half::gemm_32<products_half::Bf16, products_half::RowsOfPairs, false>(
+        y, x, w, nullptr, m, n, k, k_split, flags);
+}
+EXPORT(gemm_bf16_rows_pairs_fast_32)
+
 KERNEL(128) gemm_bf16_units_pairs_fast_32(
     float* y,        // [splits, m, n]
     const float* x,  // [m, k]
@@ -636,12 +650,5 @@ KERNEL(128) gemm_bf16_units_pairs_fast_32(
 }
 EXPORT(gemm_bf16_units_pairs_fast_32)
 
-KERNEL(256) gemm_bf16_units_pairs_fast_128(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [k/2, n, 2]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_half::gemm_128<products_half::Bf16, products_half::UnitsOfPairs, false>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
-}
-EXPORT(gemm_bf16_units_pairs_fast_128)
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS

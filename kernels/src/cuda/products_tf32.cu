@@ -185,6 +185,10 @@ KERNEL(128) gemm_tf32_64_tt(
 }
 EXPORT(gemm_tf32_64_tt)
 
+// Large tiles: the sums of a thread alone are 64 registers, and a second block would not fit without spilling.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 1
+
 KERNEL(256) gemm_tf32_128_nn(
     float* c,        // [splits, m, n]
     const float* a,  // [m, k]
@@ -220,3 +224,6 @@ KERNEL(256) gemm_tf32_128_tt(
     products_tf32::gemm_128<false, true>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_128_tt)
+
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS
