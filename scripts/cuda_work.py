@@ -355,7 +355,7 @@ class Attention:
         return numbers(count, 2 * products * pairs * self.head_dim)
 
     def padded(self, products):
-        """Operations on whole tiles of 64 by 64, those above the diagonal left out."""
+        """Operations of products on whole tiles of 64 by 64, those above the diagonal left out."""
         query_tiles, behind = ceil_div(self.queries, 64), self.keys - self.queries
         key_tiles = sum(ceil_div(behind + min((tile + 1) * 64, self.queries), 64) for tile in range(query_tiles))
         return 2 * products * self.batch * self.heads * key_tiles * 64 * 64 * ceil_div(self.head_dim, 64) * 64
@@ -385,13 +385,15 @@ def launch_attention(target, kernel, batch, queries, keys, heads, groups, head_d
 def launch_attention_backward(target, kernel, batch, queries, keys, heads, groups, head_dim):
     shape = Attention(batch, queries, keys, heads, groups, head_dim)
     tiles, (width, slices) = batch * ceil_div(queries, 64), shape.slices()
-    launch = lambda name, blocks, products, queries, keys: Launch(
-        name, blocks, 256, **shape.work(products, queries, keys), operations=shape.padded(products), in_flight=ATTENTION_CHUNKS
+    key_slices = ceil_div(head_dim, 64)
+    # Two products make the scores, in every slice of the output again; the others fill it.
+    launch = lambda name, blocks, slices, products, queries, keys: Launch(
+        name, blocks, 256, **shape.work(products, queries, keys), operations=shape.padded(2 * slices + products - 2), in_flight=ATTENTION_CHUNKS
     )
     return [
-        launch("attention_statistics", heads * tiles, 2, 2, 2),
-        launch(f"attention_dq_{width}", slices * heads * tiles, 3, 3, 2),
-        launch(f"attention_dkv_{width}", slices * groups * tiles, 4, 2, 4),
+        launch("attention_statistics", heads * tiles, 1, 2, 2, 2),
+        launch(f"attention_dq_{width}", slices * heads * tiles, slices, 3, 3, 2),
+        launch("attention_dkv", key_slices * groups * tiles, key_slices, 4, 2, 4),
     ]
 
 
