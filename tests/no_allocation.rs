@@ -8,8 +8,8 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use espalier_agent::Result;
@@ -17,7 +17,7 @@ use espalier_agent::diagnosis::{CountingSink, Diagnosis, Event, Feed, JsonLines,
 use espalier_agent::prune::pack::write_network;
 use espalier_agent::signal_model::{SignalSize, dense_manifest};
 use espalier_agent::signals::Rng;
-use espalier_kernels::CpuDevice;
+use espalier_kernels::{CpuDevice, Device};
 use espalier_models::Artifact;
 use espalier_models::tensor::{DType, model_tensors};
 use espalier_runtime::{Budget, DeviceTensors, Network};
@@ -62,6 +62,10 @@ unsafe impl GlobalAlloc for Counting {
         unsafe { System.dealloc(pointer, layout) }
     }
 }
+
+#[cfg(feature = "cuda")]
+#[path = "../kernels/tests/support/mod.rs"]
+mod device;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -112,11 +116,11 @@ impl Sink for Switch {
     }
 }
 
-fn serve(threads: usize, first: &Arc<Artifact>, second: &Arc<Artifact>) -> u64 {
+/// The allocations of a run on `device`.
+fn serve<D: Device>(device: &D, first: &Arc<Artifact>, second: &Arc<Artifact>) -> u64 {
     let budget = Arc::new(Budget::unlimited());
-    let device = CpuDevice::new(threads, budget.clone()).unwrap();
-    let engine = || NativeEngine::open(&device, &budget, first).unwrap();
-    let next = Box::new(NativeEngine::open(&device, &budget, second).unwrap());
+    let engine = || NativeEngine::open(device, &budget, first).unwrap();
+    let next = Box::new(NativeEngine::open(device, &budget, second).unwrap());
     let classes = first.manifest().architecture.classes().to_vec();
     let counts = CountingSink::default();
     let sinks: Vec<Box<dyn Sink>> =
@@ -141,11 +145,33 @@ fn serve(threads: usize, first: &Arc<Artifact>, second: &Arc<Artifact>) -> u64 {
     ALLOCATIONS.load(Ordering::Relaxed)
 }
 
+/// Held by the test that runs: they count together.
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn judging_windows_allocates_nothing_also_across_a_swap() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     EXEMPT.set(true);
     let folder = tempfile::tempdir().unwrap();
     let [first, second] = [1, 2].map(|seed| write_model(&folder.path().join(format!("{seed}.esp")), seed));
-    let allocations = [1, 2].map(|threads| serve(threads, &first, &second));
+    let device = |threads| CpuDevice::new(threads, Arc::new(Budget::unlimited())).unwrap();
+    let allocations = [1, 2].map(|threads| serve(&device(threads), &first, &second));
     assert_eq!(allocations, [0, 0], "allocations in {COUNTED} windows, with one thread and with two");
+}
+
+/// Neither the host allocates nor the device; every window is one start of a recorded graph, in the engine that is swapped in too.
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_judging_windows_allocates_nothing_also_across_a_swap() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    EXEMPT.set(true);
+    let Some((device, emulator)) = device::real_or_emulated("") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = [1, 2].map(|seed| write_model(&folder.path().join(format!("{seed}.esp")), seed));
+    assert_eq!(serve(&device, &first, &second), 0, "allocations in {COUNTED} windows");
+    if let Some(emulator) = emulator {
+        let (graphs, launches) = (emulator.counter("graphs"), emulator.counter("graph_launches"));
+        assert_eq!(graphs, 2, "a graph for each engine");
+        assert!(launches > WARM_UP + COUNTED, "{launches} starts of a graph");
+    }
 }

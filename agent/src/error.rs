@@ -25,6 +25,9 @@ pub enum AgentError {
     /// Predictions that cannot be evaluated.
     #[error(transparent)]
     Metrics(#[from] crate::metrics::MetricsError),
+    /// An engine that was asked for cannot be used.
+    #[error("engine cuda: {0}")]
+    Engine(String),
     /// Training went wrong.
     #[error("training: {0}")]
     Training(String),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use espalier_kernels::CpuDevice;
+use espalier_kernels::Device;
 use espalier_models::Artifact;
 use espalier_models::manifest::TextDiagnosis;
 use espalier_runtime::{Budget, Classifier};
@@ -19,24 +19,24 @@ use crate::train::{Examples, Stop};
 const BATCH: usize = 32;
 
 /// Probabilities of every usable window of `set`. A constant window, which has no verdict, is left out.
-pub fn predict(device: &CpuDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, set: &WindowSet, stop: &Stop) -> Result<Predictions> {
+pub fn predict<D: Device>(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, set: &WindowSet, stop: &Stop) -> Result<Predictions> {
     Evaluator::open(device, budget, artifact, None)?.predict(set, stop)
 }
 
 /// A model that is open to judge one set of windows after the other.
-pub struct Evaluator {
+pub struct Evaluator<D: Device> {
     artifact: Arc<Artifact>,
-    judge: Judge,
+    judge: Judge<D>,
 }
 
-enum Judge {
-    Signal(Box<Classifier<CpuDevice>>),
-    Text(Box<TextEngine<CpuDevice>>),
+enum Judge<D: Device> {
+    Signal(Box<Classifier<D>>),
+    Text(Box<TextEngine<D>>),
 }
 
-impl Evaluator {
+impl<D: Device> Evaluator<D> {
     /// Opens a model. `asked` says how a language model is asked that was not trained to make a diagnosis; none for a model that was.
-    pub fn open(device: &CpuDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, asked: Option<TextDiagnosis>) -> Result<Self> {
+    pub fn open(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, asked: Option<TextDiagnosis>) -> Result<Self> {
         let judge = match asked.or_else(|| artifact.manifest().diagnosis.clone()) {
             Some(diagnosis) => Judge::Text(Box::new(TextEngine::with(device, budget, artifact, diagnosis)?)),
             None => Judge::Signal(Box::new(Classifier::open(device, budget, artifact, BATCH)?)),
@@ -56,7 +56,7 @@ impl Evaluator {
     }
 }
 
-fn predict_by_signal(classifier: &mut Classifier<CpuDevice>, classes: &[String], set: &WindowSet, stop: &Stop) -> Result<Predictions> {
+fn predict_by_signal<D: Device>(classifier: &mut Classifier<D>, classes: &[String], set: &WindowSet, stop: &Stop) -> Result<Predictions> {
     let mut predictions = Predictions::new(classes)?;
     let length = set.length();
     let (mut windows, mut labels) = (Vec::new(), Vec::new());
@@ -79,7 +79,7 @@ fn predict_by_signal(classifier: &mut Classifier<CpuDevice>, classes: &[String],
     Ok(predictions)
 }
 
-fn predict_by_text(engine: &mut TextEngine<CpuDevice>, set: &WindowSet, stop: &Stop) -> Result<Predictions> {
+fn predict_by_text<D: Device>(engine: &mut TextEngine<D>, set: &WindowSet, stop: &Stop) -> Result<Predictions> {
     let mut predictions = Predictions::new(engine.classes())?;
     let mut window = vec![0.0; set.length()];
     for index in 0..set.len() {
@@ -139,7 +139,7 @@ pub struct Latency {
 }
 
 /// Times `count` single windows after a warm-up of a tenth as many.
-pub fn latency(device: &CpuDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<Latency> {
+pub fn latency<D: Device>(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<Latency> {
     let mut classifier = Classifier::open(device, budget, artifact, 1)?;
     // The numbers do not matter for the time; a ramp is as good as a signal.
     let length = classifier.window();

@@ -7,6 +7,7 @@ pub mod criteria;
 pub mod data;
 pub mod diagnosis;
 pub mod diagnosis_text;
+pub mod engine;
 pub mod error;
 pub mod evaluate;
 pub mod files;

@@ -12,7 +12,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{KernelError, Result};
 use crate::memory::Purpose;
 
 /// Bytes that live as long as anyone holds them: a memory-mapped artifact or a vector.
@@ -140,6 +140,8 @@ pub trait Device: Clone + Send + Sync + 'static {
     type Indices: Send + Sync;
     /// A matrix as stored.
     type Weight: Send + Sync;
+    /// Work that [`replay`](Device::replay) has recorded; dropped, it is forgotten.
+    type Graph: Default + Send + Sync;
 
     /// A name for people.
     fn name(&self) -> String;
@@ -147,6 +149,20 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn for_purpose(&self, purpose: Purpose) -> Self;
     /// Runs `work` where the device's operations start fastest (on the CPU: inside its thread pool).
     fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R;
+
+    /// Runs `work`, or, where the device can, a recording of what it did in an earlier call with the same `graph`: many small operations
+    /// then start as fast as one. A device that records runs the first call as it is, so that what the work allocates once is there, and
+    /// records the second.
+    ///
+    /// The caller gives the same work with every call: the same operations on the same buffers, weights and sizes; what has changed since
+    /// the recording are the numbers in them. While it is recorded, work may neither allocate nor drop memory of the device, nor write
+    /// from or read to the host: such an operation is an error. Where memory that the recorded work uses was dropped or moved since, the
+    /// work is recorded anew.
+    fn replay<E: From<KernelError>>(
+        &self,
+        graph: &mut Self::Graph,
+        work: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E>;
 
     // Memory.
 
@@ -169,6 +185,9 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     // Weights.
 
+    /// Whether weights of an artifact are read in the pages that it is mapped to, and booked by whoever mapped it. A device that reads
+    /// memory of its own, or pins those pages, books each weight itself, and nobody else needs the pages once they are read.
+    fn reads_in_place(&self) -> bool;
     /// A matrix in `bytes`; on the CPU it is read in place, and needs the alignment of its numbers.
     fn map_weight(&self, bytes: HostBytes, format: Format, rows: usize, columns: usize) -> Result<Self::Weight>;
     /// A trainable f32 matrix of its own.

@@ -34,6 +34,23 @@ pub enum KernelError {
         /// What was given and what was expected.
         detail: String,
     },
+    /// A device or its driver failed.
+    #[error("{operation} failed on the device: {reason}")]
+    Device {
+        /// The operation.
+        operation: &'static str,
+        /// The driver's name of the error and its text.
+        reason: String,
+        /// Whether the device refuses everything from now on.
+        lost: bool,
+    },
+}
+
+impl KernelError {
+    /// Whether the device is lost: every operation on it fails from now on, and what its memory holds is gone.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, KernelError::Device { lost: true, .. })
+    }
 }
 
 /// A result of a device.

@@ -25,6 +25,8 @@ pub enum Purpose {
     Pack,
     /// Vocabulary and merges of a language model.
     Tokenizer,
+    /// What a device's driver takes of the host's memory.
+    Driver,
 }
 
 impl Purpose {
@@ -40,6 +42,7 @@ impl Purpose {
             Purpose::Optimizer => "optimizer moments",
             Purpose::Pack => "packing",
             Purpose::Tokenizer => "the tokenizer",
+            Purpose::Driver => "the device's driver",
         }
     }
 }

@@ -2,51 +2,62 @@
 
 use std::sync::Arc;
 
-use espalier_kernels::{Device, Purpose, Reservation};
+use espalier_kernels::{Device, Reservation};
 use espalier_models::artifact::Artifact;
 
 use crate::budget::Budget;
 use crate::error::{Result, RuntimeError};
-use crate::forward::{Input, Pass};
+use crate::forward::Pass;
+use crate::mapped::load_resident;
 use crate::network::Network;
-use crate::pages::Residency;
 use crate::workspace::{Keep, LogitRows, Workspace, WorkspaceSize};
 
-/// A classifier that is ready: network, buffers, and the reservation of its mapped pages. After the first window it allocates nothing.
+/// A classifier that is ready: network, buffers, and the reservation of its mapped pages. A device that can record a pass does so at the
+/// second window and replays it from then on. After that neither the device nor the host allocates.
 pub struct Classifier<D: Device> {
     network: Network<D>,
     workspace: Workspace<D>,
     window: usize,
     probabilities: Vec<f32>,
-    _mapped: Reservation,
+    /// The recorded pass, and of how many windows.
+    pass: (D::Graph, usize),
+    _mapped: Option<Reservation>,
 }
 
 impl<D: Device> Classifier<D> {
-    /// Opens a session for up to `batch` windows at once. The artifact's whole mapping counts as working set and is reserved.
+    /// Opens a session for up to `batch` windows at once. Where the device reads in place, the artifact's whole mapping counts as working
+    /// set and is reserved.
     pub fn open(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, batch: usize) -> Result<Self> {
         let architecture = &artifact.manifest().architecture;
         let espalier_models::architecture::Input::Patches { window, .. } = architecture.input else {
             let path = artifact.path().display();
             return Err(RuntimeError::Input(format!("{path} is a language model; it does not classify windows (see `espalier generate`)")));
         };
-        let mapped = Reservation::new(budget.clone(), Purpose::Weights, artifact.file_bytes())?;
         let size = serving_size(architecture.patches(), batch);
         let workspace = Workspace::new(device, architecture, &artifact.manifest().shape(), size)?;
-        let network = Network::load(device.for_purpose(Purpose::Weights), artifact, Residency::Resident)?;
+        let (network, mapped) = load_resident(device, budget, artifact)?;
         let probabilities = vec![0.0; batch * network.architecture.output_width()];
-        Ok(Self { network, workspace, window, probabilities, _mapped: mapped })
+        Ok(Self { network, workspace, window, probabilities, pass: (D::Graph::default(), 0), _mapped: mapped })
     }
 
     /// Probabilities `[windows, classes]` of normalised windows, one after the other.
     pub fn classify(&mut self, windows: &[f32]) -> Result<&[f32]> {
         let classes = self.network.architecture.output_width();
         let count = windows.len() / self.window.max(1);
-        let Self { network, workspace, .. } = self;
+        let Self { network, workspace, pass: (graph, recorded), .. } = self;
+        if *recorded != count {
+            // Another number of windows is other work.
+            (*graph, *recorded) = (D::Graph::default(), count);
+        }
         let device = network.device.clone();
         device.enter(|| {
-            Pass::of(network).forward(workspace, Input::Windows(windows), None)?;
-            network.device.softmax(&mut workspace.logits, count, classes)?;
-            Ok::<_, RuntimeError>(())
+            let pass = Pass::of(network);
+            pass.place(workspace, windows)?;
+            device.replay(graph, || {
+                pass.forward_placed(workspace, count)?;
+                device.softmax(&mut workspace.logits, count, classes)?;
+                Ok::<_, RuntimeError>(())
+            })
         })?;
         let out = &mut self.probabilities[..count * classes];
         self.network.device.read(&self.workspace.logits, 0, out)?;

@@ -55,9 +55,38 @@ impl<'a, D: Device> Pass<'a, D> {
     }
 
     /// Runs the model; the logits are then in [`Workspace::logits`]. With a cache, the tokens follow those that are cached.
-    pub fn forward(&self, workspace: &mut Workspace<D>, input: Input<'_>, mut cache: Option<&mut KvCache<D>>) -> Result<()> {
+    pub fn forward(&self, workspace: &mut Workspace<D>, input: Input<'_>, cache: Option<&mut KvCache<D>>) -> Result<()> {
         let start = cache.as_ref().map_or(0, |cache| cache.len());
-        let extent = self.embed(workspace, input, start)?;
+        let extent = self.extent(workspace, input, start)?;
+        self.write_input(workspace, input)?;
+        self.run(workspace, extent, cache)
+    }
+
+    /// Checks windows and puts them where [`forward_placed`](Pass::forward_placed) reads them.
+    pub(crate) fn place(&self, workspace: &mut Workspace<D>, windows: &[f32]) -> Result<()> {
+        let input = Input::Windows(windows);
+        self.extent(workspace, input, 0)?;
+        self.write_input(workspace, input)
+    }
+
+    /// As [`forward`](Pass::forward) of the `count` windows that were [placed](Pass::place): nothing passes between device and host, so that
+    /// the work can be recorded.
+    pub(crate) fn forward_placed(&self, workspace: &mut Workspace<D>, count: usize) -> Result<()> {
+        self.run(workspace, Extent { batch: count, sequence: self.network.architecture.patches(), start: 0 }, None)
+    }
+
+    /// Writes the input to the device.
+    fn write_input(&self, workspace: &mut Workspace<D>, input: Input<'_>) -> Result<()> {
+        let device = &self.network.device;
+        match input {
+            Input::Windows(samples) => device.write(&mut workspace.windows, 0, samples)?,
+            Input::Tokens { ids, .. } => device.write_indices(&mut workspace.ids, ids)?,
+        }
+        Ok(())
+    }
+
+    fn run(&self, workspace: &mut Workspace<D>, extent: Extent, mut cache: Option<&mut KvCache<D>>) -> Result<()> {
+        self.embed(workspace, extent)?;
         let network = self.network;
         let m = extent.tokens();
         let kept = workspace.size.keep != Keep::Nothing;
@@ -79,34 +108,30 @@ impl<'a, D: Device> Pass<'a, D> {
         self.output(workspace, extent)
     }
 
-    fn embed(&self, workspace: &mut Workspace<D>, input: Input<'_>, start: usize) -> Result<Extent> {
+    fn embed(&self, workspace: &mut Workspace<D>, extent: Extent) -> Result<()> {
         let network = self.network;
         let device = &network.device;
-        let extent = self.extent(workspace, input, start)?;
         let hidden = &mut workspace.hidden[0];
-        match (input, &network.input) {
-            (Input::Windows(samples), InputTable::Patches(linear)) => {
+        match &network.input {
+            InputTable::Patches(linear) => {
                 let InputKind::Patches { window, patch, stride, .. } = network.architecture.input else { return Err(wrong_input()) };
-                device.write(&mut workspace.windows, 0, samples)?;
                 device.patches(&mut workspace.patches, &workspace.windows, extent.batch, window, patch, stride)?;
                 device.matmul_rows(hidden, &workspace.patches, &linear.weight, extent.tokens(), false)?;
                 if let Some(bias) = &linear.bias {
                     device.add_bias(hidden, bias, extent.tokens(), network.architecture.d_model)?;
                 }
             }
-            (Input::Tokens { ids, .. }, InputTable::Tokens(table)) => {
-                device.write_indices(&mut workspace.ids, ids)?;
+            InputTable::Tokens(table) => {
                 device.embed(hidden, table, &workspace.ids, extent.tokens())?;
                 if let Some(scale) = network.architecture.embedding_scale {
                     device.scale(hidden, extent.tokens() * network.architecture.d_model, scale)?;
                 }
             }
-            _ => return Err(wrong_input()),
         }
         if let Some(table) = &network.positions {
-            device.add_positions(hidden, table, extent.batch, extent.sequence, self.position_row(start))?;
+            device.add_positions(hidden, table, extent.batch, extent.sequence, self.position_row(extent.start))?;
         }
-        Ok(extent)
+        Ok(())
     }
 
     /// The row of the position table for position `start`.

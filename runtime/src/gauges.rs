@@ -1,7 +1,8 @@
 //! What the kernel says this process holds.
 //!
 //! Memory is judged by the kernel's own accounting, never by ours: anonymous memory is `RssAnon` of `/proc/self/status`, the working
-//! set of an artifact is `Rss` of its mapping in `/proc/self/smaps`.
+//! set of an artifact is `Rss` of its mapping in `/proc/self/smaps`. Memory of a device, which the kernel counts for no process, is added
+//! as it is mapped.
 
 use std::fs;
 use std::path::Path;
@@ -15,18 +16,28 @@ pub struct Held {
     pub anonymous: u64,
     /// Resident bytes of mapped artifacts.
     pub artifacts: u64,
+    /// Memory of devices, which shows in neither.
+    pub device: u64,
 }
 
 impl Held {
-    /// Both together: what a [`Budget`](crate::Budget) is about.
+    /// All together: what a [`Budget`](crate::Budget) is about.
     pub fn total(self) -> u64 {
-        self.anonymous + self.artifacts
+        self.anonymous + self.artifacts + self.device
     }
 }
 
 /// Reads what the process holds; a mapped file counts as an artifact when its name ends in `.esp` (or is one that is being replaced).
 pub fn held() -> Result<Held> {
-    Ok(Held { anonymous: anonymous_bytes()?, artifacts: mapped_bytes(is_artifact)? })
+    Ok(Held { anonymous: anonymous_bytes()?, artifacts: mapped_bytes(is_artifact)?, device: device_bytes() })
+}
+
+/// Device memory that this process has mapped. On an integrated device it is the host's memory, and still in no gauge of the process.
+fn device_bytes() -> u64 {
+    #[cfg(feature = "cuda")]
+    return espalier_kernels::cuda::device_bytes();
+    #[cfg(not(feature = "cuda"))]
+    0
 }
 
 /// `RssAnon` of this process, in bytes.

@@ -12,8 +12,8 @@ use crate::budget::Budget;
 use crate::error::{Result, RuntimeError};
 use crate::forward::{Input, Pass};
 use crate::kv_cache::KvCache;
+use crate::mapped::load_resident;
 use crate::network::Network;
-use crate::pages::Residency;
 use crate::sampling::{Sampler, Sampling};
 use crate::workspace::{Keep, LogitRows, Workspace, WorkspaceSize};
 
@@ -24,7 +24,7 @@ pub struct Generator<D: Device> {
     cache: KvCache<D>,
     logits: Vec<f32>,
     pass_bytes: u64,
-    _mapped: Reservation,
+    _mapped: Option<Reservation>,
     /// Logits and the sampler's buffers on the host.
     _choosing: Reservation,
 }
@@ -92,8 +92,7 @@ impl<D: Device> Generator<D> {
                 "{capacity} tokens are more than the model's context of {context}; shorten the prompt or --max-tokens"
             )));
         }
-        let mapped = Reservation::new(budget.clone(), Purpose::Weights, artifact.file_bytes())?;
-        let network = Network::load(device.for_purpose(Purpose::Weights), artifact, Residency::Resident)?;
+        let (network, mapped) = load_resident(device, budget, artifact)?;
         let workspace = Workspace::new(device, architecture, &manifest.shape(), generating_size(capacity))?;
         let choosing = Reservation::new(budget.clone(), Purpose::Activations, choosing_bytes(architecture))?;
         let cache = KvCache::new(&network, capacity)?;

@@ -16,6 +16,7 @@ mod kv_cache;
 mod layer_backward;
 mod layer_forward;
 mod load;
+mod mapped;
 mod network;
 #[cfg(feature = "ort")]
 mod ort;

@@ -66,7 +66,11 @@ impl<D: Device> ParameterSource<D> for MappedSource<'_> {
             }
         };
         let bytes = HostBytes { owner: artifact.map(), range: artifact.range(stored) };
-        Ok(device.map_weight(bytes, format, rows, columns)?)
+        let weight = device.map_weight(bytes, format, rows, columns)?;
+        if !device.reads_in_place() {
+            artifact.unmap_pages(artifact.range(stored))?;
+        }
+        Ok(weight)
     }
 
     fn vector(&mut self, device: &D, key: TensorKey, len: usize) -> Result<D::Buffer> {

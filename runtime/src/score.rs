@@ -11,8 +11,8 @@ use crate::error::{Result, RuntimeError};
 use crate::forward::{Input, Pass};
 use crate::generate::check_language_model;
 use crate::kv_cache::KvCache;
+use crate::mapped::load_resident;
 use crate::network::Network;
-use crate::pages::Residency;
 use crate::workspace::{Keep, LogitRows, Workspace, WorkspaceSize};
 
 /// Tokens that are read at once: enough rows for the matrix products; a longer sequence goes on from the KV cache, so that activations
@@ -37,7 +37,7 @@ pub struct Scorer<D: Device> {
     targets: D::Indices,
     logit_rows: usize,
     tokens_read: u64,
-    _mapped: Reservation,
+    _mapped: Option<Reservation>,
 }
 
 impl<D: Device> Scorer<D> {
@@ -52,8 +52,7 @@ impl<D: Device> Scorer<D> {
                 "a sequence of {capacity} tokens is more than the model's context of {context}; give shorter sequences"
             )));
         }
-        let mapped = Reservation::new(budget.clone(), Purpose::Weights, artifact.file_bytes())?;
-        let network = Network::load(device.for_purpose(Purpose::Weights), artifact, Residency::Resident)?;
+        let (network, mapped) = load_resident(device, budget, artifact)?;
         let size = scoring_size(manifest, capacity);
         let logit_rows = logit_rows(manifest, size.sequence);
         Ok(Self {

@@ -1,15 +1,21 @@
 //! `espalier bench`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use espalier_kernels::Device;
 use espalier_models::Artifact;
-use espalier_runtime::{Classifier, Generator, Plan, gauges};
+use espalier_runtime::{Budget, Classifier, Generator, Plan, gauges};
 
-use super::{Context, print, print_json};
+#[cfg(feature = "cuda")]
+use super::bench_kernels::{self, KernelLine};
+use super::{Context, EngineArgs, print, print_json};
+#[cfg(feature = "cuda")]
+use crate::engine::OpenDevice;
 use crate::error::Result;
 use crate::evaluate::latency;
+use crate::on_device;
 use crate::table::{self, Table};
 
 /// Options of `bench`.
@@ -20,6 +26,8 @@ pub struct Args {
     /// Windows (or tokens) to time.
     #[arg(long, default_value_t = 300, value_parser = super::count(1_000_000))]
     count: usize,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Print as JSON.
     #[arg(long)]
     json: bool,
@@ -51,21 +59,43 @@ struct Timing {
     weight_gb_per_s: f64,
     held_bytes: u64,
     planned_bytes: u64,
+    /// What computed.
+    device: String,
+    /// Every kernel over some of the windows or tokens, on a GPU.
+    #[cfg(feature = "cuda")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernels: Option<Vec<KernelLine>>,
+}
+
+/// Windows or tokens over which kernels are timed one by one: a launch takes some µs then, and the figures of a kernel vary little.
+#[cfg(feature = "cuda")]
+const KERNEL_COUNT: usize = 20;
+
+/// Every kernel of the device, on a GPU.
+#[cfg(feature = "cuda")]
+fn kernels(device: &OpenDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<Option<Vec<KernelLine>>> {
+    let OpenDevice::Cuda(device, _) = device else { return Ok(None) };
+    let count = count.min(KERNEL_COUNT);
+    let work = || match artifact.manifest().architecture.patches() {
+        0 => tokens(device, budget, artifact, count).map(drop),
+        _ => latency(device, budget, artifact, count).map(drop),
+    };
+    bench_kernels::timed(device, work).map(Some)
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
-    let cold = start(context, &args.model, true)?;
-    let warm = start(context, &args.model, false)?;
+    let cold = start(context, args, true)?;
+    let warm = start(context, args, false)?;
     let artifact = Arc::new(Artifact::open(&args.model)?);
-    let (device, budget) = context.device(None)?;
+    let (device, budget) = context.device(args.engine, None)?;
     let manifest = artifact.manifest();
     let patches = manifest.architecture.patches();
     let count = args.count.max(1);
     let (p50_ms, p99_ms) = if patches > 0 {
-        let timed = latency(&device, &budget, &artifact, count)?;
+        let timed = on_device!(&device, device => latency(device, &budget, &artifact, count))?;
         (timed.p50_ms, timed.p99_ms)
     } else {
-        tokens(context, &artifact, count)?
+        on_device!(&device, device => tokens(device, &budget, &artifact, count))?
     };
     let held = gauges::held()?.total();
     let positions = patches.max(1) as f64;
@@ -79,14 +109,22 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         weight_gb_per_s: artifact.file_bytes() as f64 / p50_ms / 1e6,
         held_bytes: held,
         planned_bytes: Plan::serving(manifest, artifact.file_bytes()).total(),
+        device: device.name(),
+        #[cfg(feature = "cuda")]
+        kernels: kernels(&device, &budget, &artifact, count)?,
     };
     if args.json {
         return print_json(&timing);
     }
-    print(&format!("{}\n", table_of(&timing, if patches > 0 { "window" } else { "token" }, context.threads)))
+    print(&format!("{}\n", table_of(&timing, if patches > 0 { "window" } else { "token" })))?;
+    #[cfg(feature = "cuda")]
+    if let Some(kernels) = &timing.kernels {
+        print(&format!("\n{}\n", bench_kernels::table_of(kernels)))?;
+    }
+    Ok(())
 }
 
-fn table_of(timing: &Timing, what: &str, threads: usize) -> Table {
+fn table_of(timing: &Timing, what: &str) -> Table {
     let mut table = Table::new(["bench", ""]);
     for (name, start) in [("not in the page cache", &timing.cold), ("in the page cache", &timing.warm)] {
         let Start { open_ms, open_anonymous_bytes, first_ms, chunks_checked, chunks } = start;
@@ -97,7 +135,7 @@ fn table_of(timing: &Timing, what: &str, threads: usize) -> Table {
         .row([format!("{what}, median"), format!("{:.3} ms", timing.p50_ms)])
         .row([format!("{what}, 99 %"), format!("{:.3} ms", timing.p99_ms)])
         .row([format!("{what}s a second"), format!("{:.0}", timing.per_second)])
-        .row(["arithmetic".into(), format!("{:.1} GFLOP/s on {threads} threads", timing.gflops)])
+        .row(["arithmetic".into(), format!("{:.1} GFLOP/s on {}", timing.gflops, timing.device)])
         .row(["weights read".into(), format!("{:.1} GB/s", timing.weight_gb_per_s)])
         .row(["held now".into(), table::bytes(timing.held_bytes)])
         .row(["planned".into(), table::bytes(timing.planned_bytes)]);
@@ -105,23 +143,26 @@ fn table_of(timing: &Timing, what: &str, threads: usize) -> Table {
 }
 
 /// Opens the artifact and judges one window or token; with `cold`, after its pages have been given back.
-fn start(context: &Context, path: &Path, cold: bool) -> Result<Start> {
+fn start(context: &Context, args: &Args, cold: bool) -> Result<Start> {
+    let path = &args.model;
     if cold {
         let artifact = Artifact::open(path)?;
         artifact.release(0..usize::try_from(artifact.file_bytes()).unwrap_or(usize::MAX))?;
     }
-    let (device, budget) = context.device(None)?;
+    let (device, budget) = context.device(args.engine, None)?;
     let before = gauges::anonymous_bytes()?;
     let started = Instant::now();
     let artifact = Arc::new(Artifact::open(path)?);
     let open_ms = started.elapsed().as_secs_f64() * 1e3;
     let open_anonymous_bytes = gauges::anonymous_bytes()?.saturating_sub(before);
     if artifact.manifest().architecture.patches() > 0 {
-        let mut classifier = Classifier::open(&device, &budget, &artifact, 1)?;
-        let window: Vec<f32> = (0..classifier.window()).map(|index| if index % 2 == 0 { 1.0 } else { -1.0 }).collect();
-        classifier.classify(&window)?;
+        on_device!(&device, device => {
+            let mut classifier = Classifier::open(device, &budget, &artifact, 1)?;
+            let window: Vec<f32> = (0..classifier.window()).map(|index| if index % 2 == 0 { 1.0 } else { -1.0 }).collect();
+            classifier.classify(&window)?;
+        });
     } else {
-        Generator::open(&device, &budget, &artifact, 1)?.read(&[0])?;
+        on_device!(&device, device => drop(Generator::open(device, &budget, &artifact, 1)?.read(&[0])?));
     }
     let first_ms = started.elapsed().as_secs_f64() * 1e3;
     let (chunks_checked, chunks) = artifact.chunks_checked();
@@ -129,10 +170,9 @@ fn start(context: &Context, path: &Path, cold: bool) -> Result<Start> {
 }
 
 /// Median and 99th percentile of a token, in milliseconds.
-fn tokens(context: &Context, artifact: &Arc<Artifact>, count: usize) -> Result<(f64, f64)> {
-    let (device, budget) = context.device(None)?;
+fn tokens<D: Device>(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<(f64, f64)> {
     let capacity = artifact.manifest().architecture.context().min(count + 1);
-    let mut generator = Generator::open(&device, &budget, artifact, capacity)?;
+    let mut generator = Generator::open(device, budget, artifact, capacity)?;
     let mut times = Vec::new();
     for _ in 0..capacity {
         let started = Instant::now();

@@ -8,19 +8,19 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use espalier_kernels::CpuDevice;
 use espalier_models::Artifact;
 use espalier_runtime::{AdapterOptions, Budget, PROCESS_BYTES};
 
-use super::Context;
 use super::bar::Bar;
 use super::data::DataArgs;
 use super::demo_report::{Report, Row, Run, Served};
+use super::{Context, EngineArgs};
 use crate::control::{State, Thresholds};
 use crate::data::Data;
 use crate::diagnosis::{Clip, Diagnosis, Options, Pace, Recordings};
+use crate::engine::{EngineChoice, Engines};
 use crate::error::{AgentError, Result, file_error};
-use crate::node::{Node, NodeOptions, NodeView, PruneSetup, artifact_id, open_engine, planned_bytes, stages_folder};
+use crate::node::{LOOP_THREADS, Node, NodeOptions, NodeView, PruneSetup, artifact_id, open_engine, planned_bytes, stages_folder};
 use crate::prune::{CascadeOptions, Target};
 use crate::sampler::Sampler;
 use crate::signals::{SimulationOptions, simulate_corpus};
@@ -60,6 +60,8 @@ pub struct Args {
     /// Seed of everything.
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -120,10 +122,10 @@ fn recordings(args: &Args) -> Result<DataArgs> {
 }
 
 /// This program again, as a process of its own.
-fn espalier(subcommand: &str, threads: usize, data: Option<&DataArgs>) -> Result<Command> {
+fn espalier(subcommand: &str, threads: usize, engine: EngineChoice, data: Option<&DataArgs>) -> Result<Command> {
     let program = std::env::current_exe().map_err(|error| file_error("cannot find", Path::new("this program"), &error))?;
     let mut command = Command::new(program);
-    command.arg(subcommand).arg("--json").arg("--threads").arg(threads.to_string());
+    command.arg(subcommand).arg("--json").arg("--threads").arg(threads.to_string()).args(["--engine", engine.name()]);
     if let Some(DataArgs { data, split }) = data {
         command.args(data.iter().flat_map(|data| [Path::new("--data"), data.as_path()]));
         command.args(split.iter().flat_map(|split| ["--split", split]));
@@ -142,7 +144,7 @@ fn json(mut command: Command) -> Result<serde_json::Value> {
 }
 
 fn train(context: &Context, args: &Args, data: &DataArgs, factory: &Path) -> Result<()> {
-    let mut command = espalier("train", context.threads, Some(data))?;
+    let mut command = espalier("train", context.threads, args.engine.engine, Some(data))?;
     command.arg("--output").arg(factory);
     let numbers = [
         ("--steps", args.steps),
@@ -160,11 +162,17 @@ fn serve(context: &Context, args: &Args, data_args: &DataArgs, factory: &Path) -
     let data = data_args.open()?;
     let store = Store::create(&args.output.join("store"), factory, artifact_id)?;
     let planned = planned_bytes(&store.path(Active::Factory))?;
-    let (limit, goal) = (planned + planned / 2, (planned as f64 / args.squeeze) as u64);
-    let budget = Arc::new(Budget::new(limit, PROCESS_BYTES));
-    let device = CpuDevice::new(1, budget.clone())?;
+    let budget = Arc::new(Budget::new(u64::MAX, PROCESS_BYTES));
+    let engines = Engines::new(args.engine.asked()?);
+    let device = engines.open(LOOP_THREADS, &budget)?;
+    // The story is about the model: what the engine takes is left to it.
+    let engine_bytes = device.overhead_bytes();
+    let (limit, goal) = (planned + planned / 2 + engine_bytes, (planned as f64 / args.squeeze) as u64 + engine_bytes);
+    budget.set_limit(limit);
+    budget.set_goal(limit);
     let sampler = Sampler::start()?;
-    let (engine, served) = open_engine(&device, &budget, &store.path(store.active()))?;
+    let active = store.path(store.active());
+    let (device, (engine, served)) = engines.use_or_next(device, LOOP_THREADS, &budget, |device| open_engine(device, &budget, &active))?;
     say(&format!(
         "3. diagnosing held-out recordings at {} × their real rate; dense serving holds {} (limit {})",
         args.pace,
@@ -185,7 +193,7 @@ fn serve(context: &Context, args: &Args, data_args: &DataArgs, factory: &Path) -
         progress: Box::new(|| Box::new(Bar::new())),
     };
     let node_options = NodeOptions { thresholds: thresholds(), prune: Some(prune), limit_after_commit: true, source_bytes: 0 };
-    let mut node = Node::new(store, device, budget.clone(), handle, served, node_options);
+    let mut node = Node::new(store, (engines, device), budget.clone(), handle, served, node_options);
     let mut story = Story::new(goal, limit);
     let outcome = node.run(&context.stop, &mut |view| story.watch(view, &budget));
     node.handle().finish();
@@ -339,10 +347,10 @@ fn measure(context: &Context, args: &Args, data: &DataArgs, factory: &Path, run:
 fn measure_one(context: &Context, args: &Args, data: &DataArgs, name: &str, path: &Path, artifact: &Artifact) -> Result<Row> {
     context.stop.check()?;
     // One thread, as the loop judges.
-    let mut bench = espalier("bench", 1, None)?;
+    let mut bench = espalier("bench", 1, args.engine.engine, None)?;
     bench.arg(path);
     let bench = json(bench)?;
-    let mut eval = espalier("eval", context.threads, Some(data))?;
+    let mut eval = espalier("eval", context.threads, args.engine.engine, Some(data))?;
     eval.arg(path).arg("--seed").arg(args.seed.to_string());
     let eval = json(eval)?;
     let number = |value: &serde_json::Value| value.as_f64().unwrap_or(f64::NAN);

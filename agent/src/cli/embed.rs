@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use espalier_kernels::Device;
 use espalier_models::Artifact;
 use espalier_runtime::Scorer;
 
-use super::{Context, print_while_read};
+use super::{Context, EngineArgs, print_while_read};
 use crate::error::{AgentError, Result};
 use crate::language::check_language_model;
 use crate::language::sequences::read_text;
+use crate::on_device;
 use crate::text::Tokenizer;
 
 /// Options of `embed`.
@@ -26,6 +28,8 @@ pub struct Args {
     /// Divide every embedding by its length, so that dot products are cosines.
     #[arg(long)]
     normalize: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Memory limit, such as 2GiB.
     #[arg(long, value_parser = super::size, value_name = "BYTES")]
     limit: Option<u64>,
@@ -61,9 +65,13 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         sequences.push(ids);
     }
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(1);
-    let (device, budget) = context.device(args.limit)?;
-    let mut scorer = Scorer::open(&device, &budget, &artifact, longest)?;
-    let mut embedding = vec![0.0; architecture.d_model];
+    let (device, budget) = context.device(args.engine, args.limit)?;
+    on_device!(&device, device => embed(context, args, &sequences, Scorer::open(device, &budget, &artifact, longest)?))
+}
+
+/// Prints the embedding of every sequence.
+fn embed<D: Device>(context: &Context, args: &Args, sequences: &[Vec<u32>], mut scorer: Scorer<D>) -> Result<()> {
+    let mut embedding = vec![0.0; scorer.network().architecture.d_model];
     for (index, ids) in sequences.iter().enumerate() {
         context.stop.check()?;
         scorer.mean_state(ids, &mut embedding)?;

@@ -7,13 +7,14 @@ use espalier_models::Artifact;
 use espalier_models::manifest::TextDiagnosis;
 
 use super::data::DataArgs;
-use super::eval_language::{self, LanguageArgs};
-use super::{Context, print, print_json};
+use super::eval_language::{self, Computing, LanguageArgs};
+use super::{Context, EngineArgs, print, print_json};
 use crate::data::Data;
 use crate::diagnosis_text::for_classes;
 use crate::error::Result;
 use crate::evaluate::{Evaluator, check_classes};
 use crate::metrics::{Evaluation, Predictions};
+use crate::on_device;
 use crate::signals::{Noise, WindowSet};
 
 /// Options of `eval`.
@@ -40,6 +41,8 @@ pub struct Args {
     /// Seed of noise and bootstrap.
     #[arg(long, default_value_t = 42, conflicts_with = "language")]
     seed: u64,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Memory limit, such as 2GiB.
     #[arg(long, value_parser = super::size, value_name = "BYTES")]
     limit: Option<u64>,
@@ -67,7 +70,8 @@ fn diagnosis_by_text(artifact: &Artifact, data: &Data) -> Result<Option<TextDiag
 pub fn run(context: &Context, args: &Args) -> Result<()> {
     let artifact = Arc::new(Artifact::open(&args.model)?);
     if args.language.is_asked() {
-        return eval_language::run(context, &artifact, &args.language, args.data.data.as_deref(), args.limit, args.json);
+        let computing = Computing { engine: args.engine, limit: args.limit, json: args.json };
+        return eval_language::run(context, &artifact, &args.language, args.data.data.as_deref(), computing);
     }
     let reference = args.reference.as_ref().map(|path| Artifact::open(path).map(Arc::new)).transpose()?;
     let data = args.data.open()?;
@@ -80,9 +84,11 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         data.split.test.iter().zip(&data.sets.tests).map(|(test, set)| (test.name.clone(), set.clone().with_noise(noise))).collect()
     };
     let predictions = |model: &Arc<Artifact>, asked| -> Result<Vec<Predictions>> {
-        let (device, budget) = context.device(args.limit)?;
-        let mut evaluator = Evaluator::open(&device, &budget, model, asked)?;
-        sets.iter().map(|(_, windows)| evaluator.predict(windows, &context.stop)).collect()
+        let (device, budget) = context.device(args.engine, args.limit)?;
+        on_device!(&device, device => {
+            let mut evaluator = Evaluator::open(device, &budget, model, asked)?;
+            sets.iter().map(|(_, windows)| evaluator.predict(windows, &context.stop)).collect()
+        })
     };
     let measured = predictions(&artifact, by_text)?;
     let others = reference.as_ref().map(|other| predictions(other, None)).transpose()?;

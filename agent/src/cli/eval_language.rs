@@ -7,12 +7,13 @@ use espalier_models::Artifact;
 use espalier_runtime::{Generator, Scorer};
 
 use super::bar::Bar;
-use super::{Context, print, print_json};
+use super::{Context, EngineArgs, print, print_json};
 use crate::error::{AgentError, Result};
 use crate::language::check_language_model;
 use crate::language::perplexity::{self, Sequence};
 use crate::language::sequences::{fasta_sequences, is_fasta, read_text};
 use crate::language::tasks::{Task, choice, files, solution};
+use crate::on_device;
 use crate::table::Table;
 use crate::text::Tokenizer;
 
@@ -57,20 +58,24 @@ impl LanguageArgs {
     }
 }
 
+/// On what a measurement computes, and how it prints.
+#[derive(Clone, Copy)]
+pub struct Computing {
+    /// The engine.
+    pub engine: EngineArgs,
+    /// Memory limit in bytes.
+    pub limit: Option<u64>,
+    /// Print as JSON.
+    pub json: bool,
+}
+
 /// Measures a language model.
-pub fn run(
-    context: &Context,
-    artifact: &Arc<Artifact>,
-    args: &LanguageArgs,
-    data: Option<&Path>,
-    limit: Option<u64>,
-    json: bool,
-) -> Result<()> {
+pub fn run(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, data: Option<&Path>, computing: Computing) -> Result<()> {
     check_language_model(artifact)?;
     match (&args.text, args.task, data) {
-        (Some(path), _, _) if args.lines || is_fasta(path) => sequences(context, artifact, args, path, limit, json),
-        (Some(path), _, _) => windows(context, artifact, args, path, limit, json),
-        (None, Some(task), Some(data)) => questions(context, artifact, args, task, data, limit, json),
+        (Some(path), _, _) if args.lines || is_fasta(path) => sequences(context, artifact, args, path, computing),
+        (Some(path), _, _) => windows(context, artifact, args, path, computing),
+        (None, Some(task), Some(data)) => questions(context, artifact, args, task, data, computing),
         _ => Err(AgentError::Usage("nothing to measure on; give --text FILE, or --task NAME with --data DIR".into())),
     }
 }
@@ -78,7 +83,7 @@ pub fn run(
 /// The window of a text where none is given: the longest that is usual to report.
 const LONGEST_DEFAULT_WINDOW: usize = 2048;
 
-fn windows(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, path: &Path, limit: Option<u64>, json: bool) -> Result<()> {
+fn windows(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, path: &Path, computing: Computing) -> Result<()> {
     if args.prefix.is_some() || args.suffix.is_some() || args.limit_examples.is_some() {
         return Err(AgentError::Usage("--prefix, --suffix and --limit-examples belong to sequences; add --lines".into()));
     }
@@ -91,10 +96,12 @@ fn windows(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, pat
     }
     let text = read_text(path)?;
     let ids = Tokenizer::of(artifact)?.encode(&text, true)?;
-    let (device, budget) = context.device(limit)?;
-    let mut scorer = Scorer::open(&device, &budget, artifact, window)?;
-    let result = perplexity::of_text(&mut scorer, &ids, text.len(), window, args.windows, &mut Bar::new(), &context.stop)?;
-    if json {
+    let (device, budget) = context.device(computing.engine, computing.limit)?;
+    let result = on_device!(&device, device => {
+        let mut scorer = Scorer::open(device, &budget, artifact, window)?;
+        perplexity::of_text(&mut scorer, &ids, text.len(), window, args.windows, &mut Bar::new(), &context.stop)
+    })?;
+    if computing.json {
         return print_json(&result);
     }
     let mut table = Table::new(["text", path.display().to_string().as_str()]);
@@ -108,7 +115,7 @@ fn windows(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, pat
     print(&format!("{table}\n"))
 }
 
-fn sequences(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, path: &Path, limit: Option<u64>, json: bool) -> Result<()> {
+fn sequences(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, path: &Path, computing: Computing) -> Result<()> {
     if args.seq_len.is_some() || args.windows.is_some() {
         let path = path.display();
         return Err(AgentError::Usage(format!(
@@ -141,10 +148,12 @@ fn sequences(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, p
         sequences.push(Sequence { ids, first });
     }
     let longest = sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(1);
-    let (device, budget) = context.device(limit)?;
-    let mut scorer = Scorer::open(&device, &budget, artifact, longest)?;
-    let result = perplexity::of_sequences(&mut scorer, &sequences, &mut Bar::new(), &context.stop)?;
-    if json {
+    let (device, budget) = context.device(computing.engine, computing.limit)?;
+    let result = on_device!(&device, device => {
+        let mut scorer = Scorer::open(device, &budget, artifact, longest)?;
+        perplexity::of_sequences(&mut scorer, &sequences, &mut Bar::new(), &context.stop)
+    })?;
+    if computing.json {
         return print_json(&result);
     }
     let interval = result.interval.map_or(String::new(), |half| format!(" ± {half:.3}"));
@@ -171,22 +180,23 @@ fn questions(
     args: &LanguageArgs,
     task: Task,
     data: &Path,
-    limit: Option<u64>,
-    json: bool,
+    computing: Computing,
 ) -> Result<()> {
     let file = task.file(data)?;
     let tokenizer = Tokenizer::of(artifact)?;
     let most = args.limit_examples.unwrap_or(usize::MAX);
-    let (device, budget) = context.device(limit)?;
+    let (device, budget) = context.device(computing.engine, computing.limit)?;
     // Longer than any question of these sets with its solution, and a small KV cache.
     let capacity = artifact.manifest().architecture.context().min(1024);
     let mut table = Table::new(["task", task.name()]);
     if task == Task::Gsm8k {
         let mut questions = files::gsm8k(&file)?;
         questions.truncate(most);
-        let mut generator = Generator::open(&device, &budget, artifact, capacity)?;
-        let scores = solution::solve(&mut generator, &tokenizer, capacity, &questions, &mut Bar::new(), &context.stop)?;
-        if json {
+        let scores = on_device!(&device, device => {
+            let mut generator = Generator::open(device, &budget, artifact, capacity)?;
+            solution::solve(&mut generator, &tokenizer, capacity, &questions, &mut Bar::new(), &context.stop)
+        })?;
+        if computing.json {
             return print_json(&Named { task: task.name(), scores });
         }
         table.row(["exact match".to_string(), scores.exact_match.to_string()]).row(["questions".to_string(), scores.questions.to_string()]);
@@ -194,9 +204,11 @@ fn questions(
     }
     let mut questions = if task == Task::Piqa { files::piqa(&file)? } else { files::arc(&file)? };
     questions.truncate(most);
-    let mut scorer = Scorer::open(&device, &budget, artifact, capacity)?;
-    let scores = choice::ask(&mut scorer, &tokenizer, &questions, &mut Bar::new(), &context.stop)?;
-    if json {
+    let scores = on_device!(&device, device => {
+        let mut scorer = Scorer::open(device, &budget, artifact, capacity)?;
+        choice::ask(&mut scorer, &tokenizer, &questions, &mut Bar::new(), &context.stop)
+    })?;
+    if computing.json {
         return print_json(&Named { task: task.name(), scores });
     }
     table

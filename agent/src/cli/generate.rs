@@ -4,12 +4,14 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use espalier_kernels::Device;
 use espalier_models::Artifact;
 use espalier_runtime::{GenerationSpeed, Generator, Sampling};
 
-use super::{Context, print_json};
+use super::{Context, EngineArgs, print_json};
 use crate::error::{AgentError, Result, file_error};
 use crate::language::check_language_model;
+use crate::on_device;
 use crate::signals::Rng;
 use crate::text::{ChatTemplate, Message, TextStream, Tokenizer};
 
@@ -40,6 +42,8 @@ pub struct Args {
     /// What the system message says.
     #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
     system: Option<String>,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Print text, token ids and speed as JSON when all is done.
     #[arg(long)]
     json: bool,
@@ -109,12 +113,27 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let tokenizer = Tokenizer::of(&artifact)?;
     let prompt = prompt_ids(args, &artifact, &tokenizer)?;
     check_length(&artifact, prompt.len(), args.max_tokens)?;
-    let (device, budget) = context.device(None)?;
-    let mut generator = Generator::open(&device, &budget, &artifact, prompt.len() + args.max_tokens)?;
+    let (device, budget) = context.device(args.engine, None)?;
+    let capacity = prompt.len() + args.max_tokens;
+    on_device!(&device, device => {
+        let generator = Generator::open(device, &budget, &artifact, capacity)?;
+        generate(context, args, &prompt, &tokenizer, sampling, generator)
+    })
+}
+
+/// Continues the prompt, and prints as it goes.
+fn generate<D: Device>(
+    context: &Context,
+    args: &Args,
+    prompt: &[u32],
+    tokenizer: &Tokenizer,
+    sampling: Sampling,
+    mut generator: Generator<D>,
+) -> Result<()> {
     let mut rng = Rng::new(args.seed);
-    let mut writer = Writer::new(&tokenizer, &prompt, args)?;
+    let mut writer = Writer::new(tokenizer, prompt, args)?;
     let speed = generator
-        .generate(&prompt, args.max_tokens, sampling, &mut || rng.uniform(), &mut |id| !context.stop.is_asked() && writer.push(id))?;
+        .generate(prompt, args.max_tokens, sampling, &mut || rng.uniform(), &mut |id| !context.stop.is_asked() && writer.push(id))?;
     if context.stop.is_asked() {
         writer.finish = Finish::Interrupted;
     }
@@ -124,7 +143,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
             text: &text,
             ids: &ids,
             finish,
-            prompt_ids: &prompt,
+            prompt_ids: prompt,
             prompt_tokens: speed.prompt_tokens,
             prompt_tokens_per_second: rate(speed.prompt_tokens, speed.prompt_time),
             prompt_weights_gb_per_second: prompt_gb_per_second(&speed, generator.pass_bytes()),

@@ -2,17 +2,19 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use clap::{Parser, Subcommand};
-use espalier_kernels::CpuDevice;
 use espalier_runtime::{Budget, PROCESS_BYTES};
 
+use crate::engine::{Asked, EngineChoice, Engines, OpenDevice, Precision};
 use crate::error::{AgentError, Result};
 use crate::train::Stop;
 
 mod bar;
 mod bench;
+#[cfg(feature = "cuda")]
+mod bench_kernels;
 mod check;
 mod data;
 mod demo;
@@ -78,20 +80,43 @@ pub(crate) struct Context {
     pub threads: usize,
     /// Set by Ctrl-C.
     pub stop: Stop,
+    engines: OnceLock<Engines>,
+}
+
+/// Options of every command that computes.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct EngineArgs {
+    /// What computes: the GPU where there is one that can be used, else the CPU; or one of them by name, which nothing then replaces.
+    #[arg(long, value_enum, default_value_t = EngineChoice::Auto)]
+    pub engine: EngineChoice,
+    /// How exactly the GPU multiplies with weights that are stored in 16 bits; the CPU always computes in f32 [default: exact].
+    #[arg(long, value_enum, value_name = "PRECISION")]
+    precision: Option<Precision>,
+}
+
+impl EngineArgs {
+    /// What is asked of the engines.
+    pub fn asked(self) -> Result<Asked> {
+        if self.engine == EngineChoice::Cpu && self.precision.is_some() {
+            return Err(AgentError::Usage("--precision is of the GPU, but --engine cpu was given; leave one of them out".into()));
+        }
+        Ok(Asked { engine: self.engine, precision: self.precision.unwrap_or_default() })
+    }
 }
 
 impl Context {
-    /// The CPU device within `limit` bytes.
-    pub fn device(&self, limit: Option<u64>) -> Result<(CpuDevice, Arc<Budget>)> {
+    /// A device of the engine that was asked for, within `limit` bytes.
+    pub fn device(&self, args: EngineArgs, limit: Option<u64>) -> Result<(OpenDevice, Arc<Budget>)> {
         let budget = Arc::new(Budget::new(limit.unwrap_or(u64::MAX), PROCESS_BYTES));
-        Ok((CpuDevice::new(self.threads, budget.clone())?, budget))
+        let asked = args.asked()?;
+        Ok((self.engines.get_or_init(|| Engines::new(asked)).open(self.threads, &budget)?, budget))
     }
 }
 
 /// Runs the command line.
 pub fn run(cli: Cli) -> Result<()> {
     let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let context = Context { threads: cli.threads.map_or(available, usize::from), stop: stop_on_signals()? };
+    let context = Context { threads: cli.threads.map_or(available, usize::from), stop: stop_on_signals()?, engines: OnceLock::new() };
     match cli.command {
         Command::Demo(args) => demo::run(&context, &args),
         Command::Train(args) => train::run(&context, &args),

@@ -9,11 +9,12 @@ use espalier_runtime::{AdapterOptions, Budget, gauges};
 
 use super::bar::Bar;
 use super::data::DataArgs;
-use super::{Context, print, print_json};
+use super::{Context, EngineArgs, print, print_json};
 use crate::diagnosis_text::{Prompts, TextExamples};
 use crate::error::{AgentError, Result, file_error};
 use crate::evaluate::check_classes;
 use crate::files::{check_output, folder_of, publish};
+use crate::on_device;
 use crate::prune::{Cascade, CascadeOptions, CascadeResult, Split, Target};
 use crate::sampler::Sampler;
 use crate::signals::WindowSet;
@@ -45,6 +46,8 @@ pub struct Args {
     /// What to keep, LAYERS,HEADS,CHANNELS, in place of measuring it.
     #[arg(long, value_parser = split, value_name = "L,H,C")]
     keep: Option<Split>,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Memory limit for everything, the mapped model included, such as 512MiB.
     #[arg(long, value_parser = super::size, value_name = "BYTES")]
     limit: Option<u64>,
@@ -186,9 +189,9 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let data = args.data.open()?;
     check_classes(&source, &data.split.classes)?;
     data.check()?;
-    let (device, budget) = context.device(args.limit)?;
+    let (device, budget) = context.device(args.engine, args.limit)?;
     let by_text = by_text(&budget, &source, [&data.sets.train, &data.sets.holdout])?;
-    let needed = budget.used() + source.file_bytes() + Cascade::<espalier_kernels::CpuDevice>::needed_bytes(source.manifest(), &options);
+    let needed = budget.used() + source.file_bytes() + options.needed_bytes(source.manifest());
     if needed > budget.limit() {
         return Err(AgentError::LimitTooSmall { what: format!("pruning {}", args.model.display()), needed, limit: budget.limit() });
     }
@@ -199,17 +202,12 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         .map_err(|error| file_error("cannot make a folder in", folder_of(&args.output), &error))?;
     let folder = args.stages.as_deref().unwrap_or(scratch.path());
     std::fs::create_dir_all(folder).map_err(|error| file_error("cannot make the folder", folder, &error))?;
-    let mut cascade = Cascade {
-        device,
-        budget: &budget,
-        calibration: by_text.as_ref().map_or(&data.sets.train as &dyn Examples, |[calibration, _]| calibration),
-        holdout: by_text.as_ref().map_or(&data.sets.holdout as &dyn Examples, |[_, holdout]| holdout),
-        options,
-        folder,
-        progress: &mut Bar::new(),
-        stop: &context.stop,
-    };
-    let result = cascade.run(&source)?;
+    let calibration = by_text.as_ref().map_or(&data.sets.train as &dyn Examples, |[calibration, _]| calibration);
+    let holdout = by_text.as_ref().map_or(&data.sets.holdout as &dyn Examples, |[_, holdout]| holdout);
+    let (budget, progress, stop) = (&budget, &mut Bar::new(), &context.stop);
+    let result = on_device!(device, device => {
+        Cascade { device, budget, calibration, holdout, options, folder, progress, stop }.run(&source)
+    })?;
     let last = result.stages.last().ok_or_else(|| AgentError::Training("the cascade had no stages".into()))?;
     publish(&last.path, &args.output)?;
     let artifact = Artifact::open(&args.output)?;

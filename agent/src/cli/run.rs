@@ -4,18 +4,18 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use espalier_kernels::CpuDevice;
 use espalier_models::Artifact;
 use espalier_runtime::{Budget, PROCESS_BYTES};
 
-use super::Context;
 use super::data::DataArgs;
 use super::prune::RecoveryArgs;
+use super::{Context, EngineArgs};
 use crate::control::Thresholds;
 use crate::diagnosis::{Diagnosis, JsonLines, Options, Pace, RawStream, Recordings, Sink, Source};
+use crate::engine::{Engines, OpenDevice};
 use crate::error::{AgentError, Result, file_error};
 use crate::evaluate::{check_classes, check_signal_model};
-use crate::node::{Node, NodeOptions, PruneSetup, artifact_id, open_engine, planned_bytes};
+use crate::node::{LOOP_THREADS, Node, NodeOptions, PruneSetup, artifact_id, open_engine, planned_bytes};
 use crate::prune::Target;
 use crate::prune::split::smallest_of_all;
 use crate::prune::target::too_few_bytes;
@@ -50,6 +50,8 @@ pub struct Args {
     data: DataArgs,
     #[command(flatten)]
     recovery: RecoveryArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// The largest loss of holdout accuracy that is accepted, in points.
     #[arg(long, default_value_t = 5.0, value_parser = super::non_negative::<f64>)]
     max_drop: f64,
@@ -61,26 +63,29 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let (store, new) = open_store(args)?;
     let serving = planned_bytes(&store.path(Active::Factory))?;
     let goal = args.budget.unwrap_or(u64::MAX);
-    let room = Room { goal, source_bytes, serving };
+    let budget = Arc::new(Budget::new(u64::MAX, PROCESS_BYTES));
+    let engines = Engines::new(args.engine.asked()?);
+    let active = store.path(store.active());
+    let planned = planned_bytes(&active)?;
+    let device = open_device(&engines, &budget, planned.saturating_add(source_bytes), goal.min(args.limit.unwrap_or(u64::MAX)))?;
+    let serving = serving.saturating_add(device.overhead_bytes());
+    let room = Room { goal, source_bytes, engine_bytes: device.overhead_bytes(), serving };
     let limit = args.limit.unwrap_or_else(|| if room.is_too_small() { goal.max(serving + serving / 2) } else { goal });
     let prune = prune_setup(context, args, &store, &room)?;
-    let active = store.path(store.active());
-    let needed = planned_bytes(&active)?;
+    let needed = planned.saturating_add(device.overhead_bytes());
     if limit < needed {
         return Err(AgentError::LimitTooSmall { what: format!("serving {}", args.model.display()), needed, limit });
     }
-    let budget = Arc::new(Budget::new(limit, PROCESS_BYTES));
+    budget.set_limit(limit);
     budget.set_goal(goal);
-    // A window is judged on one thread: at batch 1 a second one costs more than it saves, and pruning needs it.
-    let device = CpuDevice::new(1, budget.clone())?;
-    let (engine, served) = open_engine(&device, &budget, &active)?;
+    let (device, (engine, served)) = engines.use_or_next(device, LOOP_THREADS, &budget, |device| open_engine(device, &budget, &active))?;
     let sink: Box<dyn Sink> = Box::new(JsonLines::new(std::io::stdout(), Path::new("standard output"), engine.classes()));
     let pace = args.pace.map_or(Pace::Unpaced, Pace::RealTime);
     let options = Options { pace, stop: context.stop.clone(), ..Options::default() };
     let handle = Diagnosis::start(options, engine, source, vec![sink])?;
     new.keep();
     let node_options = NodeOptions { thresholds: Thresholds::default(), prune, limit_after_commit: goal < limit, source_bytes };
-    let mut node = Node::new(store, device, budget, handle, served, node_options);
+    let mut node = Node::new(store, (engines, device), budget, handle, served, node_options);
     node.run(&context.stop, &mut |_| true)?;
     let snapshot = node.handle().wait()?;
     for (seconds, event) in &node.log {
@@ -107,6 +112,18 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     } else {
         Err(AgentError::Unaccounted { missing: snapshot.missing.abs_diff(snapshot.dropped), repeated: snapshot.repeated })
     }
+}
+
+/// The device that serves: where engines may be chosen, one whose overhead fits into `room` bytes beside the `needed` ones of model and
+/// source. A driver that takes more than the model would otherwise have the model pruned to make room for it.
+fn open_device(engines: &Engines, budget: &Arc<Budget>, needed: u64, room: u64) -> Result<OpenDevice> {
+    let device = engines.open(LOOP_THREADS, budget)?;
+    let overhead = device.overhead_bytes();
+    if overhead == 0 || needed.saturating_add(overhead) <= room {
+        return Ok(device);
+    }
+    let reason = format!("it takes {} beside the model, more than the budget of {} leaves", table::bytes(overhead), table::bytes(room));
+    Ok(engines.after(&device, LOOP_THREADS, budget, &reason)?.unwrap_or(device))
 }
 
 /// The source, and the bytes that it holds at most beside the model.
@@ -194,19 +211,26 @@ struct Room {
     goal: u64,
     /// Of it for the source.
     source_bytes: u64,
-    /// What serving the factory artifact holds.
+    /// Of it for the engine, beside what a model is planned to hold.
+    engine_bytes: u64,
+    /// What serving the factory artifact holds, with the engine.
     serving: u64,
 }
 
 impl Room {
+    /// Bytes for everything but the model.
+    fn beside_bytes(&self) -> u64 {
+        self.source_bytes.saturating_add(self.engine_bytes)
+    }
+
     /// Bytes for a model, as the node counts when it prunes.
     fn model_bytes(&self) -> u64 {
-        self.goal.saturating_sub(self.source_bytes)
+        self.goal.saturating_sub(self.beside_bytes())
     }
 
     /// Whether the factory artifact has to be pruned.
     fn is_too_small(&self) -> bool {
-        self.model_bytes() < self.serving
+        self.goal.saturating_sub(self.source_bytes) < self.serving
     }
 
     /// Why it has to be, and what would do, around `reason`.
@@ -240,7 +264,7 @@ fn prune_setup(context: &Context, args: &Args, store: &Store, room: &Room) -> Re
     if room.is_too_small() {
         let smallest = smallest_of_all(artifact.manifest());
         if !target.fits(artifact.manifest(), &smallest)? {
-            return Err(too_few_bytes(room.goal, room.source_bytes, artifact.manifest(), &smallest));
+            return Err(too_few_bytes(room.goal, [room.source_bytes, room.engine_bytes], artifact.manifest(), &smallest));
         }
         if !has_data {
             let reason = "there are no recordings to recover a pruned model with";

@@ -2,19 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use espalier_kernels::CpuDevice;
+use espalier_kernels::Device;
 use espalier_models::Artifact;
 use espalier_models::manifest::Measured;
 
 use super::bar::Bar;
 use super::data::DataArgs;
 use super::train_lora::{self, LoraArgs};
-use super::{Context, print, print_json};
+use super::{Context, EngineArgs, print, print_json};
 use crate::data::Data;
 use crate::error::{Result, file_error};
 use crate::evaluate::predict;
 use crate::files::{check_output, folder_of};
 use crate::metrics::Evaluation;
+use crate::on_device;
 use crate::prune::pack::write_trained;
 use crate::signal_model::{SignalSize, dense_manifest};
 use crate::signals::Augment;
@@ -54,6 +55,8 @@ pub struct Args {
     /// Seed of weights, order and augmentation.
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Memory limit, such as 2GiB.
     #[arg(long, value_parser = super::size, value_name = "BYTES")]
     limit: Option<u64>,
@@ -138,7 +141,7 @@ impl Args {
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
     let data = args.data.open()?;
-    let (device, budget) = context.device(args.limit)?;
+    let (device, budget) = context.device(args.engine, args.limit)?;
     if let Some(base) = &args.lora.lora {
         let given = train_lora::Given {
             base,
@@ -150,7 +153,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
             noise: args.noise,
             seed: args.seed,
         };
-        let trained = train_lora::train(&device, &budget, &data, &given, &mut Bar::new(), &context.stop)?;
+        let trained = on_device!(&device, device => train_lora::train(device, &budget, &data, &given, &mut Bar::new(), &context.stop))?;
         return report(args, &data, &trained);
     }
     let per_epoch = data.sets.train.len().div_ceil(args.batch.max(1)) as f64;
@@ -162,7 +165,10 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         augment: Augment { noise: args.noise, ..Augment::default() },
         seed: args.seed,
     };
-    let trained = train_artifact(&device, &budget, &data, args.size.size(), options, &args.output, &mut Bar::new(), &context.stop)?;
+    let (size, output) = (args.size.size(), &args.output);
+    let trained = on_device!(&device, device => {
+        train_artifact(device, &budget, &data, size, options, output, &mut Bar::new(), &context.stop)
+    })?;
     report(args, &data, &trained)
 }
 
@@ -189,8 +195,8 @@ fn report(args: &Args, data: &Data, trained: &Trained) -> Result<()> {
 
 /// Trains, writes, and measures on the holdout. Nothing is at `output` before all is done.
 #[allow(clippy::too_many_arguments)]
-pub fn train_artifact(
-    device: &CpuDevice,
+pub fn train_artifact<D: Device>(
+    device: &D,
     budget: &std::sync::Arc<espalier_runtime::Budget>,
     data: &Data,
     size: SignalSize,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use espalier_kernels::{CpuDevice, Device, Purpose, Reservation};
+use espalier_kernels::{Device, Purpose, Reservation};
 use espalier_models::Artifact;
 use espalier_models::manifest::{Measured, TextDiagnosis};
 use espalier_runtime::{AdapterOptions, Budget, Network, Residency};
@@ -55,8 +55,8 @@ pub struct Given<'a> {
 }
 
 /// Trains adapters on a language model, merges them, and measures the result on the holdout. Nothing is at the output before all is done.
-pub fn train(
-    device: &CpuDevice,
+pub fn train<D: Device>(
+    device: &D,
     budget: &Arc<Budget>,
     data: &Data,
     given: &Given<'_>,
@@ -105,8 +105,8 @@ pub fn train(
 
 /// Trained adapters on the host, the steps and the seconds that they took.
 #[allow(clippy::too_many_arguments)]
-fn adapters(
-    device: &CpuDevice,
+fn adapters<D: Device>(
+    device: &D,
     budget: &Arc<Budget>,
     base: &Arc<Artifact>,
     data: &Data,

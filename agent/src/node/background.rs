@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
-use espalier_kernels::{CpuDevice, Reservation};
+use espalier_kernels::{CpuDevice, Device, Reservation};
 use espalier_models::Artifact;
 use espalier_runtime::{Budget, release_free_memory};
 
+use crate::engine::{EngineKind, OpenDevice, is_device_failure};
 use crate::error::{AgentError, Result, file_error};
 use crate::files::publish;
+use crate::on_device;
 use crate::prune::{Cascade, CascadeOptions, CascadeResult};
 use crate::train::{Examples, Progress, Stop};
 
@@ -33,6 +35,10 @@ pub(super) struct CascadeJob {
     pub calibration: Arc<dyn Examples + Send>,
     pub holdout: Arc<dyn Examples + Send>,
     pub budget: Arc<Budget>,
+    /// The loop's device; the job opens one of its own beside it.
+    pub device: OpenDevice,
+    /// Whether the CPU may take over.
+    pub may_move: bool,
     pub threads: usize,
     pub folder: PathBuf,
     pub keep_stages: bool,
@@ -83,27 +89,41 @@ impl CascadeJob {
         if let Err(error) = rustix::process::nice(BACKGROUND_NICE) {
             log::warn!("pruning runs at the loop's own priority: {error}");
         }
-        let mut cascade = Cascade {
-            device: CpuDevice::new(self.threads, self.budget.clone())?,
-            budget: &self.budget,
-            calibration: self.calibration.as_ref(),
-            holdout: self.holdout.as_ref(),
-            options: self.options,
-            folder: &self.folder,
-            progress,
-            stop,
-        };
-        let result = cascade.run(&self.artifact)?;
+        let result = self.cascade(progress, stop)?;
         drop(self.mapped);
         let last = result.stages.last().ok_or_else(|| AgentError::Training("the cascade had no stages".into()))?;
         publish(&last.path, &self.candidate)?;
         Ok(result)
     }
+
+    /// The cascade on the loop's engine; where that fails or has no room for it, on the CPU from the start.
+    fn cascade(&self, progress: &mut dyn Progress, stop: &Stop) -> Result<CascadeResult> {
+        let beside = self.device.beside(self.threads, &self.budget);
+        let error = match beside.and_then(|device| on_device!(device, device => self.cascade_on(device, progress, stop))) {
+            Err(error) if self.device.kind() != EngineKind::Cpu && self.may_move && is_device_failure(&error) => error,
+            result => return result,
+        };
+        log::warn!("engine {} failed while it pruned: {error}; engine cpu prunes from the start", self.device.kind());
+        self.cascade_on(CpuDevice::new(self.threads, self.budget.clone())?, progress, stop)
+    }
+
+    fn cascade_on<D: Device>(&self, device: D, progress: &mut dyn Progress, stop: &Stop) -> Result<CascadeResult> {
+        let mut cascade = Cascade {
+            device,
+            budget: &self.budget,
+            calibration: self.calibration.as_ref(),
+            holdout: self.holdout.as_ref(),
+            options: self.options.clone(),
+            folder: &self.folder,
+            progress,
+            stop,
+        };
+        cascade.run(&self.artifact)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use espalier_kernels::Device;
     use espalier_models::DType;
     use espalier_models::tensor::model_tensors;
     use espalier_runtime::{DeviceTensors, Network};
@@ -190,6 +210,8 @@ mod tests {
                 },
                 calibration: Arc::new(Ramps),
                 holdout: Arc::new(Ramps),
+                device: OpenDevice::Cpu(CpuDevice::new(1, budget.clone())?),
+                may_move: true,
                 budget,
                 threads: 1,
                 folder: place.path().join("stages"),

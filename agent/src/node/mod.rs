@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use espalier_kernels::{CpuDevice, Purpose, Reservation};
+use espalier_kernels::{Device, Purpose, Reservation};
 use espalier_models::Artifact;
 use espalier_runtime::{Budget, Plan, gauges, release_free_memory};
 
@@ -21,7 +21,9 @@ use crate::control::linux::Linux;
 use crate::control::{Action, Controller, Event, Hardware, Held, Reading, State, Thresholds};
 use crate::diagnosis::{self, DiagnosisHandle, Engine, NativeEngine};
 use crate::diagnosis_text::TextEngine;
+use crate::engine::{Engines, OpenDevice, is_device_failure};
 use crate::error::{AgentError, Result};
+use crate::on_device;
 use crate::prune::{CascadeOptions, CascadeResult, Target};
 use crate::store::{Active, Store};
 use crate::train::{Examples, Progress, Stop};
@@ -29,6 +31,9 @@ use crate::train::{Examples, Progress, Stop};
 /// Bytes left to everyone else on the host. An eighth of a small board's memory would be too much for a large host and too little for a
 /// tiny one; 64 MiB is what an idle embedded Linux needs to go on answering.
 const RESERVE_BYTES: u64 = 64 << 20;
+
+/// Threads of the loop's engine on the CPU: at batch 1 a second one costs more than it saves, and pruning needs it.
+pub const LOOP_THREADS: usize = 1;
 
 /// Between two readings of the gauges: a tenth of a second costs under 1 % of one core and is short against every hold time.
 const POLL: Duration = Duration::from_millis(100);
@@ -55,7 +60,9 @@ pub struct PruneSetup {
 pub struct Node {
     store: Store,
     budget: Arc<Budget>,
-    device: CpuDevice,
+    engines: Engines,
+    /// Where the next engine is opened.
+    device: OpenDevice,
     handle: DiagnosisHandle,
     /// The artifact that the engine serves.
     served: Weak<Artifact>,
@@ -94,20 +101,27 @@ pub fn artifact_id(path: &Path) -> std::result::Result<u64, String> {
 }
 
 /// An engine for an artifact, booked in the budget, and the artifact for as long as the engine lives.
-pub fn open_engine(device: &CpuDevice, budget: &Arc<Budget>, path: &Path) -> Result<(Box<dyn Engine>, Weak<Artifact>)> {
+pub fn open_engine(device: &OpenDevice, budget: &Arc<Budget>, path: &Path) -> Result<Served> {
     let artifact = Arc::new(Artifact::open(path)?);
-    let engine: Box<dyn Engine> = match artifact.manifest().diagnosis {
-        Some(_) => Box::new(TextEngine::open(device, budget, &artifact)?),
-        None => Box::new(NativeEngine::open(device, budget, &artifact)?),
-    };
+    let engine = on_device!(device, device => engine_on(device, budget, &artifact))?;
     Ok((engine, Arc::downgrade(&artifact)))
+}
+
+/// An engine, and the artifact for as long as it lives.
+pub type Served = (Box<dyn Engine>, Weak<Artifact>);
+
+fn engine_on<D: Device>(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>) -> Result<Box<dyn Engine>> {
+    Ok(match artifact.manifest().diagnosis {
+        Some(_) => Box::new(TextEngine::open(device, budget, artifact)?),
+        None => Box::new(NativeEngine::open(device, budget, artifact)?),
+    })
 }
 
 impl Node {
     /// A node around a running diagnosis loop that serves the store's active artifact.
     pub fn new(
         store: Store,
-        device: CpuDevice,
+        (engines, device): (Engines, OpenDevice),
         budget: Arc<Budget>,
         handle: DiagnosisHandle,
         served: Weak<Artifact>,
@@ -118,6 +132,7 @@ impl Node {
             controller: Controller::new(options.thresholds, factory, Vec::new()),
             store,
             budget,
+            engines,
             device,
             handle,
             served,
@@ -136,7 +151,7 @@ impl Node {
 
     /// Supervises until the loop is over or `stop` is asked; `watch` is called at every reading and ends it by returning false.
     pub fn run(&mut self, stop: &Stop, watch: &mut dyn FnMut(&NodeView<'_>) -> bool) -> Result<()> {
-        let factory_bytes = planned_bytes(&self.store.path(Active::Factory))?;
+        let planned = planned_bytes(&self.store.path(Active::Factory))?;
         let read_held = || {
             let held = gauges::held().unwrap_or_default();
             Held { held_bytes: held.total(), working_set_bytes: held.artifacts }
@@ -144,7 +159,7 @@ impl Node {
         let mut hardware = Linux::new(RESERVE_BYTES, read_held)?;
         while !stop.is_asked() && !self.handle.is_finished() {
             hardware.wait(POLL);
-            let reading = hardware.read(self.budget.goal(), self.budget.limit(), factory_bytes)?;
+            let reading = hardware.read(self.budget.goal(), self.budget.limit(), planned.saturating_add(self.device.overhead_bytes()))?;
             for event in self.events() {
                 // The windows of one reading may end the probation before its last one.
                 let late = matches!(event, Event::HealthWindow { .. }) && self.controller.state() != State::Probation;
@@ -186,7 +201,7 @@ impl Node {
 
     /// What has happened since the last look.
     fn events(&mut self) -> Vec<Event> {
-        let mut events = Vec::new();
+        let (mut events, mut failed) = (Vec::new(), false);
         while let Some(event) = self.handle.events().try_next() {
             match event {
                 // Dropping the old engine here gives its memory back off the verdict path.
@@ -197,9 +212,13 @@ impl Node {
                 }
                 diagnosis::Event::Failed { error, .. } => {
                     self.note(format!("the engine failed: {error}"));
-                    self.replace_failed();
+                    failed = true;
+                    self.leave_failed(&error);
                 }
             }
+        }
+        if failed {
+            self.replace_failed();
         }
         let snapshot = self.handle.snapshot();
         let (good, bad) = (snapshot.judged - self.judged_before, snapshot.failed - self.failed_before);
@@ -217,11 +236,33 @@ impl Node {
         events
     }
 
-    /// A failed engine is replaced by a fresh one of the same artifact: a page that could not be read may be readable again, and if not the
-    /// factory's is tried.
+    /// Goes on with the next engine after one has failed, whatever it failed of: a GPU that is lost takes its context with it, and one that
+    /// gives wrong numbers gives more of them. Without another engine it stays.
+    fn leave_failed(&mut self, reason: &AgentError) {
+        match self.engines.after(&self.device, LOOP_THREADS, &self.budget, reason) {
+            Ok(Some(next)) => self.device = next,
+            Ok(None) => {}
+            Err(error) => self.note(format!("no other engine can take over: {error}")),
+        }
+    }
+
+    /// An engine for an artifact; where the device refuses, on the next one.
+    fn open(&mut self, path: &Path) -> Result<Served> {
+        match open_engine(&self.device, &self.budget, path) {
+            Err(error) if is_device_failure(&error) => {
+                let before = self.device.kind();
+                self.leave_failed(&error);
+                if self.device.kind() == before { Err(error) } else { open_engine(&self.device, &self.budget, path) }
+            }
+            opened => opened,
+        }
+    }
+
+    /// A failed engine is replaced by a fresh one of the same artifact: another device may do what one could not, and a page that could not
+    /// be read may be readable again. If not, the factory's is tried.
     fn replace_failed(&mut self) {
         for active in [self.store.active(), Active::Factory] {
-            match open_engine(&self.device, &self.budget, &self.store.path(active)) {
+            match self.open(&self.store.path(active)) {
                 Ok((engine, artifact)) => match self.handle.offer(engine) {
                     Ok(_) => {
                         self.served = artifact;
@@ -296,13 +337,16 @@ impl Node {
         };
         let (artifact, mapped) = self.factory()?;
         let report = StaticCheck::new(&artifact.manifest().architecture, &artifact.manifest().shape());
+        let beside_bytes = self.source_bytes + self.device.overhead_bytes();
         let job = CascadeJob {
             artifact,
             mapped,
-            options: CascadeOptions { target: Target::Serving(fit_bytes.saturating_sub(self.source_bytes)), ..setup.options.clone() },
+            options: CascadeOptions { target: Target::Serving(fit_bytes.saturating_sub(beside_bytes)), ..setup.options.clone() },
             calibration: setup.calibration.clone(),
             holdout: setup.holdout.clone(),
             budget: self.budget.clone(),
+            device: self.device.clone(),
+            may_move: self.engines.may_move(),
             threads: setup.threads,
             folder: stages_folder(&self.store),
             keep_stages: setup.keep_stages,
@@ -315,7 +359,7 @@ impl Node {
             "holds for coupled units only; they leave together"
         };
         self.note(format!("SIA check: structural independence {holds}"));
-        self.note(format!("pruning to serve within {fit_bytes} bytes, {} of them for the source", self.source_bytes));
+        self.note(format!("pruning to serve within {fit_bytes} bytes, {beside_bytes} of them for source and engine"));
         Ok(())
     }
 
@@ -352,7 +396,7 @@ impl Node {
         let path = self.store.candidate_path();
         let id = artifact_id(&path).map_err(AgentError::Usage)?;
         self.store.begin_candidate(id)?;
-        let (engine, artifact) = open_engine(&self.device, &self.budget, &path)?;
+        let (engine, artifact) = self.open(&path)?;
         self.store.begin_probation()?;
         self.handle.offer(engine)?;
         self.served = artifact;
@@ -360,7 +404,7 @@ impl Node {
     }
 
     fn serve(&mut self, active: Active) -> Result<()> {
-        let (engine, artifact) = open_engine(&self.device, &self.budget, &self.store.path(active))?;
+        let (engine, artifact) = self.open(&self.store.path(active))?;
         self.handle.offer(engine)?;
         self.served = artifact;
         Ok(())

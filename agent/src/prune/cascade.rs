@@ -109,13 +109,13 @@ const HOST_BYTES: u64 = 1 << 20;
 
 const STAGES: [&str; 3] = ["layers", "heads", "channels"];
 
-impl<D: Device> Cascade<'_, D> {
+impl CascadeOptions {
     /// Bytes that a cascade needs at least beside the model that is mapped already: one layer of a stage, the activations of a window at a
     /// time, and the adapters with their gradients and moments.
-    pub fn needed_bytes(manifest: &Manifest, options: &CascadeOptions) -> u64 {
+    pub fn needed_bytes(&self, manifest: &Manifest) -> u64 {
         let architecture = &manifest.architecture;
         let shape = manifest.shape();
-        let rank = options.recovery.adapters.rank;
+        let rank = self.recovery.adapters.rank;
         // A language model that judges by text reads a prompt where another reads patches.
         let size = WorkspaceSize {
             batch: 1,
@@ -128,9 +128,11 @@ impl<D: Device> Cascade<'_, D> {
         HOST_BYTES
             + streamed_bytes(manifest, &shape)
             + with_margin(workspace_bytes(architecture, &shape, &size))
-            + 4 * adapter_bytes(manifest, options)
+            + 4 * adapter_bytes(manifest, self)
     }
+}
 
+impl<D: Device> Cascade<'_, D> {
     /// Runs the three stages from `source` and returns how they went; the last stage's artifact is the result. The caller has booked the
     /// source's map, which stays resident; of the stages' artifacts one layer at a time is.
     pub fn run(&mut self, source: &Arc<Artifact>) -> Result<CascadeResult> {
@@ -168,7 +170,7 @@ impl<D: Device> Cascade<'_, D> {
         if let Some(split) = self.options.split {
             split.check(manifest)?;
         }
-        let needed = self.budget.used() + Self::needed_bytes(manifest, &self.options);
+        let needed = self.budget.used() + self.options.needed_bytes(manifest);
         let limit = self.budget.limit();
         if needed > limit {
             return Err(AgentError::LimitTooSmall { what: "pruning this model".into(), needed, limit });

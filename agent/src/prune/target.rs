@@ -64,25 +64,24 @@ impl Target {
                     (reachable * 100.0).floor() / 100.0
                 ))
             }
-            Target::Serving(bytes) => too_few_bytes(*bytes, 0, source, smallest),
+            Target::Serving(bytes) => too_few_bytes(*bytes, [0, 0], source, smallest),
         }
     }
 }
 
-/// The sentence for `bytes`, `source_bytes` of them for recordings as they are read, in which even `smallest` cannot be served.
-pub fn too_few_bytes(bytes: u64, source_bytes: u64, source: &Manifest, smallest: &Selection) -> AgentError {
+/// The sentence for `bytes`, of them so many for recordings as they are read and for the engine, in which even `smallest` cannot be served.
+pub fn too_few_bytes(bytes: u64, [source_bytes, engine_bytes]: [u64; 2], source: &Manifest, smallest: &Selection) -> AgentError {
     let needed = match serving_bytes(source, smallest) {
         Ok(needed) => needed,
         Err(error) => return error,
     };
     let described = describe(&smallest.shape(&source.shape()));
-    let (recording, all) = match source_bytes {
-        0 => (String::new(), needed),
-        _ => (format!(", and the longest recording {source_bytes} bytes"), needed.saturating_add(source_bytes)),
-    };
+    let named = |what: &str, bytes: u64| if bytes == 0 { String::new() } else { format!(", and {what} {bytes} bytes") };
+    let beside = named("the longest recording", source_bytes) + &named("the GPU's driver and buffers", engine_bytes);
+    let all = needed.saturating_add(source_bytes).saturating_add(engine_bytes);
     AgentError::Infeasible(format!(
         "{bytes} bytes are too few: serving the smallest network that this architecture allows ({described}) holds {needed} \
-         bytes{recording}; give at least {all} bytes"
+         bytes{beside}; give at least {all} bytes"
     ))
 }
 

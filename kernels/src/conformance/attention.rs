@@ -23,7 +23,27 @@ const CASES: [Case; 13] = [
     (1, 4, 4, 4, 3, 8, &[2]),
 ];
 
+/// Several tiles of queries and keys of 64, head sizes over one and two slices of 128 and no multiple of 4, and few queries over so many keys
+/// that these are split; several groups of eight rows to a key.
+const LARGE: [Case; 10] = [
+    (1, 150, 150, 160, 2, 80, &[1, 0, 0]),
+    (1, 70, 200, 256, 1, 128, &[0]),
+    (2, 66, 66, 66, 1, 256, &[0]),
+    (1, 130, 130, 130, 2, 33, &[0, 1]),
+    (1, 65, 65, 65, 1, 130, &[0, 0]),
+    (2, 1, 600, 640, 2, 64, &[0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]),
+    (1, 3, 700, 700, 1, 288, &[0, 0, 0]),
+    (1, 8, 300, 301, 1, 80, &[0, 0]),
+    (1, 2, 130, 130, 1, 257, &[0]),
+    (1, 9, 300, 300, 1, 64, &[0, 0]),
+];
+
 pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
+    for case in LARGE {
+        for window in [None, Some(3), Some(70), Some(129)] {
+            attention(suite, case, window)?;
+        }
+    }
     for case in CASES {
         attention(suite, case, None)?;
         let keys = case.2;
@@ -31,9 +51,15 @@ pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
             attention(suite, case, Some(window))?;
         }
     }
-    for (batch, sequence, heads, head_dim, half, start) in
-        [(1, 1, 1, 2, 1, 0), (2, 9, 3, 8, 4, 0), (1, 5, 2, 10, 3, 7), (2, 130, 2, 16, 8, 5), (1, 1, 4, 64, 32, 4000), (2, 3, 0, 8, 4, 0)]
-    {
+    for (batch, sequence, heads, head_dim, half, start) in [
+        (1, 1, 1, 2, 1, 0),
+        (2, 9, 3, 8, 4, 0),
+        (1, 5, 2, 10, 3, 7),
+        (2, 130, 2, 16, 8, 5),
+        (1, 1, 4, 64, 32, 4000),
+        (2, 3, 0, 8, 4, 0),
+        (1, 3, 2, 128, 64, 200_000),
+    ] {
         rotary(suite, batch, sequence, heads, head_dim, half, start)?;
     }
     let shape =

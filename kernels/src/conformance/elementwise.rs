@@ -34,7 +34,7 @@ fn slope(kind: Activation, x: f64) -> f64 {
 }
 
 pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
-    for (m, n) in [(1, 1), (1, 100), (7, 33), (32, 192), (300, 70), (0, 5), (4, 0)] {
+    for (m, n) in [(1, 1), (1, 100), (7, 33), (32, 192), (300, 70), (0, 5), (4, 0), (3, 4100), (70, 1028)] {
         biases(suite, m, n)?;
         pair(suite, m * n)?;
         for kind in [NormKind::LayerNorm, NormKind::RmsNorm] {
@@ -43,7 +43,7 @@ pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
             }
         }
     }
-    for (m, units, width) in [(1, 3, 8), (5, 7, 1), (9, 4, 33), (2, 0, 8), (40, 96, 1), (33, 6, 32)] {
+    for (m, units, width) in [(1, 3, 8), (5, 7, 1), (9, 4, 33), (2, 0, 8), (40, 96, 1), (33, 6, 32), (200, 5, 68)] {
         gates(suite, m, units, width)?;
     }
     for kind in ACTIVATIONS {

@@ -15,7 +15,7 @@ pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
         let expected: Vec<f64> = (0..batch * count * patch).map(|i| f64::from(windows[at(i)])).collect();
         suite.check(&format!("patches of {patch} every {stride} of [{batch}, {window}]"), &out, &expected)?;
     }
-    for (batch, sequence, d) in [(1, 1, 1), (2, 5, 33), (3, 32, 192)] {
+    for (batch, sequence, d) in [(1, 1, 1), (2, 5, 33), (3, 32, 192), (2, 101, 40)] {
         means(suite, batch, sequence, d)?;
     }
     let (mut out, x) = (suite.exact(&[0.0; 8])?, suite.exact(&[0.0; 8])?);

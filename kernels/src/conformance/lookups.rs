@@ -10,7 +10,7 @@ pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
         tables(suite, format, 7, 33)?;
     }
     gradients(suite)?;
-    for (m, n) in [(1, 1), (1, 5), (9, 10), (33, 1000), (64, 17)] {
+    for (m, n) in [(1, 1), (1, 5), (9, 10), (33, 1000), (64, 17), (2, 5003), (3, 4096)] {
         losses(suite, m, n)?;
     }
     refusals(suite)
@@ -40,18 +40,11 @@ fn tables<D: Device>(suite: &Suite<D>, format: Format, rows: usize, columns: usi
 }
 
 fn gradients<D: Device>(suite: &Suite<D>) -> Result<()> {
-    let (rows, columns, ids) = (6, 19, [5_u32, 2, 2, 0]);
-    let (before, dy) = (suite.random(rows * columns), suite.random(ids.len() * columns));
-    let mut d_table = suite.exact(&before)?;
-    suite.device.embed_backward(&mut d_table, &suite.buffer(&dy)?, &suite.device.indices(&ids)?, ids.len(), columns)?;
-    let mut expected = wide(&before);
-    for (token, id) in ids.iter().enumerate() {
-        for c in 0..columns {
-            expected[*id as usize * columns + c] += f64::from(dy[token * columns + c]);
-        }
-    }
-    suite.check("embed_backward", &d_table, &expected)?;
-
+    table_gradient(suite, 6, 19, &[5, 2, 2, 0])?;
+    // More tokens and columns than a thread block has threads, and ids that come back after as many.
+    table_gradient(suite, 5, 300, &(0..700).map(|token| [0, 3, 4, 3][token % 7 % 4]).collect::<Vec<_>>())?;
+    let (rows, columns) = (6, 19);
+    let before = suite.random(rows * columns);
     let (batch, sequence, start) = (3, 4, 2);
     let dy = suite.random(batch * sequence * columns);
     let mut d_table = suite.exact(&before)?;
@@ -61,6 +54,19 @@ fn gradients<D: Device>(suite: &Suite<D>) -> Result<()> {
         expected[start * columns + i % (sequence * columns)] += f64::from(*dy);
     }
     suite.check("positions_backward", &d_table, &expected)
+}
+
+fn table_gradient<D: Device>(suite: &Suite<D>, rows: usize, columns: usize, ids: &[u32]) -> Result<()> {
+    let (before, dy) = (suite.random(rows * columns), suite.random(ids.len() * columns));
+    let mut d_table = suite.exact(&before)?;
+    suite.device.embed_backward(&mut d_table, &suite.buffer(&dy)?, &suite.device.indices(ids)?, ids.len(), columns)?;
+    let mut expected = wide(&before);
+    for (token, id) in ids.iter().enumerate() {
+        for c in 0..columns {
+            expected[*id as usize * columns + c] += f64::from(dy[token * columns + c]);
+        }
+    }
+    suite.check(&format!("embed_backward [{rows}, {columns}] of {} tokens", ids.len()), &d_table, &expected)
 }
 
 fn losses<D: Device>(suite: &Suite<D>, m: usize, n: usize) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::error::Result;
 const FORMATS: [Format; 5] = [Format::F32, Format::F16, Format::Bf16, Format::F16Pairs, Format::Bf16Pairs];
 
 /// `(m, rows, columns)`.
-const SHAPES: [(usize, usize, usize); 13] = [
+const SHAPES: [(usize, usize, usize); 20] = [
     (1, 1, 1),
     (1, 7, 33),
     (1, 96, 64),
@@ -23,6 +23,15 @@ const SHAPES: [(usize, usize, usize); 13] = [
     (130, 300, 65),
     (5, 0, 24),
     (33, 6, 200),
+    // Up to eight tokens; sums that are long enough to be cut, by columns and by rows, at even and odd places.
+    (8, 40, 72),
+    (7, 33, 31),
+    (3, 6, 2056),
+    (2, 131, 40),
+    (20, 21, 517),
+    (9, 517, 20),
+    // More than a tile of 128 each way, and than three slices of a sum.
+    (140, 136, 136),
 ];
 
 /// `values [rows, columns]` as stored, and as they read back. Behind an odd number of rows of pairs stands a NaN in place of another unit.

@@ -12,7 +12,7 @@ pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
         let expected = wide(&x).iter().map(|x| x * x).sum::<f64>();
         suite.check_scalar(&format!("sum_of_squares [{len}]"), suite.device.sum_of_squares(&suite.buffer(&x)?, len)? + 1.0, expected + 1.0);
     }
-    for (m, d) in [(1, 3), (9, 65), (200, 192)] {
+    for (m, d) in [(1, 3), (9, 65), (200, 192), (2, 3000)] {
         residual_change(suite, m, d)?;
     }
     let (mut x, short) = (suite.exact(&[0.0; 4])?, suite.exact(&[0.0; 3])?);

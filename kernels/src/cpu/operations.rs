@@ -46,6 +46,8 @@ impl Device for CpuDevice {
     type Buffer = Buffer;
     type Indices = Indices;
     type Weight = Weight;
+    /// Operations start fast enough: nothing is recorded.
+    type Graph = ();
 
     fn name(&self) -> String {
         let architecture = format!("{:?}", pulp::Arch::new());
@@ -64,6 +66,10 @@ impl Device for CpuDevice {
 
     fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.team.enter(work)
+    }
+
+    fn replay<E: From<KernelError>>(&self, (): &mut (), work: impl FnOnce() -> std::result::Result<(), E>) -> std::result::Result<(), E> {
+        work()
     }
 
     fn zeros(&self, len: usize) -> Result<Buffer> {
@@ -105,6 +111,10 @@ impl Device for CpuDevice {
     fn write_indices(&self, to: &mut Indices, from: &[u32]) -> Result<()> {
         output("write_indices", "indices", to, &[from.len()])?.copy_from_slice(from);
         Ok(())
+    }
+
+    fn reads_in_place(&self) -> bool {
+        true
     }
 
     fn map_weight(&self, bytes: HostBytes, format: Format, rows: usize, columns: usize) -> Result<Weight> {

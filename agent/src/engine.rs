@@ -1,0 +1,282 @@
+//! Which engine computes: what was asked for, what is there, and what takes over.
+//!
+//! Two engines run the same operations: `cuda` on an NVIDIA GPU, and `cpu`, which is always there. [`Engines`] opens the one that was asked
+//! for; left the choice, it takes the GPU where one can be used, and says in one line why it was not taken. An engine that fails later is
+//! replaced by the next one ([`Engines::after`]); one that was asked for by name is never replaced.
+//!
+//! A device has a type of its own and everything above it is generic, so [`OpenDevice`] names them all and
+//! [`on_device!`](crate::on_device) runs one expression on whichever it is.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+#[cfg(feature = "cuda")]
+use espalier_kernels::cuda::{CudaDevice, Unavailable};
+use espalier_kernels::{CpuDevice, Device, KernelError, Reservation};
+use espalier_runtime::{Budget, RuntimeError};
+
+use crate::error::{AgentError, Result};
+
+/// The engine that a person asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum EngineChoice {
+    /// The GPU where there is one that can be used, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+impl EngineChoice {
+    /// The word on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            EngineChoice::Auto => "auto",
+            EngineChoice::Cpu => "cpu",
+            EngineChoice::Cuda => "cuda",
+        }
+    }
+}
+
+/// How exactly a GPU multiplies activations with weights that are stored in 16 bits. The CPU always computes in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Precision {
+    /// As exactly as in f32.
+    #[default]
+    Exact,
+    /// With activations rounded to the format of the weights, in half to a third of the time where more than 8 tokens are read at once.
+    Fast,
+}
+
+/// What a person asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Asked {
+    /// The engine.
+    pub engine: EngineChoice,
+    /// The precision of a GPU.
+    pub precision: Precision,
+}
+
+/// An engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineKind {
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            EngineKind::Cpu => "cpu",
+            EngineKind::Cuda => "cuda",
+        })
+    }
+}
+
+/// A device that was opened.
+#[derive(Clone)]
+pub enum OpenDevice {
+    /// The CPU.
+    Cpu(CpuDevice),
+    /// An NVIDIA GPU, and what opening it took.
+    #[cfg(feature = "cuda")]
+    Cuda(CudaDevice, Opened),
+}
+
+/// What opening a GPU took: what the device books itself, and on the host context and code of the driver, booked for as long as a device is
+/// open.
+#[derive(Clone)]
+pub struct Opened {
+    /// Bytes.
+    pub bytes: u64,
+    _driver: Arc<Reservation>,
+}
+
+/// Runs an expression with the device inside an [`OpenDevice`], of whichever type it is.
+#[macro_export]
+macro_rules! on_device {
+    ($open:expr, $device:ident => $work:expr) => {
+        match $open {
+            $crate::engine::OpenDevice::Cpu($device) => $work,
+            #[cfg(feature = "cuda")]
+            $crate::engine::OpenDevice::Cuda($device, _) => $work,
+        }
+    };
+}
+
+impl OpenDevice {
+    /// Which engine it belongs to.
+    pub fn kind(&self) -> EngineKind {
+        match self {
+            OpenDevice::Cpu(_) => EngineKind::Cpu,
+            #[cfg(feature = "cuda")]
+            OpenDevice::Cuda(..) => EngineKind::Cuda,
+        }
+    }
+
+    /// Its name for people.
+    pub fn name(&self) -> String {
+        on_device!(self, device => device.name())
+    }
+
+    /// Bytes that serving on it takes beside what is planned for the CPU: what its driver and the device took when it was opened, and a
+    /// granule each for weights and activations, which fill their last one in part. 0 for the CPU.
+    pub fn overhead_bytes(&self) -> u64 {
+        match self {
+            OpenDevice::Cpu(_) => 0,
+            #[cfg(feature = "cuda")]
+            OpenDevice::Cuda(device, opened) => opened.bytes + 2 * device.attributes().granularity.unwrap_or(0),
+        }
+    }
+
+    /// Another device of the same engine, to compute beside this one: its own `threads` on the CPU, its own streams on a GPU.
+    pub fn beside(&self, threads: usize, budget: &Arc<Budget>) -> Result<Self> {
+        Ok(match self {
+            OpenDevice::Cpu(_) => OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?),
+            #[cfg(feature = "cuda")]
+            OpenDevice::Cuda(device, opened) => {
+                let beside = CudaDevice::open(0, budget.clone()).map_err(|reason| AgentError::Engine(reason.to_string()))?;
+                OpenDevice::Cuda(beside.with_plan(device.plan()), opened.clone())
+            }
+        })
+    }
+}
+
+/// Opens engines, and says once why one was not taken.
+#[derive(Debug, Default)]
+pub struct Engines {
+    asked: Asked,
+    said: Mutex<BTreeSet<String>>,
+}
+
+impl Engines {
+    /// Engines for what was asked.
+    pub fn new(asked: Asked) -> Self {
+        Self { asked, said: Mutex::default() }
+    }
+
+    /// Whether another engine may take over: none was asked for by name.
+    pub fn may_move(&self) -> bool {
+        self.asked.engine == EngineChoice::Auto
+    }
+
+    /// The best device that can be had, which books its memory in `budget`; on the CPU, with `threads` threads.
+    ///
+    /// # Errors
+    /// [`AgentError::Engine`] where an engine was asked for by name that cannot be used; [`AgentError::Kernel`] where the CPU's threads are
+    /// refused.
+    pub fn open(&self, threads: usize, budget: &Arc<Budget>) -> Result<OpenDevice> {
+        if self.asked.engine != EngineChoice::Cpu {
+            match open_cuda(self.asked.precision, budget) {
+                Ok(device) => {
+                    self.say(log::Level::Info, format!("engine cuda: {}", device.name()));
+                    return Ok(device);
+                }
+                Err(passed) if !self.may_move() => return Err(AgentError::Engine(passed.reason)),
+                // Most machines have no such GPU; that one which is there cannot be used is worth a line.
+                Err(passed) => {
+                    let level = if passed.expected { log::Level::Info } else { log::Level::Warn };
+                    self.say(level, format!("engine cuda not taken: {}; engine cpu computes", passed.reason));
+                }
+            }
+        }
+        Ok(OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?))
+    }
+
+    /// The device that takes over from one that failed for `reason`; none where no engine is left.
+    pub fn after(
+        &self,
+        failed: &OpenDevice,
+        threads: usize,
+        budget: &Arc<Budget>,
+        reason: &dyn fmt::Display,
+    ) -> Result<Option<OpenDevice>> {
+        if failed.kind() == EngineKind::Cpu || !self.may_move() {
+            return Ok(None);
+        }
+        self.say(log::Level::Warn, format!("engine {}: {reason}; engine cpu takes over", failed.kind()));
+        Ok(Some(OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?)))
+    }
+
+    /// Opens something on `device`, and where that refuses or fails, on the next one.
+    pub fn use_or_next<T>(
+        &self,
+        device: OpenDevice,
+        threads: usize,
+        budget: &Arc<Budget>,
+        mut open: impl FnMut(&OpenDevice) -> Result<T>,
+    ) -> Result<(OpenDevice, T)> {
+        match open(&device) {
+            Ok(opened) => Ok((device, opened)),
+            Err(error) if is_device_failure(&error) => match self.after(&device, threads, budget, &error)? {
+                Some(next) => {
+                    drop(device);
+                    let opened = open(&next)?;
+                    Ok((next, opened))
+                }
+                None => Err(error),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Says a line unless it was said before: a command may open a device several times.
+    fn say(&self, level: log::Level, line: String) {
+        if !self.said.lock().unwrap_or_else(PoisonError::into_inner).contains(&line) {
+            log::log!(level, "{line}");
+            self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(line);
+        }
+    }
+}
+
+/// Whether the device or its memory failed, rather than the model or the input: then another engine may do.
+pub fn is_device_failure(error: &AgentError) -> bool {
+    match error {
+        AgentError::Engine(_) => true,
+        AgentError::Kernel(error) | AgentError::Runtime(RuntimeError::Kernel(error)) => !matches!(error, KernelError::Shape { .. }),
+        _ => false,
+    }
+}
+
+/// Why an engine was passed over.
+struct Passed {
+    reason: String,
+    /// Whether that is how most machines are.
+    expected: bool,
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(precision: Precision, budget: &Arc<Budget>) -> std::result::Result<OpenDevice, Passed> {
+    use espalier_kernels::{Purpose, cuda};
+    use espalier_runtime::gauges;
+
+    let failed = |reason: String| Passed { reason, expected: false };
+    let (before, booked_before) = (gauges::anonymous_bytes().map_err(|error| failed(error.to_string()))?, budget.used());
+    let device = CudaDevice::open(0, budget.clone()).map_err(|reason| Passed {
+        reason: reason.to_string(),
+        expected: matches!(reason, Unavailable::NoDriver | Unavailable::NoDevice { .. }),
+    })?;
+    let after = gauges::anonymous_bytes().map_err(|error| failed(error.to_string()))?;
+    // What the device booked is page-locked memory of the host, which is among what this process has got.
+    let booked = budget.used().saturating_sub(booked_before);
+    let driver = after.saturating_sub(before).saturating_sub(booked);
+    let reservation = Reservation::new(budget.clone(), Purpose::Driver, driver).map_err(|error| failed(error.to_string()))?;
+    let device = device.with_plan(cuda::Plan {
+        precision: match precision {
+            Precision::Exact => cuda::Precision::Exact,
+            Precision::Fast => cuda::Precision::Fast,
+        },
+        ..device.plan()
+    });
+    Ok(OpenDevice::Cuda(device, Opened { bytes: booked + driver, _driver: Arc::new(reservation) }))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: Precision, _: &Arc<Budget>) -> std::result::Result<OpenDevice, Passed> {
+    Err(Passed { reason: "this program was built without the feature `cuda`".into(), expected: true })
+}

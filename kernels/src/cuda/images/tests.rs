@@ -1,0 +1,161 @@
+//! Which image a device is given.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use super::fatbin::tests::fatbin;
+use super::*;
+
+/// Images with the codes that scripts/cuda.py puts into those of these names.
+fn images() -> [Image; 3] {
+    let ptx = Code::Ptx { architecture: 80 };
+    let with = |architectures: &[u32]| {
+        let mut codes: Vec<Code> = architectures.iter().map(|&architecture| Code::Cubin { architecture }).collect();
+        codes.push(ptx);
+        codes
+    };
+    let image = |name, toolkit, codes: &[Code]| Image { name, toolkit, bytes: fatbin(codes).leak() };
+    [
+        image("new", (13, 5), &with(&[80, 86, 87, 89, 90, 100, 110, 120, 121])),
+        image("old", (12, 9), &with(&[80, 86, 87, 89, 90, 120, 121])),
+        image("ptx", (12, 9), &[ptx]),
+    ]
+}
+
+fn no_compiler() -> Result<Compiler, String> {
+    Err("no compiler here".to_owned())
+}
+
+#[test]
+fn every_device_is_offered_what_its_driver_can_load_machine_code_first() {
+    // Device, CUDA version of the driver, compute capability, what is tried.
+    let cases: [(&str, (u32, u32), (u32, u32), &[&str]); 15] = [
+        ("A100, CUDA 13.0", (13, 0), (8, 0), &["new", "old", "ptx"]),
+        ("A100, CUDA 12.0", (12, 0), (8, 0), &["old"]),
+        ("A100, CUDA 12.9", (12, 9), (8, 0), &["old", "ptx"]),
+        ("A100, a later major version", (14, 0), (8, 0), &["new", "old", "ptx"]),
+        ("Orin, JetPack 6", (12, 6), (8, 7), &["old"]),
+        ("Orin, CUDA 13", (13, 0), (8, 7), &["new", "old", "ptx"]),
+        ("H100, CUDA 13.5", (13, 5), (9, 0), &["new", "old", "ptx"]),
+        ("B300, by the machine code of B200", (13, 0), (10, 3), &["new", "old", "ptx"]),
+        ("B200, CUDA 12.9, by PTX", (12, 9), (10, 0), &["old", "ptx"]),
+        ("B200, CUDA 12.8", (12, 8), (10, 0), &[]),
+        ("Thor", (13, 0), (11, 0), &["new", "old", "ptx"]),
+        ("Spark", (13, 0), (12, 1), &["new", "old", "ptx"]),
+        ("a later generation, CUDA 13.4: the newer PTX is too new", (13, 4), (13, 0), &["old", "ptx"]),
+        ("Turing", (13, 0), (7, 5), &[]),
+        ("CUDA 11", (11, 8), (8, 6), &[]),
+    ];
+    let images = images();
+    let wrong: Vec<_> = cases
+        .iter()
+        .filter_map(|&(device, driver, capability, expected)| {
+            let (chosen, rejections) = choose(&images, Target { driver, capability });
+            let found: Vec<_> = chosen.iter().map(|image| image.name).collect();
+            (found != expected || found.len() + rejections.len() != images.len()).then_some((device, expected, found, rejections))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn ptx_is_tried_after_the_machine_code_of_an_older_compiler() {
+    let [new, old, _] = images();
+    let new = Image { bytes: fatbin(&[Code::Ptx { architecture: 80 }]).leak(), ..new };
+    let (chosen, _) = choose(&[new, old], Target { driver: (13, 5), capability: (8, 7) });
+    assert_eq!(chosen.iter().map(|image| image.name).collect::<Vec<_>>(), ["old", "new"]);
+}
+
+#[test]
+fn a_rejection_says_what_is_needed_and_what_is_there() {
+    let said = |driver, capability| choose(&images(), Target { driver, capability }).1.iter().map(Rejection::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        said((12, 6), (8, 7)),
+        ["new: needs a driver of CUDA 13.0; this one is of 12.6", "ptx: needs a driver of CUDA 12.9; this one is of 12.6"]
+    );
+    assert_eq!(said((13, 0), (7, 5))[0], "new: has no code for compute capability 7.5");
+}
+
+#[test]
+fn an_image_that_the_driver_refuses_gives_way_to_the_next_and_the_sources_come_last() {
+    let target = Target { driver: (13, 0), capability: (8, 7) };
+    let images = images();
+    let offered = RefCell::new(Vec::new());
+    let takes = |wanted: Option<&'static str>| {
+        let (images, offered) = (&images, &offered);
+        move |code: &[u8]| {
+            let name = images.iter().find(|image| image.bytes == code).unwrap().name;
+            offered.borrow_mut().push(name);
+            if Some(name) == wanted { Ok(name) } else { Err(format!("not {name}")) }
+        }
+    };
+    assert_eq!(first_loaded(&images, target, takes(Some("old")), no_compiler).unwrap(), ("old".to_owned(), "old"));
+    assert_eq!(offered.take(), ["new", "old"]);
+    let rejections = first_loaded(&images, target, takes(None), no_compiler).unwrap_err();
+    assert_eq!(offered.take(), ["new", "old", "ptx"]);
+    let said: Vec<String> = rejections.iter().map(Rejection::to_string).collect();
+    assert_eq!(said, ["new: not new", "old: not old", "ptx: not ptx", "the sources: no compiler here"]);
+}
+
+#[test]
+fn the_images_of_the_repository_hold_a_code_for_every_architecture() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("images");
+    for (file, like) in ["cuda13.fatbin", "cuda12.fatbin", "ptx.fatbin"].iter().zip(images()) {
+        let image = std::fs::read(folder.join(file)).unwrap();
+        assert_eq!(fatbin::codes(&image), fatbin::codes(like.bytes), "{file}");
+    }
+    let bytes: u64 = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    assert!(bytes <= 4 << 20, "kernels/images has {bytes} bytes");
+}
+
+#[test]
+fn the_binary_holds_the_sources_of_its_kernels() {
+    let last = SOURCES.last().unwrap();
+    assert_eq!((last.0, SOURCES_HASH.len()), ("kernels.cu", 64));
+    for (name, text) in SOURCES {
+        assert_eq!(std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda").join(name)).unwrap(), *text);
+    }
+}
+
+/// NVRTC as scripts/cuda.sh brings it; none where it did not.
+fn pinned_compiler(folder: &Path, target: Target) -> Option<Compiler> {
+    let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/cuda/nvidia/cuda_nvrtc/lib/libnvrtc.so.12");
+    if !library.is_file() {
+        eprintln!("not tested: {} is missing; scripts/cuda.sh brings it", library.display());
+        return None;
+    }
+    Some(Compiler::open(&[library], Some(folder.to_owned()), target).unwrap())
+}
+
+#[test]
+fn nvrtc_compiles_the_sources_once_and_again_where_what_was_kept_is_broken() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(compiler) = pinned_compiler(folder.path(), Target { driver: (12, 9), capability: (8, 7) }) else { return };
+    let load = |code: &[u8]| if code.starts_with(b"\x7fELF") { Ok(code.to_vec()) } else { Err("no ELF".to_owned()) };
+    let (name, code) = compiler.load(load).unwrap();
+    assert_eq!(name, "compiled for sm_87 by NVRTC 12.9");
+    let (kept, again) = compiler.load(load).unwrap();
+    assert_eq!(kept, format!("{name}, kept in {}", folder.path().display()));
+    assert!(code == again);
+    let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    std::fs::write(&files[0], b"broken").unwrap();
+    let (third, _) = compiler.load(load).unwrap();
+    assert_eq!(third, name);
+    assert_eq!(compiler.load(load).unwrap().0, kept);
+}
+
+#[test]
+fn a_device_that_nvrtc_does_not_know_gets_ptx_and_an_unknown_library_is_a_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("libnvrtc.so");
+    let target = Target { driver: (13, 0), capability: (14, 0) };
+    let reason = Compiler::open(std::slice::from_ref(&missing), None, target).err().unwrap();
+    assert!(reason.contains("not installed") && reason.contains(&missing.display().to_string()), "{reason}");
+    let Some(compiler) = pinned_compiler(folder.path(), target) else { return };
+    assert_eq!(compiler.goal, Goal::Ptx(121));
+    let code = compiler.nvrtc.compile(&[("kernels.cu", "extern \"C\" __global__ void one(float* x) { *x = 1; }")], compiler.goal).unwrap();
+    assert!(code.starts_with(b"//") && code.ends_with(b"\0"));
+    let refused = compiler.nvrtc.compile(&[("kernels.cu", "nonsense")], compiler.goal).unwrap_err();
+    assert!(refused.contains("NVRTC_ERROR_COMPILATION") && refused.contains("kernels.cu(1)"), "{refused}");
+}

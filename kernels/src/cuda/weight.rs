@@ -1,0 +1,219 @@
+//! Matrices as they are stored: uploaded, read in place, or trained.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::arena::{Arena, Block};
+use super::device::Core;
+use super::memory::{Buffer, Pointer, take};
+use super::registration::Registration;
+use crate::device::{Format, HostBytes};
+use crate::error::{KernelError, Result};
+
+/// What the widest load of the kernels wants a matrix to start at.
+const IN_PLACE_ALIGNMENT: usize = 16;
+
+/// From this size on a matrix is registered where it is. A smaller one shares pages with others, which can be registered only once, and
+/// costs little as a copy: an artifact starts its matrices of 1 MiB and more at 64 KiB boundaries.
+const REGISTERED_FROM_BYTES: usize = 1 << 20;
+
+enum Data {
+    Owned(Buffer),
+    Uploaded(Block),
+    /// Read by the host's page tables.
+    Host(HostBytes),
+    Registered(Registration, HostBytes),
+    Empty,
+}
+
+/// A matrix `[rows, columns]`, owned, uploaded, or read where the host has it.
+pub struct Weight {
+    core: Arc<Core>,
+    rows: usize,
+    columns: usize,
+    format: Format,
+    data: Data,
+    /// As of a [`Storage`](super::Storage).
+    recorded: AtomicU64,
+}
+
+/// Bytes of a stored matrix.
+pub(super) fn stored_bytes(format: Format, rows: usize, columns: usize) -> Result<usize> {
+    let (stored_rows, bytes) = match format {
+        Format::F32 => (rows, 4),
+        Format::F16 | Format::Bf16 => (rows, 2),
+        Format::F16Pairs | Format::Bf16Pairs => (rows.div_ceil(2), 4),
+    };
+    let overflow = || KernelError::Shape { operation: "map_weight", detail: format!("[{rows}, {columns}] does not fit in memory") };
+    stored_rows.checked_mul(columns).and_then(|numbers| numbers.checked_mul(bytes)).ok_or_else(overflow)
+}
+
+impl Weight {
+    /// A matrix of stored bytes: in place where the device reads the host's memory, else uploaded into `arena`.
+    pub(super) fn mapped(
+        core: &Arc<Core>,
+        arena: &Arc<Arena>,
+        host: HostBytes,
+        format: Format,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self> {
+        let needed = stored_bytes(format, rows, columns)?;
+        let bytes = host.bytes();
+        let bytes = bytes.get(..needed).ok_or_else(|| KernelError::Shape {
+            operation: "map_weight",
+            detail: format!("a {format:?} matrix [{rows}, {columns}] takes {needed} bytes, but {} were given", bytes.len()),
+        })?;
+        let _entered = core.enter()?;
+        core.refuse_while_capturing("map_weight")?;
+        let (attributes, aligned) = (core.attributes(), (bytes.as_ptr() as usize).is_multiple_of(IN_PLACE_ALIGNMENT));
+        let part = first(host.clone(), needed);
+        let data = if needed == 0 {
+            Data::Empty
+        } else if attributes.integrated && attributes.pageable && aligned {
+            Data::Host(part)
+        } else {
+            let in_place = attributes.integrated && attributes.registers && aligned && needed >= REGISTERED_FROM_BYTES;
+            match if in_place { Registration::of(core, &part)? } else { None } {
+                Some(registration) => Data::Registered(registration, part),
+                None => Data::Uploaded(upload(core, arena, bytes)?),
+            }
+        };
+        Ok(Self { core: core.clone(), rows, columns, format, data, recorded: AtomicU64::new(0) })
+    }
+
+    /// A matrix of its own.
+    pub(super) fn owned(core: &Arc<Core>, buffer: Buffer, rows: usize, columns: usize) -> Result<Self> {
+        if rows.checked_mul(columns).is_none_or(|len| len > buffer.len()) {
+            let detail = format!("a matrix [{rows}, {columns}] was to be made of a buffer of {} numbers", buffer.len());
+            return Err(KernelError::Shape { operation: "own_weight", detail });
+        }
+        let data = Data::Owned(buffer);
+        Ok(Self { core: core.clone(), rows, columns, format: Format::F32, data, recorded: AtomicU64::new(0) })
+    }
+
+    /// `(rows, columns)`.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// How the numbers are stored.
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Where the first row is. Work that is being recorded is taken to use the matrix: once it is dropped or moved the graph is not run any
+    /// more.
+    pub(super) fn pointer(&self) -> Pointer {
+        if self.core.gate().is_capturing() {
+            self.recorded.store(self.core.generation() + 1, Ordering::Relaxed);
+        }
+        match &self.data {
+            Data::Owned(buffer) => buffer.pointer(),
+            Data::Uploaded(block) => block.pointer(),
+            Data::Host(bytes) | Data::Registered(_, bytes) => Pointer::new(bytes.bytes().as_ptr() as u64),
+            Data::Empty => Pointer::NULL,
+        }
+    }
+
+    /// The buffer of an owned matrix.
+    pub(super) fn buffer(&self) -> Option<&Buffer> {
+        match &self.data {
+            Data::Owned(buffer) => Some(buffer),
+            _ => None,
+        }
+    }
+
+    /// The buffer of an owned matrix, to be written.
+    pub(super) fn buffer_mut(&mut self) -> Option<&mut Buffer> {
+        match &mut self.data {
+            Data::Owned(buffer) => Some(buffer),
+            _ => None,
+        }
+    }
+
+    fn block(&self) -> Option<&Block> {
+        match &self.data {
+            Data::Uploaded(block) => Some(block),
+            _ => None,
+        }
+    }
+
+    /// Checks that `rows` rows can be kept.
+    fn check_kept(&self, rows: usize) -> Result<()> {
+        if rows > self.rows || (rows < self.rows && matches!(self.data, Data::Owned(_))) {
+            let what = if rows > self.rows { "more rows than it has" } else { "fewer rows of a trained matrix" };
+            let detail = format!("{rows} rows of a matrix of {} were to be kept: {what}", self.rows);
+            return Err(KernelError::Shape { operation: "shrink", detail });
+        }
+        Ok(())
+    }
+
+    /// Keeps the first `rows` rows, of which there are as many. What is uploaded stays where it is, for the arena to move.
+    fn keep(&mut self, rows: usize) -> Result<()> {
+        let bytes = stored_bytes(self.format, rows, self.columns)?;
+        if bytes == 0 && !matches!(self.data, Data::Owned(_)) {
+            self.data = Data::Empty;
+        }
+        self.data = match std::mem::replace(&mut self.data, Data::Empty) {
+            Data::Host(host) => Data::Host(first(host, bytes)),
+            Data::Registered(registration, host) if rows < self.rows => {
+                // Pages can be registered once, so the whole goes first.
+                drop(registration);
+                let host = first(host, bytes);
+                let registration = Registration::of(&self.core, &host)?.ok_or_else(|| KernelError::Device {
+                    operation: "shrink",
+                    reason: "the driver does not register the first of the pages that it had registered".to_string(),
+                    lost: false,
+                })?;
+                Data::Registered(registration, host)
+            }
+            data => data,
+        };
+        self.rows = rows;
+        Ok(())
+    }
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        if self.recorded.load(Ordering::Relaxed) == self.core.generation() + 1 {
+            self.core.forget_graphs();
+        }
+        if let Data::Host(_) = self.data {
+            // The pages may be unmapped next. An error is that of a lost device, which reads nothing any more.
+            let _ = self.core.enter().and_then(|_entered| self.core.compute().synchronize("free"));
+        }
+    }
+}
+
+/// The first of some bytes.
+fn first(host: HostBytes, bytes: usize) -> HostBytes {
+    HostBytes { range: host.range.start..host.range.start + bytes, ..host }
+}
+
+/// A copy in `arena`. The caller is inside [`Core::enter`].
+fn upload(core: &Arc<Core>, arena: &Arc<Arena>, bytes: &[u8]) -> Result<Block> {
+    let block = take(core, arena, bytes.len() as u64)?;
+    core.with_staging(|staging| staging.upload(core, block.pointer(), bytes))?;
+    Ok(block)
+}
+
+/// Keeps the first rows of every matrix, `(matrix, rows)`, and gives the memory of the others back. The matrices are all that lie in
+/// `arena`; those that were not uploaded may be among them.
+pub(super) fn shrink(core: &Arc<Core>, arena: &Arc<Arena>, weights: &mut [(&mut Weight, usize)]) -> Result<()> {
+    let _entered = core.enter()?;
+    core.refuse_while_capturing("shrink")?;
+    weights.iter().try_for_each(|(weight, rows)| weight.check_kept(*rows))?;
+    arena.check_all(weights.iter().filter_map(|(weight, _)| weight.block()))?;
+    core.forget_graphs();
+    weights.iter_mut().try_for_each(|(weight, rows)| weight.keep(*rows))?;
+    let mut kept = Vec::with_capacity(weights.len());
+    for (weight, rows) in weights {
+        let bytes = stored_bytes(weight.format, *rows, weight.columns)? as u64;
+        if let Data::Uploaded(block) = &mut weight.data {
+            kept.push((block, bytes));
+        }
+    }
+    arena.shrink(core, &mut kept)
+}

@@ -1,0 +1,186 @@
+//! Recorded work on the CUDA device, on the emulator.
+#![cfg(feature = "cuda")]
+
+mod support;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use espalier_kernels::cuda::{Buffer, Graph};
+use espalier_kernels::{CudaDevice, Device, KernelError, Result};
+use support::Emulator;
+
+const LEN: usize = 1000;
+
+/// `y = 2 x + y`, and a sum in y's last place would show a launch too many.
+fn step(device: &CudaDevice, y: &mut Buffer, x: &Buffer) -> Result<()> {
+    device.add(y, x, LEN, 2.0)?;
+    device.scale(y, LEN, 0.5)
+}
+
+fn first(device: &CudaDevice, buffer: &Buffer) -> f32 {
+    let mut number = [0.0];
+    device.read(buffer, 0, &mut number).unwrap();
+    number[0]
+}
+
+fn launches(device: &CudaDevice) -> u64 {
+    device.kernel_counts().iter().map(|count| count.launches).sum()
+}
+
+#[test]
+fn a_cuda_graph_does_what_the_work_does() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let device = emulator.device();
+    let (mut x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
+    let mut graph = Graph::default();
+    let mut expected = 0.0;
+    let mut calls = 0;
+    for round in 1..=5 {
+        device.write(&mut x, 0, &[round as f32; LEN]).unwrap();
+        device
+            .replay(&mut graph, || {
+                calls += 1;
+                step(&device, &mut y, &x)
+            })
+            .unwrap();
+        expected = (expected + 2.0 * round as f32) / 2.0;
+        assert_eq!(first(&device, &y), expected, "round {round}");
+        assert_eq!(launches(&device), 2 * round as u64, "a run of a graph counts as its launches");
+    }
+    assert_eq!((calls, emulator.counter("graph_launches")), (2, 4), "the work ran once and was recorded once");
+    assert!(graph.is_recorded());
+}
+
+#[test]
+fn a_cuda_graph_is_recorded_anew_when_its_memory_has_gone() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let device = emulator.device();
+    let (mut x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
+    let (mut graph, mut calls) = (Graph::default(), 0);
+    let mut run = |x: &Buffer, y: &mut Buffer| {
+        let before = calls;
+        device
+            .replay(&mut graph, || {
+                calls += 1;
+                step(&device, y, x)
+            })
+            .unwrap();
+        calls > before
+    };
+    assert_eq!([run(&x, &mut y), run(&x, &mut y), run(&x, &mut y)], [true, true, false]);
+    drop(device.zeros(LEN).unwrap());
+    assert!(!run(&x, &mut y), "a buffer that the graph does not use may come and go");
+    x = device.zeros(LEN).unwrap();
+    device.fill(&mut x, LEN, 1.0).unwrap();
+    device.fill(&mut y, LEN, 4.0).unwrap();
+    assert!(run(&x, &mut y), "a graph whose buffer was dropped must not run");
+    assert_eq!(first(&device, &y), 3.0);
+    assert_eq!([run(&x, &mut y), run(&x, &mut y)], [true, false]);
+}
+
+#[test]
+fn indices_that_grow_are_checked_again() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let device = emulator.device();
+    let table = device.own_weight(device.zeros(4 * LEN).unwrap(), 4, LEN).unwrap();
+    let (mut ids, mut out) = (device.indices(&[0, 3]).unwrap(), device.zeros(2 * LEN).unwrap());
+    let mut graph = Graph::default();
+    for _ in 0..3 {
+        device.replay(&mut graph, || device.embed(&mut out, &table, &ids, 2)).unwrap();
+    }
+    device.write_indices(&mut ids, &[3, 2]).unwrap();
+    device.replay(&mut graph, || panic!("the same largest index needs no new recording") as Result<()>).unwrap();
+    device.write_indices(&mut ids, &[0, 4]).unwrap();
+    let refused = device.replay(&mut graph, || device.embed(&mut out, &table, &ids, 2));
+    assert!(matches!(refused, Err(KernelError::Shape { operation: "embed", .. })), "{refused:?}");
+}
+
+#[test]
+fn what_cannot_be_recorded_is_an_error_and_the_cuda_device_goes_on() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let device = emulator.device();
+    let (x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
+    let mut dropped = vec![device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap()];
+    type Work<'a> = &'a mut dyn FnMut(&mut Buffer) -> Result<()>;
+    let cases: [(&str, Work); 5] = [
+        ("allocation", &mut |_| device.zeros(LEN).map(|_| ())),
+        ("write", &mut |y| device.write(y, 0, &[1.0])),
+        ("read", &mut |y| device.read(y, 0, &mut [0.0])),
+        ("a result", &mut |y| device.sum_of_squares(y, LEN).map(|_| ())),
+        ("drop", &mut |_| {
+            dropped.pop();
+            Ok(())
+        }),
+    ];
+    for (name, work) in cases {
+        let mut graph = Graph::default();
+        device.replay(&mut graph, || work(&mut y)).unwrap();
+        let refused = device.replay(&mut graph, || {
+            step(&device, &mut y, &x)?;
+            work(&mut y)
+        });
+        assert!(matches!(&refused, Err(KernelError::Device { lost: false, .. })), "{name}: {refused:?}");
+        assert!(!graph.is_recorded());
+        device.fill(&mut y, LEN, 7.0).unwrap();
+        assert_eq!(first(&device, &y), 7.0, "{name}: nothing of the recording runs");
+    }
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let mut graph = Graph::default();
+        device.replay(&mut graph, || step(&device, &mut y, &x)).unwrap();
+        let _ = device.replay(&mut graph, || panic!("on purpose") as Result<()>);
+    }));
+    assert!(panicked.is_err());
+    device.fill(&mut y, LEN, 8.0).unwrap();
+    assert_eq!(first(&device, &y), 8.0);
+}
+
+#[test]
+fn other_threads_stay_out_of_a_recording() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let device = emulator.device();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let mut other = device.zeros(LEN).unwrap();
+            device.fill(&mut other, LEN, 1.0).unwrap();
+            let mut rounds = 0;
+            while !done.load(Ordering::Relaxed) {
+                let copy = device.zeros(LEN).unwrap();
+                device.add(&mut other, &copy, LEN, 1.0).unwrap();
+                rounds += 1;
+            }
+            (first(&device, &other), rounds)
+        });
+        for _ in 0..20 {
+            let (mut x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
+            device.fill(&mut x, LEN, 1.0).unwrap();
+            let mut graph = Graph::default();
+            for round in 1..=4 {
+                device.replay(&mut graph, || step(&device, &mut y, &x)).unwrap();
+                assert_eq!(first(&device, &y), 2.0 - 2.0_f32.powi(1 - round));
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        let (number, rounds) = other.join().unwrap();
+        assert_eq!(number, 1.0);
+        assert!(rounds > 0);
+    });
+}
+
+#[test]
+fn timed_kernels_have_times_and_run_unrecorded() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let device = emulator.device();
+    let (x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
+    let mut graph = Graph::default();
+    device.time_kernels(true);
+    for _ in 0..3 {
+        device.replay(&mut graph, || step(&device, &mut y, &x)).unwrap();
+    }
+    device.time_kernels(false);
+    let counts = device.kernel_counts();
+    let add = counts.iter().find(|count| count.name == "add").unwrap();
+    assert_eq!((add.launches, add.timed_launches, add.bytes), (3, 3, 3 * 12 * LEN as u64));
+    assert!(add.bytes_per_s().unwrap() > 0.0);
+    assert_eq!(emulator.counter("graph_launches"), 0);
+}
