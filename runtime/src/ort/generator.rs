@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Instant;
 
 use espalier_kernels::{Purpose, Reservation};
 use espalier_models::Artifact;
@@ -12,7 +13,7 @@ use super::model::{check_context, check_ids, run_bytes};
 use super::session::{Inputs, OrtOptions, OrtSession, failed};
 use crate::budget::Budget;
 use crate::error::{Result, RuntimeError};
-use crate::generate::{check_language_model, choosing_bytes};
+use crate::generate::{GenerationSpeed, check_language_model, choosing_bytes, pass_bytes};
 use crate::sampling::{Sampler, Sampling};
 
 /// Prompt tokens that are read at once: the graph makes logits of each.
@@ -130,21 +131,34 @@ impl OrtGenerator {
         sampling: Sampling,
         uniform: &mut dyn FnMut() -> f64,
         emit: &mut dyn FnMut(u32) -> bool,
-    ) -> Result<()> {
+    ) -> Result<GenerationSpeed> {
         if prompt.is_empty() {
             return Err(RuntimeError::Input("the prompt has no tokens".into()));
         }
         let mut sampler = Sampler::new(sampling, self.session.artifact().manifest().architecture.output_width())?;
         sampler.observe(prompt);
+        let mut speed = GenerationSpeed { prompt_tokens: prompt.len(), ..GenerationSpeed::default() };
+        speed.prompt_passes = prompt.len().div_ceil(PROMPT_BLOCK);
+        let started = Instant::now();
         self.read(prompt)?;
-        for written in 1..=max_tokens {
+        speed.prompt_time = started.elapsed();
+        let started = Instant::now();
+        while speed.generated_tokens < max_tokens {
             let next = sampler.choose(&self.logits, uniform)?;
-            if !emit(next) || written == max_tokens {
+            speed.generated_tokens += 1;
+            if !emit(next) || speed.generated_tokens == max_tokens {
                 break;
             }
             self.read(&[next])?;
+            speed.generated_passes += 1;
         }
-        Ok(())
+        speed.generated_time = started.elapsed();
+        Ok(speed)
+    }
+
+    /// Bytes of weights that one pass over the network reads.
+    pub fn pass_bytes(&self) -> u64 {
+        pass_bytes(self.session.artifact())
     }
 }
 

@@ -27,6 +27,9 @@ pub struct OrtLibrary {
 static LOADED: Mutex<Option<&'static OrtLibrary>> = Mutex::new(None);
 
 impl OrtLibrary {
+    /// What the library holds of its own beside what it asks the allocator for: 7 MiB of `RssAnon` when version 1.31.1 had been loaded.
+    pub const BYTES: u64 = 8 << 20;
+
     /// Loads the library `named`, or the first that is found.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use super::allocator::Account;
 use super::library::OrtLibrary;
 use crate::budget::Budget;
 use crate::error::{Result, RuntimeError};
+use crate::page_allocator::release_free_memory;
 
 /// How ONNX Runtime runs a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,10 +29,7 @@ pub struct OrtOptions {
     pub prepack: bool,
 }
 
-/// What ONNX Runtime holds beside what it asks the allocator for: its own tables when it is loaded (7 MiB of `RssAnon`, library 1.31.1),
-/// and its copies of the graph.
-const LIBRARY_BYTES: u64 = 8 << 20;
-/// Bytes of a node in those copies: a graph of 113 nodes took 1.9 MiB of `RssAnon`.
+/// Bytes of a node in ONNX Runtime's copies of a graph: one of 113 nodes took 1.9 MiB of `RssAnon`.
 const NODE_BYTES: u64 = 17 << 10;
 
 /// A graph that is ready.
@@ -59,14 +57,19 @@ impl OrtSession {
         let mapped = Reservation::new(budget.clone(), Purpose::Weights, artifact.file_bytes())?;
         let graph = onnx_graph(artifact, cache)?;
         let nodes = NODE_BYTES.saturating_mul(graph.nodes as u64);
-        let held = Reservation::new(budget.clone(), Purpose::Activations, LIBRARY_BYTES.saturating_add(nodes))?;
+        let held = Reservation::new(budget.clone(), Purpose::Activations, OrtLibrary::BYTES.saturating_add(nodes))?;
         let weights = Account::new(budget.clone(), Purpose::Weights);
+        // Computing the copies takes two more of them, which ONNX Runtime does not ask the allocator for.
+        let loading = Reservation::new(budget.clone(), Purpose::Weights, 2 * graph.copied_bytes)?;
         let (session, refusal) = weights.enter(true, || load(library, artifact, &graph, options));
         let session = match (session, refusal) {
             (_, Some(refusal)) => return Err(refusal.into()),
             (session, None) => session.map_err(|error| failed(artifact, "load", &error))?,
         };
         weights.keep_used();
+        drop(graph);
+        release_free_memory();
+        drop(loading);
         let activations = Account::new(budget.clone(), Purpose::Activations);
         Ok(Self { session, activations, artifact: artifact.clone(), _held: [mapped, held] })
     }
