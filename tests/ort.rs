@@ -1,10 +1,14 @@
-//! Exported graphs against the native engine.
+//! Exported graphs against the native engine: in ONNX Runtime here, and for `scripts/check-onnx.sh`, which does so without Espalier.
+//!
+//! ONNX Runtime's library comes by `scripts/onnxruntime.sh`. Where it is missing the comparison is passed over, but not with `CI=true`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use espalier_models::architecture::Input as InputKind;
 use espalier_models::checkpoint::{OnnxOptions, export_onnx};
+#[cfg(feature = "ort")]
+use espalier_runtime::{Budget, Input, OrtGenerator, OrtLibrary, OrtModel, OrtOptions, Sampling};
 use safetensors::tensor::{Dtype, TensorView};
 
 #[path = "ort/cases.rs"]
@@ -12,8 +16,74 @@ mod cases;
 #[allow(dead_code, reason = "only the trained model is used here")]
 mod support;
 
+#[cfg(feature = "ort")]
+#[path = "ort/library.rs"]
+mod library;
+
 use cases::{BATCH, Case, Fallible, GREEDY, Given, PROMPT, SEQUENCE, cases};
 use support::world;
+
+/// The largest difference of a logit.
+#[cfg(feature = "ort")]
+const TOLERANCE: f32 = 1e-4;
+
+#[cfg(feature = "ort")]
+const OPTIONS: OrtOptions = OrtOptions { threads: 1, prepack: false };
+
+/// Every model in ONNX Runtime and in the native engine: logits of a batch, and a greedy continuation.
+#[cfg(feature = "ort")]
+#[test]
+fn onnx_runtime_computes_what_the_native_engine_does() -> Fallible<()> {
+    let Some(library) = library::library() else { return Ok(()) };
+    let place = support::Place::new();
+    let cases = cases(&place.path("cases"), &world().model)?;
+    let mut wrong = Vec::new();
+    for case in &cases {
+        if let Err(fault) = compare(library, case) {
+            wrong.push(format!("{}: {fault}", case.name));
+        }
+    }
+    assert!(wrong.is_empty() && cases.len() > 50, "{} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    Ok(())
+}
+
+#[cfg(feature = "ort")]
+fn compare(library: &OrtLibrary, case: &Case) -> Fallible<()> {
+    let budget = std::sync::Arc::new(Budget::unlimited());
+    let given = case.given();
+    let expected = case.logits(&given)?;
+    {
+        let mut model = OrtModel::open(library, &budget, &case.artifact, (BATCH, SEQUENCE), OPTIONS)?;
+        let input = match &given {
+            Given::Tokens(ids) => Input::Tokens { ids, sequence: SEQUENCE },
+            Given::Windows(windows) => Input::Windows(windows),
+        };
+        let found = model.logits(input)?;
+        let off = found.iter().zip(&expected).map(|(a, b)| if a.is_finite() { (a - b).abs() } else { f32::INFINITY }).fold(0.0, f32::max);
+        if found.len() != expected.len() || off > TOLERANCE {
+            return Err(format!("{} of {} logits, off by {off:.1e}", found.len(), expected.len()).into());
+        }
+    }
+    if let Given::Tokens(ids) = &given {
+        let mut generator = OrtGenerator::open(library, &budget, &case.artifact, PROMPT + GREEDY, OPTIONS)?;
+        // Twice: what was read is forgotten in between.
+        for _ in 0..2 {
+            let mut found = Vec::new();
+            generator.generate(&ids[..PROMPT], GREEDY, Sampling::default(), &mut || 0.0, &mut |id| {
+                found.push(id);
+                true
+            })?;
+            if found != case.greedy(&ids[..PROMPT])? {
+                return Err(format!("the continuation is {found:?}").into());
+            }
+            generator.clear()?;
+        }
+    }
+    match budget.used() {
+        0 => Ok(()),
+        used => Err(format!("{used} bytes are booked after all is closed").into()),
+    }
+}
 
 /// A folder for each model under `target/onnx-exports`: the artifact, `model.onnx`, `embedded.onnx` and, of a language model,
 /// `cached.onnx`; and `expected.safetensors` with what Espalier computes.

@@ -1,7 +1,7 @@
 //! Which engine computes: what was asked for, what is there, and what takes over.
 //!
-//! Two engines run the same operations: `cuda` on an NVIDIA GPU, and `cpu`, which is always there. [`Engines`] opens the one that was asked
-//! for; left the choice, it takes the GPU where one can be used, and says in one line why it was not taken. An engine that fails later is
+//! Two engines run the same operations: `cuda` on an NVIDIA GPU, and `cpu`, which is always there. A third, `ort`, runs an artifact's
+//! exported graph in ONNX Runtime where it is asked for by name. [`Engines`] opens the one that was asked for; left the choice, it takes the GPU where one can be used, and says in one line why it was not taken. An engine that fails later is
 //! replaced by the next one ([`Engines::after`]); one that was asked for by name is never replaced.
 //!
 //! What a GPU takes is booked in the same [`Budget`] as the rest:
@@ -23,12 +23,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(feature = "cuda")]
 use espalier_kernels::cuda::{CudaDevice, Unavailable};
 use espalier_kernels::{CpuDevice, Device, KernelError, Reservation};
 use espalier_runtime::{Budget, RuntimeError};
+#[cfg(feature = "ort")]
+use espalier_runtime::{OrtLibrary, OrtOptions};
 
 use crate::error::{AgentError, Result};
 
@@ -42,6 +45,8 @@ pub enum EngineChoice {
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
+    /// ONNX Runtime, for what eval and run make of signals and for generate; all else of these commands computes on the CPU.
+    Ort,
 }
 
 impl EngineChoice {
@@ -51,6 +56,7 @@ impl EngineChoice {
             EngineChoice::Auto => "auto",
             EngineChoice::Cpu => "cpu",
             EngineChoice::Cuda => "cuda",
+            EngineChoice::Ort => "ort",
         }
     }
 }
@@ -72,6 +78,27 @@ pub struct Asked {
     pub engine: EngineChoice,
     /// The precision of a GPU.
     pub precision: Precision,
+    /// What ONNX Runtime is told.
+    pub ort: AskedOrt,
+}
+
+/// What ONNX Runtime is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AskedOrt {
+    /// Its library; none for the first that is found.
+    pub library: Option<&'static Path>,
+    /// Whether it copies matrices into an order of its own, which is faster.
+    pub prepack: bool,
+}
+
+/// ONNX Runtime, and how it runs a graph.
+#[cfg(feature = "ort")]
+#[derive(Clone, Copy)]
+pub struct Ort {
+    /// The library, loaded.
+    pub library: &'static OrtLibrary,
+    /// How it runs a graph.
+    pub options: OrtOptions,
 }
 
 /// An engine.
@@ -81,6 +108,8 @@ pub enum EngineKind {
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
+    /// ONNX Runtime.
+    Ort,
 }
 
 impl fmt::Display for EngineKind {
@@ -88,6 +117,7 @@ impl fmt::Display for EngineKind {
         out.write_str(match self {
             EngineKind::Cpu => "cpu",
             EngineKind::Cuda => "cuda",
+            EngineKind::Ort => "ort",
         })
     }
 }
@@ -100,6 +130,9 @@ pub enum OpenDevice {
     /// An NVIDIA GPU, and what opening it took.
     #[cfg(feature = "cuda")]
     Cuda(CudaDevice, Opened),
+    /// ONNX Runtime for what it runs, and the CPU for all else.
+    #[cfg(feature = "ort")]
+    Ort(CpuDevice, Ort),
 }
 
 /// What opening a GPU took: what the device books itself, and on the host context and code of the driver, booked for as long as a device is
@@ -119,6 +152,8 @@ macro_rules! on_device {
             $crate::engine::OpenDevice::Cpu($device) => $work,
             #[cfg(feature = "cuda")]
             $crate::engine::OpenDevice::Cuda($device, _) => $work,
+            #[cfg(feature = "ort")]
+            $crate::engine::OpenDevice::Ort($device, _) => $work,
         }
     };
 }
@@ -130,6 +165,8 @@ impl OpenDevice {
             OpenDevice::Cpu(_) => EngineKind::Cpu,
             #[cfg(feature = "cuda")]
             OpenDevice::Cuda(..) => EngineKind::Cuda,
+            #[cfg(feature = "ort")]
+            OpenDevice::Ort(..) => EngineKind::Ort,
         }
     }
 
@@ -139,12 +176,14 @@ impl OpenDevice {
     }
 
     /// Bytes that serving on it takes beside what is planned for the CPU: what its driver and the device took when it was opened, and a
-    /// granule each for weights and activations, which fill their last one in part. 0 for the CPU.
+    /// granule each for weights and activations, which fill their last one in part; what ONNX Runtime holds of its own. 0 for the CPU.
     pub fn overhead_bytes(&self) -> u64 {
         match self {
             OpenDevice::Cpu(_) => 0,
             #[cfg(feature = "cuda")]
             OpenDevice::Cuda(device, opened) => opened.bytes + 2 * device.attributes().granularity.unwrap_or(0),
+            #[cfg(feature = "ort")]
+            OpenDevice::Ort(..) => OrtLibrary::BYTES,
         }
     }
 
@@ -152,6 +191,8 @@ impl OpenDevice {
     pub fn beside(&self, threads: usize, budget: &Arc<Budget>) -> Result<Self> {
         Ok(match self {
             OpenDevice::Cpu(_) => OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?),
+            #[cfg(feature = "ort")]
+            OpenDevice::Ort(..) => OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?),
             #[cfg(feature = "cuda")]
             OpenDevice::Cuda(device, opened) => {
                 let beside = CudaDevice::open(0, budget.clone()).map_err(|reason| AgentError::Engine(reason.to_string()))?;
@@ -182,9 +223,12 @@ impl Engines {
     /// The best device that can be had, which books its memory in `budget`; on the CPU, with `threads` threads.
     ///
     /// # Errors
-    /// [`AgentError::Engine`] where an engine was asked for by name that cannot be used; [`AgentError::Kernel`] where the CPU's threads are
-    /// refused.
+    /// [`AgentError::Engine`] where an engine was asked for by name that cannot be used, [`AgentError::Runtime`] where that is ONNX Runtime;
+    /// [`AgentError::Kernel`] where the CPU's threads are refused.
     pub fn open(&self, threads: usize, budget: &Arc<Budget>) -> Result<OpenDevice> {
+        if self.asked.engine == EngineChoice::Ort {
+            return open_ort(self.asked.ort, threads, budget);
+        }
         if self.asked.engine != EngineChoice::Cpu {
             match open_cuda(self.asked.precision, budget) {
                 Ok(device) => {
@@ -293,4 +337,17 @@ fn open_cuda(precision: Precision, budget: &Arc<Budget>) -> std::result::Result<
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(_: Precision, _: &Arc<Budget>) -> std::result::Result<OpenDevice, Passed> {
     Err(Passed { reason: "this program was built without the feature `cuda`".into(), expected: true })
+}
+
+#[cfg(feature = "ort")]
+fn open_ort(asked: AskedOrt, threads: usize, budget: &Arc<Budget>) -> Result<OpenDevice> {
+    let library = OrtLibrary::open(asked.library)?;
+    log::info!("engine ort: {}", library.path().display());
+    let ort = Ort { library, options: OrtOptions { threads, prepack: asked.prepack } };
+    Ok(OpenDevice::Ort(CpuDevice::new(threads, budget.clone())?, ort))
+}
+
+#[cfg(not(feature = "ort"))]
+fn open_ort(_: AskedOrt, _: usize, _: &Arc<Budget>) -> Result<OpenDevice> {
+    Err(AgentError::Usage("this program was built without the feature `ort`; give --engine cpu or cuda".into()))
 }

@@ -16,11 +16,50 @@ use crate::signals::{WindowSet, normalise};
 use crate::train::{Examples, Stop};
 
 /// Windows at once: enough for the matrix products, little memory.
-const BATCH: usize = 32;
+pub const BATCH: usize = 32;
 
 /// Probabilities of every usable window of `set`. A constant window, which has no verdict, is left out.
 pub fn predict<D: Device>(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, set: &WindowSet, stop: &Stop) -> Result<Predictions> {
     Evaluator::open(device, budget, artifact, None)?.predict(set, stop)
+}
+
+/// What judges windows, several at once.
+pub trait Batches {
+    /// Probabilities `[windows, classes]` of normalised windows, one after the other; at most [`BATCH`].
+    fn classify(&mut self, windows: &[f32]) -> Result<&[f32]>;
+}
+
+impl<D: Device> Batches for Classifier<D> {
+    fn classify(&mut self, windows: &[f32]) -> Result<&[f32]> {
+        Ok(self.classify(windows)?)
+    }
+}
+
+#[cfg(feature = "ort")]
+impl Batches for espalier_runtime::OrtModel {
+    fn classify(&mut self, windows: &[f32]) -> Result<&[f32]> {
+        Ok(self.classify(windows)?)
+    }
+}
+
+/// Predictions of ONNX Runtime, with a signal model, on one set after the other.
+#[cfg(feature = "ort")]
+pub fn predict_in_ort(
+    ort: crate::engine::Ort,
+    budget: &Arc<Budget>,
+    artifact: &Arc<Artifact>,
+    sets: &[&WindowSet],
+    stop: &Stop,
+) -> Result<Vec<Predictions>> {
+    crate::diagnosis::ort::signal(artifact)?;
+    let architecture = &artifact.manifest().architecture;
+    let size = (BATCH, architecture.patches());
+    let mut model = espalier_runtime::OrtModel::open(ort.library, budget, artifact, size, ort.options)?;
+    let mut predict = |set: &&WindowSet| {
+        check_window(artifact, set.length())?;
+        predict_by_signal(&mut model, architecture.classes(), set, stop)
+    };
+    sets.iter().map(&mut predict).collect()
 }
 
 /// A model that is open to judge one set of windows after the other.
@@ -50,13 +89,13 @@ impl<D: Device> Evaluator<D> {
             check_window(&self.artifact, set.length())?;
         }
         match &mut self.judge {
-            Judge::Signal(classifier) => predict_by_signal(classifier, self.artifact.manifest().architecture.classes(), set, stop),
+            Judge::Signal(classifier) => predict_by_signal(classifier.as_mut(), self.artifact.manifest().architecture.classes(), set, stop),
             Judge::Text(engine) => predict_by_text(engine, set, stop),
         }
     }
 }
 
-fn predict_by_signal<D: Device>(classifier: &mut Classifier<D>, classes: &[String], set: &WindowSet, stop: &Stop) -> Result<Predictions> {
+fn predict_by_signal(judge: &mut dyn Batches, classes: &[String], set: &WindowSet, stop: &Stop) -> Result<Predictions> {
     let mut predictions = Predictions::new(classes)?;
     let length = set.length();
     let (mut windows, mut labels) = (Vec::new(), Vec::new());
@@ -69,7 +108,7 @@ fn predict_by_signal<D: Device>(classifier: &mut Classifier<D>, classes: &[Strin
             None => windows.truncate(start),
         }
         if labels.len() == BATCH || (index + 1 == set.len() && !labels.is_empty()) {
-            let probabilities = classifier.classify(&windows)?;
+            let probabilities = judge.classify(&windows)?;
             for ((class, recording), row) in labels.drain(..).zip(probabilities.chunks_exact(classes.len())) {
                 predictions.push(class, recording, row)?;
             }

@@ -15,6 +15,9 @@ pub enum RuntimeError {
     /// The caller's input does not fit the model.
     #[error("{0}")]
     Input(String),
+    /// ONNX Runtime is not there, or refuses.
+    #[error("{0}")]
+    Ort(String),
     /// A gauge of the operating system could not be read.
     #[error("{what} could not be read: {reason}")]
     Gauge {

@@ -62,7 +62,7 @@ pub(crate) fn check_language_model(artifact: &Artifact) -> Result<()> {
 }
 
 /// Bytes of weights that one pass reads: all but tables of which it looks up single rows.
-fn pass_bytes(artifact: &Artifact) -> u64 {
+pub(crate) fn pass_bytes(artifact: &Artifact) -> u64 {
     let manifest = artifact.manifest();
     let tied = matches!(manifest.architecture.output, Output::NextToken { tied: true, .. });
     let looked_up = |part| part == Part::PositionTable || (part == Part::TokenTable && !tied);

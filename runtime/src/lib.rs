@@ -18,6 +18,8 @@ mod layer_forward;
 mod load;
 mod mapped;
 mod network;
+#[cfg(feature = "ort")]
+mod ort;
 mod page_allocator;
 mod pages;
 mod plan;
@@ -36,6 +38,8 @@ pub use gradients::Gradients;
 pub use kv_cache::KvCache;
 pub use load::DeviceTensors;
 pub use network::Network;
+#[cfg(feature = "ort")]
+pub use ort::{OrtGenerator, OrtLibrary, OrtModel, OrtOptions};
 pub use page_allocator::{PageAllocator, release_free_memory, tune_system_allocator};
 pub use pages::Residency;
 pub use plan::{MAX_PROMPT_TOKENS, PROCESS_BYTES, Plan, PlanLine, tokenizer_bytes};

@@ -11,7 +11,11 @@ use super::eval_language::{self, Computing, LanguageArgs};
 use super::{Context, EngineArgs, print, print_json};
 use crate::data::Data;
 use crate::diagnosis_text::for_classes;
+#[cfg(feature = "ort")]
+use crate::engine::OpenDevice;
 use crate::error::Result;
+#[cfg(feature = "ort")]
+use crate::evaluate::predict_in_ort;
 use crate::evaluate::{Evaluator, check_classes};
 use crate::metrics::{Evaluation, Predictions};
 use crate::on_device;
@@ -84,7 +88,12 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         data.split.test.iter().zip(&data.sets.tests).map(|(test, set)| (test.name.clone(), set.clone().with_noise(noise))).collect()
     };
     let predictions = |model: &Arc<Artifact>, asked| -> Result<Vec<Predictions>> {
-        let (device, budget) = context.device(args.engine, args.limit)?;
+        let (device, budget) = context.any_device(args.engine, args.limit)?;
+        #[cfg(feature = "ort")]
+        if let OpenDevice::Ort(_, ort) = device {
+            let windows: Vec<&WindowSet> = sets.iter().map(|(_, windows)| windows).collect();
+            return predict_in_ort(ort, &budget, model, &windows, &context.stop);
+        }
         on_device!(&device, device => {
             let mut evaluator = Evaluator::open(device, &budget, model, asked)?;
             sets.iter().map(|(_, windows)| evaluator.predict(windows, &context.stop)).collect()

@@ -6,9 +6,13 @@ use std::sync::Arc;
 
 use espalier_kernels::Device;
 use espalier_models::Artifact;
+#[cfg(feature = "ort")]
+use espalier_runtime::OrtGenerator;
 use espalier_runtime::{GenerationSpeed, Generator, Sampling};
 
 use super::{Context, EngineArgs, print_json};
+#[cfg(feature = "ort")]
+use crate::engine::OpenDevice;
 use crate::error::{AgentError, Result, file_error};
 use crate::language::check_language_model;
 use crate::on_device;
@@ -113,27 +117,71 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let tokenizer = Tokenizer::of(&artifact)?;
     let prompt = prompt_ids(args, &artifact, &tokenizer)?;
     check_length(&artifact, prompt.len(), args.max_tokens)?;
-    let (device, budget) = context.device(args.engine, None)?;
+    let (device, budget) = context.any_device(args.engine, None)?;
     let capacity = prompt.len() + args.max_tokens;
+    #[cfg(feature = "ort")]
+    if let OpenDevice::Ort(_, ort) = device {
+        let generator = OrtGenerator::open(ort.library, &budget, &artifact, capacity, ort.options)?;
+        return generate(context, args, &prompt, &tokenizer, sampling, generator);
+    }
     on_device!(&device, device => {
         let generator = Generator::open(device, &budget, &artifact, capacity)?;
         generate(context, args, &prompt, &tokenizer, sampling, generator)
     })
 }
 
+/// What continues a prompt, as [`Generator`] does.
+trait Continues {
+    fn continued(
+        &mut self,
+        prompt: &[u32],
+        max_tokens: usize,
+        sampling: Sampling,
+        uniform: &mut dyn FnMut() -> f64,
+        emit: &mut dyn FnMut(u32) -> bool,
+    ) -> Result<GenerationSpeed>;
+    /// Bytes of weights that a pass reads.
+    fn pass_bytes(&self) -> u64;
+}
+
+macro_rules! continues {
+    ([$($parameter:tt)*], $generator:ty) => {
+        impl $($parameter)* Continues for $generator {
+            fn continued(
+                &mut self,
+                prompt: &[u32],
+                max_tokens: usize,
+                sampling: Sampling,
+                uniform: &mut dyn FnMut() -> f64,
+                emit: &mut dyn FnMut(u32) -> bool,
+            ) -> Result<GenerationSpeed> {
+                Ok(self.generate(prompt, max_tokens, sampling, uniform, emit)?)
+            }
+
+            fn pass_bytes(&self) -> u64 {
+                self.pass_bytes()
+            }
+        }
+    };
+}
+
+continues!([<D: Device>], Generator<D>);
+#[cfg(feature = "ort")]
+continues!([], OrtGenerator);
+
 /// Continues the prompt, and prints as it goes.
-fn generate<D: Device>(
+fn generate(
     context: &Context,
     args: &Args,
     prompt: &[u32],
     tokenizer: &Tokenizer,
     sampling: Sampling,
-    mut generator: Generator<D>,
+    mut generator: impl Continues,
 ) -> Result<()> {
     let mut rng = Rng::new(args.seed);
     let mut writer = Writer::new(tokenizer, prompt, args)?;
     let speed = generator
-        .generate(prompt, args.max_tokens, sampling, &mut || rng.uniform(), &mut |id| !context.stop.is_asked() && writer.push(id))?;
+        .continued(prompt, args.max_tokens, sampling, &mut || rng.uniform(), &mut |id| !context.stop.is_asked() && writer.push(id))?;
     if context.stop.is_asked() {
         writer.finish = Finish::Interrupted;
     }

@@ -1,13 +1,13 @@
 //! The command line: one file a command.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use clap::{Parser, Subcommand};
 use espalier_runtime::{Budget, PROCESS_BYTES};
 
-use crate::engine::{Asked, EngineChoice, Engines, OpenDevice, Precision};
+use crate::engine::{Asked, AskedOrt, EngineChoice, Engines, OpenDevice, Precision};
 use crate::error::{AgentError, Result};
 use crate::train::Stop;
 
@@ -92,21 +92,47 @@ pub(crate) struct EngineArgs {
     /// How exactly the GPU multiplies with weights that are stored in 16 bits; the CPU always computes in f32 [default: exact].
     #[arg(long, value_enum, value_name = "PRECISION")]
     precision: Option<Precision>,
+    /// ONNX Runtime's library, for --engine ort [default: ORT_DYLIB_PATH, else beside the program, target/onnxruntime, the system's].
+    #[arg(long, value_name = "FILE", value_parser = forever)]
+    ort_lib: Option<&'static Path>,
+    /// Let ONNX Runtime copy f32 matrices into an order that it multiplies with faster, for as much memory again.
+    #[arg(long)]
+    ort_prepack: bool,
+}
+
+/// A path for the whole run of the program, of which there is one.
+fn forever(text: &str) -> std::result::Result<&'static Path, std::convert::Infallible> {
+    Ok(Box::leak(PathBuf::from(text).into_boxed_path()))
 }
 
 impl EngineArgs {
     /// What is asked of the engines.
     pub fn asked(self) -> Result<Asked> {
-        if self.engine == EngineChoice::Cpu && self.precision.is_some() {
-            return Err(AgentError::Usage("--precision is of the GPU, but --engine cpu was given; leave one of them out".into()));
+        let engine = self.engine;
+        if matches!(engine, EngineChoice::Cpu | EngineChoice::Ort) && self.precision.is_some() {
+            let name = engine.name();
+            return Err(AgentError::Usage(format!("--precision is of the GPU, but --engine {name} was given; leave one of them out")));
         }
-        Ok(Asked { engine: self.engine, precision: self.precision.unwrap_or_default() })
+        if engine != EngineChoice::Ort && (self.ort_lib.is_some() || self.ort_prepack) {
+            return Err(AgentError::Usage("--ort-lib and --ort-prepack are of ONNX Runtime; give --engine ort too".into()));
+        }
+        let ort = AskedOrt { library: self.ort_lib, prepack: self.ort_prepack };
+        Ok(Asked { engine, precision: self.precision.unwrap_or_default(), ort })
     }
 }
 
 impl Context {
-    /// A device of the engine that was asked for, within `limit` bytes.
+    /// A device of the engine that was asked for, within `limit` bytes, for work that only our own engines do.
     pub fn device(&self, args: EngineArgs, limit: Option<u64>) -> Result<(OpenDevice, Arc<Budget>)> {
+        if args.engine == EngineChoice::Ort {
+            let why = "engine ort judges windows with a signal model (eval, run) and continues texts (generate)";
+            return Err(AgentError::Usage(format!("{why}, nothing else; give --engine cpu or cuda")));
+        }
+        self.any_device(args, limit)
+    }
+
+    /// A device of the engine that was asked for, within `limit` bytes, for work that ONNX Runtime does too.
+    pub fn any_device(&self, args: EngineArgs, limit: Option<u64>) -> Result<(OpenDevice, Arc<Budget>)> {
         let budget = Arc::new(Budget::new(limit.unwrap_or(u64::MAX), PROCESS_BYTES));
         let asked = args.asked()?;
         Ok((self.engines.get_or_init(|| Engines::new(asked)).open(self.threads, &budget)?, budget))

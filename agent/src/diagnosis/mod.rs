@@ -40,6 +40,8 @@ mod engine_loop;
 pub mod feed;
 pub mod handover;
 pub mod histogram;
+#[cfg(feature = "ort")]
+pub mod ort;
 pub mod queue;
 pub mod sink;
 pub mod source;

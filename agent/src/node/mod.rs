@@ -103,7 +103,11 @@ pub fn artifact_id(path: &Path) -> std::result::Result<u64, String> {
 /// An engine for an artifact, booked in the budget, and the artifact for as long as the engine lives.
 pub fn open_engine(device: &OpenDevice, budget: &Arc<Budget>, path: &Path) -> Result<Served> {
     let artifact = Arc::new(Artifact::open(path)?);
-    let engine = on_device!(device, device => engine_on(device, budget, &artifact))?;
+    let engine = match device {
+        #[cfg(feature = "ort")]
+        OpenDevice::Ort(_, ort) => Box::new(diagnosis::ort::OrtEngine::open(*ort, budget, &artifact)?),
+        device => on_device!(device, device => engine_on(device, budget, &artifact))?,
+    };
     Ok((engine, Arc::downgrade(&artifact)))
 }
 

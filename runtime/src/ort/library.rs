@@ -1,0 +1,196 @@
+//! Finds and loads ONNX Runtime's shared library.
+//!
+//! It is looked for in the file that the caller names, in `ORT_DYLIB_PATH`, beside the program, in `target/onnxruntime` (here and above the
+//! program), and where the system has its libraries. A file that is named must do; of the other places the first that has one counts.
+//! A process loads one library, once, and keeps it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use ort::environment::Environment;
+
+use super::allocator;
+use crate::error::{Result, RuntimeError};
+
+/// Brings the library to where it is found.
+const ADVICE: &str = "bring it with scripts/onnxruntime.sh, or name another with --ort-lib or ORT_DYLIB_PATH";
+
+/// ONNX Runtime, loaded.
+pub struct OrtLibrary {
+    pub(super) environment: Environment,
+    path: PathBuf,
+}
+
+/// The one library of this process; never unloaded.
+static LOADED: Mutex<Option<&'static OrtLibrary>> = Mutex::new(None);
+
+impl OrtLibrary {
+    /// What the library holds of its own beside what it asks the allocator for: 7 MiB of `RssAnon` when version 1.31.1 had been loaded.
+    pub const BYTES: u64 = 8 << 20;
+
+    /// Loads the library `named`, or the first that is found.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Ort`] where there is none, where it is for another kind of processor, too old or no ONNX Runtime, or where this
+    /// process has loaded another.
+    pub fn open(named: Option<&Path>) -> Result<&'static Self> {
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = match (named, *loaded) {
+            (None, Some(library)) => return Ok(library),
+            (Some(path), _) => absolute(path)?,
+            (None, None) => find()?,
+        };
+        if let Some(library) = *loaded {
+            return match library.path == path {
+                true => Ok(library),
+                false => Err(refused(&path, &format!("this process has loaded {} already, and takes one only", library.path.display()))),
+            };
+        }
+        check_file(&path)?;
+        let builder = ort::init_from(&path).map_err(|error| refused(&path, &first_line(&error.to_string())))?;
+        let built = builder.with_name("espalier").with_telemetry(false).build();
+        let environment = built.map_err(|error| refused(&path, &first_line(&error.to_string())))?;
+        allocator::register(&environment)?;
+        let library: &'static Self = Box::leak(Box::new(Self { environment, path }));
+        *loaded = Some(library);
+        Ok(library)
+    }
+
+    /// Where it was found.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The error that `path` is no library that can be used.
+fn refused(path: &Path, reason: &str) -> RuntimeError {
+    RuntimeError::Ort(format!("{} cannot be used as ONNX Runtime: {reason}; {ADVICE}", path.display()))
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim().to_string()
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| refused(path, &error.to_string()))
+}
+
+/// The library that `ORT_DYLIB_PATH` names, else the first in the usual places.
+fn find() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()) {
+        return absolute(Path::new(&path));
+    }
+    let folders = folders();
+    folders.iter().find_map(|folder| library_in(folder)).ok_or_else(|| {
+        RuntimeError::Ort(format!(
+            "ONNX Runtime was not found beside the program, in target/onnxruntime or in the system's folders; {ADVICE}"
+        ))
+    })
+}
+
+/// The folders that are searched, in order.
+fn folders() -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    let program = std::env::current_exe().unwrap_or_default();
+    folders.extend(program.parent().map(Path::to_path_buf));
+    folders.push(PathBuf::from("target/onnxruntime"));
+    // A program in target/debug, and a test in target/debug/deps.
+    folders.extend(program.ancestors().skip(2).take(2).map(|folder| folder.join("onnxruntime")));
+    folders.extend(std::env::var_os("LD_LIBRARY_PATH").iter().flat_map(std::env::split_paths).filter(|path| !path.as_os_str().is_empty()));
+    let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
+    folders.extend(["/usr/local/lib".into(), format!("/usr/lib/{triple}"), "/usr/lib64".into(), "/usr/lib".into()].map(PathBuf::from));
+    folders
+}
+
+/// `libonnxruntime.so` of a folder, or the last of the names with a version.
+fn library_in(folder: &Path) -> Option<PathBuf> {
+    let plain = folder.join("libonnxruntime.so");
+    if plain.is_file() {
+        return std::path::absolute(plain).ok();
+    }
+    let names = std::fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let versioned = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("libonnxruntime.so.")) && path.is_file()
+    };
+    std::path::absolute(names.filter(versioned).max()?).ok()
+}
+
+/// The number of this processor's kind in the head of an ELF file; none for kinds that are not told apart.
+const fn elf_machine() -> Option<u16> {
+    if cfg!(target_arch = "x86_64") {
+        Some(62)
+    } else if cfg!(target_arch = "aarch64") {
+        Some(183)
+    } else {
+        None
+    }
+}
+
+/// Checks the head of the file before the loader, whose messages help nobody, sees it.
+fn check_file(path: &Path) -> Result<()> {
+    let mut head = [0; 20];
+    if !path.is_file() {
+        return Err(refused(path, "there is no such file"));
+    }
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    if read.is_err() || head[..4] != *b"\x7fELF" {
+        return Err(refused(path, "it is no shared library"));
+    }
+    let machine = u16::from_le_bytes([head[18], head[19]]);
+    match elf_machine() {
+        Some(ours) if ours != machine => {
+            let arch = std::env::consts::ARCH;
+            Err(refused(path, &format!("it is made for another kind of processor (ELF machine {machine}); expected one for {arch}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_are_no_library_are_refused_by_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            path
+        };
+        let mut foreign = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0".to_vec();
+        foreign.extend_from_slice(&[8, 0]);
+        let cases = [
+            (folder.path().join("missing.so"), "there is no such file"),
+            (folder.path().to_path_buf(), "there is no such file"),
+            (at("text.so", b"not a library at all"), "it is no shared library"),
+            (at("short.so", b"\x7fELF"), "it is no shared library"),
+            (at("mips.so", &foreign), "it is made for another kind of processor (ELF machine 8)"),
+        ];
+        let mut wrong = Vec::new();
+        for (path, reason) in cases {
+            match OrtLibrary::open(Some(&path)) {
+                Ok(_) => wrong.push(format!("{} was loaded", path.display())),
+                Err(error) => {
+                    let text = error.to_string();
+                    if !text.contains(reason) || !text.contains("scripts/onnxruntime.sh") {
+                        wrong.push(format!("expected `{reason}`, found: {text}"));
+                    }
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    #[test]
+    fn a_name_with_a_version_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(library_in(folder.path()), None);
+        std::fs::write(folder.path().join("libonnxruntime.so.1.31.1"), b"").unwrap();
+        assert_eq!(library_in(folder.path()), Some(folder.path().join("libonnxruntime.so.1.31.1")));
+        std::fs::write(folder.path().join("libonnxruntime.so"), b"").unwrap();
+        assert_eq!(library_in(folder.path()), Some(folder.path().join("libonnxruntime.so")));
+    }
+}

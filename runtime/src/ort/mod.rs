@@ -1,0 +1,18 @@
+//! ONNX Runtime as an engine: runs the exported graph of an artifact, its weights where the artifact's own map has them.
+//!
+//! * [`library`]: finds and loads the shared library, which no build needs; its absence is an error value.
+//! * [`allocator`]: what ONNX Runtime allocates is asked of the ledger.
+//! * [`session`]: a graph over an artifact's pages.
+//! * [`model`]: logits and class probabilities.
+//! * [`generator`]: continues token sequences with keys and values that the graph carries.
+
+mod allocator;
+mod generator;
+mod library;
+mod model;
+mod session;
+
+pub use generator::OrtGenerator;
+pub use library::OrtLibrary;
+pub use model::OrtModel;
+pub use session::OrtOptions;
