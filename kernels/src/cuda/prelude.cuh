@@ -79,13 +79,15 @@ template <int N> DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group
 DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row)));
+                 : "r"(shared_address(row))
+                 : "memory");
 }
 // As ldmatrix_x4, each matrix transposed.
 DEVICE void ldmatrix_x4_trans(u32 (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row)));
+                 : "r"(shared_address(row))
+                 : "memory");
 }
 
 // C [16, 8] += A [16, 16] B [16, 8] in f32. With g = lane / 4 and t = lane % 4:

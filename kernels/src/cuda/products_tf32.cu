@@ -8,7 +8,7 @@
 // * Tiles stand in shared memory the way they are stored, three slices of k deep, filled by cp.async. Where k is inside, ldmatrix reads
 //   fragments (four f32 of a row are eight 16-bit numbers of it); where k is outside, a lane takes 4 neighbouring rows (columns) by one
 //   16-byte load and they count as the rows g and g + 8 of two fragments (the columns g of four): only the place of a result changes.
-// Infinite operands give NaN. Block z takes k_split of the k, as in products_f32.cu.
+// Infinite operands, and finite ones that round to infinity in 11 bits, give NaN. Block z takes k_split of the k, as in products_f32.cu.
 #include "prelude.cuh"
 
 namespace products_tf32 {
