@@ -28,18 +28,18 @@ mod cuda {
 
     use super::sources;
 
-    /// The images that are there and the CUDA version of what compiled each (scripts/cuda.txt): file, major, minor.
-    const IMAGES: [(&str, u32, u32); 3] = [("cuda13.fatbin", 13, 5), ("cuda12.fatbin", 12, 9), ("ptx.fatbin", 12, 9)];
     /// What is compiled for, as far as nvcc knows it, and the architecture of the PTX.
     const ARCHITECTURES: [u32; 9] = [80, 86, 87, 89, 90, 100, 110, 120, 121];
     const PTX_ARCHITECTURE: u32 = 80;
 
     type Result<T> = std::result::Result<T, String>;
 
-    /// An image: its name, the CUDA version of what compiled it, and where it is.
+    /// An image: its name, the CUDA version of what compiled it, its codes as Rust, whether xz packed it, and where it is.
     struct Image {
         name: String,
         toolkit: (u32, u32),
+        codes: Vec<String>,
+        packed: bool,
         path: PathBuf,
     }
 
@@ -66,11 +66,7 @@ mod cuda {
             embedded.push(compiled(&folder, &out)?);
         }
         if then == now || !compile {
-            for (name, major, minor) in IMAGES {
-                let path = images.join(name);
-                watch(&path);
-                embedded.push(Image { name: name.to_owned(), toolkit: (major, minor), path });
-            }
+            embedded.append(&mut listed(&images)?);
         }
         if then != now && !compile {
             println!(
@@ -88,29 +84,63 @@ mod cuda {
             writeln!(text, "    ({file:?}, include_str!({:?})),", folder.join(file)).expect(fine);
         }
         text.push_str("];\nconst IMAGES: &[Image] = &[\n");
-        for Image { name, toolkit, path } in images {
-            writeln!(text, "    Image {{ name: {name:?}, toolkit: {toolkit:?}, bytes: include_bytes!({path:?}) }},").expect(fine);
+        for Image { name, toolkit, codes, packed, path } in images {
+            let codes = codes.join(", ");
+            writeln!(text, "    Image {{ name: {name:?}, toolkit: {toolkit:?}, codes: &[{codes}], packed: {packed},").expect(fine);
+            writeln!(text, "        bytes: include_bytes!({path:?}) }},").expect(fine);
         }
         text.push_str("];\n");
         std::fs::write(to, text).map_err(|error| format!("{} cannot be written: {error}", to.display()))
     }
 
+    /// The images that index.tsv lists: a line of titles, then file, CUDA version of the compiler and codes.
+    fn listed(folder: &Path) -> Result<Vec<Image>> {
+        let index = folder.join("index.tsv");
+        watch(&index);
+        let text = std::fs::read_to_string(&index).map_err(|error| format!("{} cannot be read: {error}", index.display()))?;
+        let image = |line: &str| {
+            let mut fields = line.split('\t');
+            let (name, cuda, codes) = (fields.next()?, fields.next()?, fields.next()?);
+            let path = folder.join(name);
+            watch(&path);
+            let codes = codes.split(' ').map(code).collect::<Option<_>>()?;
+            Some(Image { name: name.to_owned(), toolkit: version(cuda)?, codes, packed: true, path })
+        };
+        let wrong = |line| format!("{} has a line of another form: {line}; run scripts/cuda.sh --compile", index.display());
+        text.lines().skip(1).map(|line| image(line).ok_or_else(|| wrong(line))).collect()
+    }
+
+    /// `sm_87` or `compute_80` as Rust.
+    fn code(name: &str) -> Option<String> {
+        let (kind, architecture) = name.split_once('_')?;
+        let architecture: u32 = architecture.parse().ok()?;
+        match kind {
+            "sm" => Some(format!("Code::Cubin({architecture})")),
+            "compute" => Some(format!("Code::Ptx({architecture})")),
+            _ => None,
+        }
+    }
+
     /// Compiles the unit into a fat binary for what the nvcc that is found knows of.
     fn compiled(folder: &Path, out: &Path) -> Result<Image> {
         let nvcc = nvcc(folder)?;
-        let version = text(run(Command::new(&nvcc).arg("--version"))?);
-        let toolkit = release(&version).ok_or_else(|| format!("{} --version prints no release: {version}", nvcc.display()))?;
+        let said = text(run(Command::new(&nvcc).arg("--version"))?);
+        let toolkit = release(&said).ok_or_else(|| format!("{} --version prints no release: {said}", nvcc.display()))?;
         let known = text(run(Command::new(&nvcc).arg("--list-gpu-code"))?);
         let known: Vec<u32> = known.lines().filter_map(|line| line.trim().strip_prefix("sm_")?.parse().ok()).collect();
         let path = out.join("compiled.fatbin");
         let mut command = Command::new(&nvcc);
         command.current_dir(folder).args(["-std=c++17", "-fatbin", "--threads=0", "-Xfatbin=-compress-all", "-o"]).arg(&path);
+        let mut codes = Vec::new();
         for architecture in ARCHITECTURES.iter().filter(|architecture| known.contains(architecture)) {
             command.arg(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"));
+            codes.push(format!("Code::Cubin({architecture})"));
         }
         command.arg(format!("-gencode=arch=compute_{PTX_ARCHITECTURE},code=compute_{PTX_ARCHITECTURE}"));
+        codes.push(format!("Code::Ptx({PTX_ARCHITECTURE})"));
         run(command.arg(sources::UNIT))?;
-        Ok(Image { name: format!("the image that nvcc {}.{} compiled", toolkit.0, toolkit.1), toolkit, path })
+        let name = format!("the image that nvcc {}.{} compiled", toolkit.0, toolkit.1);
+        Ok(Image { name, toolkit, codes, packed: false, path })
     }
 
     /// Where nvcc is.
@@ -132,9 +162,12 @@ mod cuda {
     }
 
     /// `(13, 5)` of `Cuda compilation tools, release 13.5, V13.5.37`.
-    fn release(version: &str) -> Option<(u32, u32)> {
-        let (_, rest) = version.split_once("release ")?;
-        let (major, minor) = rest.split(',').next()?.trim().split_once('.')?;
+    fn release(said: &str) -> Option<(u32, u32)> {
+        said.split_once("release ").and_then(|(_, rest)| version(rest.split(',').next()?.trim()))
+    }
+
+    fn version(text: &str) -> Option<(u32, u32)> {
+        let (major, minor) = text.split_once('.')?;
         Some((major.parse().ok()?, minor.parse().ok()?))
     }
 

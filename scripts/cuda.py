@@ -1,14 +1,18 @@
-"""Compiles the device images and checks them. Run by cuda.sh, which says how: cuda.py --compile | --update | --check FOLDER, where FOLDER
-holds the packages of cuda.txt.
+"""Compiles the device images and checks them. Run by cuda.sh, which says how: cuda.py OPTION FOLDER, where FOLDER holds the packages of
+cuda.txt.
 
-Every image is a fat binary. cuda13.fatbin is for drivers of CUDA 13.0 and later, by nvcc. cuda12.fatbin is for those of CUDA 12, by
-NVRTC 12.9: the last compiler whose code they load. ptx.fatbin has the PTX of the latter alone, for the compiler in the driver.
+Every image is a fat binary of uncompressed codes, packed as a whole by xz (`xz -d` and cuobjdump show what is in it): the codes of one
+set are much alike, so that they take a third of what they do where each is compressed by itself, and a driver is given a plain code. cuda13
+is for drivers of CUDA 13.0 and later, by nvcc. cuda12 is for those of CUDA 12, by NVRTC 12.9: the last compiler whose code they load. ptx
+has the PTX of the latter, for the compiler in the driver. index.tsv says what is in each.
 """
 
 import ctypes
 import hashlib
+import lzma
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -24,13 +28,18 @@ IMAGES = ROOT / "kernels/images"
 UNIT = "kernels.cu"
 STANDARD = "c++17"
 PTX_ARCHITECTURE = 80
-# For zstd, which compresses better, a driver must be newer than some of CUDA 12; all of them know the older way, called speed.
-Image = namedtuple("Image", "name compiler architectures compression")
+# A code stands after the one that it is most like.
+Image = namedtuple("Image", "name compiler cuda cubins ptx")
 WHOLE = [
-    Image("cuda13.fatbin", "nvcc", [80, 86, 87, 89, 90, 100, 110, 120, 121], "size"),
-    Image("cuda12.fatbin", "nvrtc", [80, 86, 87, 89, 90, 120, 121], "speed"),
+    Image("cuda13.fatbin.xz", "nvcc", "13.5", [80, 87, 86, 89, 90, 100, 110, 120, 121], []),
+    Image("cuda12.fatbin.xz", "nvrtc", "12.9", [80, 87, 86, 89, 90, 120, 121], []),
 ]
-PTX_ALONE = Image("ptx.fatbin", "nvrtc", [], "speed")
+PTX = Image("ptx.fatbin.xz", "nvrtc", "12.9", [], [PTX_ARCHITECTURE])
+ALL = [*WHOLE, PTX]
+# One of every generation that has its own machine code; what --check compiles again.
+SAMPLE = [image._replace(cubins=[architecture for architecture in image.cubins if architecture in (80, 90, 120)]) for image in ALL]
+# Instructions are 16 bytes long. What unpacks takes as much memory as the dictionary has, which reaches back over one code.
+PACKING = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 4 << 20, "lc": 0, "lp": 4, "pb": 4}]
 ALL_IMAGES_BYTES = 4 << 20
 
 
@@ -79,10 +88,7 @@ class Nvrtc:
     """NVRTC 12.9, called as the program calls it on a device: sources in memory, no header but its own."""
 
     def __init__(self, folder):
-        # The library looks for its built-in functions beside itself only when they are already loaded.
-        lib = folder / "cuda_nvrtc/lib"
-        ctypes.CDLL(str(lib / "libnvrtc-builtins.so.12.9"), mode=ctypes.RTLD_GLOBAL)
-        self.library = ctypes.CDLL(str(lib / "libnvrtc.so.12"))
+        self.library = ctypes.CDLL(str(folder / "cuda_nvrtc/lib/libnvrtc.so.12"))
         self.library.nvrtcGetErrorString.restype = ctypes.c_char_p
 
     def ask(self, function, *arguments):
@@ -114,86 +120,115 @@ class Nvrtc:
         return buffer.raw
 
 
-def compile_all(nvcc, folder, to):
-    """All images into the folder `to`."""
+def codes(image):
+    return [("cubin", f"sm_{architecture}", architecture) for architecture in image.cubins] + [
+        ("ptx", f"compute_{architecture}", architecture) for architecture in image.ptx
+    ]
+
+
+def index():
+    """The text of index.tsv: file, CUDA version of the compiler, codes in their order."""
+    lines = ["\t".join([image.name, image.cuda, " ".join(name for _, name, _ in codes(image))]) for image in ALL]
+    return "\n".join(["image\tcuda\tcodes", *lines]) + "\n"
+
+
+def compile_all(nvcc, folder, images):
+    """{(name of an image, name of a code): the code}."""
     compilers = {"nvcc": nvcc, "nvrtc": Nvrtc(folder)}
     with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(os.cpu_count()) as pool:
-        work = Path(work)
-        jobs = []
-        for image in WHOLE:
-            for architecture in image.architectures:
-                file = work / f"{image.compiler}.sm_{architecture}.cubin"
-                jobs.append(pool.submit(compilers[image.compiler].compile, "cubin", architecture, file))
-            file = work / f"{image.compiler}.ptx"
-            jobs.append(pool.submit(compilers[image.compiler].compile, "ptx", PTX_ARCHITECTURE, file))
+        jobs, files = [], {}
+        for image in images:
+            for kind, name, architecture in codes(image):
+                files[image.name, name] = Path(work) / f"{image.compiler}.{name}"
+                jobs.append(pool.submit(compilers[image.compiler].compile, kind, architecture, files[image.name, name]))
         for job in jobs:
             job.result()
-        for image in [*WHOLE, PTX_ALONE]:
-            parts = [f"kind=elf,sm={a},file={work}/{image.compiler}.sm_{a}.cubin" for a in image.architectures]
-            parts.append(f"kind=ptx,sm={PTX_ARCHITECTURE},file={work}/{image.compiler}.ptx")
-            compression = [f"--compress-mode={image.compression}", "--compress-all"]
-            nvcc.run("fatbinary", f"--create={to / image.name}", "-64", *compression, *[f"--image3={part}" for part in parts])
+        return {key: file.read_bytes() for key, file in files.items()}
+
+
+def fat_binary(nvcc, image, made):
+    with tempfile.TemporaryDirectory() as work:
+        parts = []
+        for kind, name, architecture in codes(image):
+            (Path(work) / name).write_bytes(made[image.name, name])
+            parts.append(f"--image3=kind={'elf' if kind == 'cubin' else kind},sm={architecture},file={name}")
+        nvcc.run("fatbinary", "--create=whole", "-64", "--compress-mode=none", *parts, cwd=work)
+        return (Path(work) / "whole").read_bytes()
+
+
+def codes_of(data):
+    """{name of a code: the code} of a fat binary: a header of 16 bytes, then entries, each a header with kind (1 PTX, 2 cubin), its own
+    size, that of the code and the architecture, and the code with zeros behind it."""
+    found, offset = {}, 16
+    while offset < len(data):
+        kind, _, header, size = struct.unpack_from("<HHIQ", data, offset)
+        architecture = struct.unpack_from("<I", data, offset + 28)[0]
+        found[f"{'compute' if kind == 1 else 'sm'}_{architecture}"] = data[offset + header : offset + header + size]
+        offset += header + size
+    return found
+
+
+def unpacked(image):
+    return lzma.decompress((IMAGES / image.name).read_bytes())
 
 
 def checked_size():
-    size = sum((IMAGES / image.name).stat().st_size for image in [*WHOLE, PTX_ALONE])
+    size = sum((IMAGES / image.name).stat().st_size for image in ALL)
     if size > ALL_IMAGES_BYTES:
         raise Failure(f"the images take {size} bytes together; they may take {ALL_IMAGES_BYTES}")
     return size
 
 
-def differences(nvcc, old, new):
-    """What differs between two images of the same name, part by part."""
-
-    def parts(image, work):
-        for kind in ("elf", "ptx"):
-            nvcc.run("cuobjdump", f"-x{kind}", "all", image, cwd=work)
-        return {path.name: path.read_bytes() for path in Path(work).iterdir()}
-
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-        before, after = parts(old, one), parts(new, two)
-    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return ", ".join(names) if names else "the compression"
-
-
 def compile_images(nvcc, folder):
     IMAGES.mkdir(exist_ok=True)
-    compile_all(nvcc, folder, IMAGES)
+    made = compile_all(nvcc, folder, ALL)
+    for image in ALL:
+        packed = lzma.compress(fat_binary(nvcc, image, made), check=lzma.CHECK_CRC32, filters=PACKING)
+        (IMAGES / image.name).write_bytes(packed)
+    (IMAGES / "index.tsv").write_text(index())
     (IMAGES / "sources.sha256").write_text(hashes())
     print(f"kernels/images: {checked_size()} bytes")
 
 
+def dumped(nvcc, what, image):
+    """What cuobjdump prints of an image."""
+    with tempfile.TemporaryDirectory() as work:
+        (Path(work) / "image.fatbin").write_bytes(unpacked(image))
+        return nvcc.run("cuobjdump", what, "image.fatbin", cwd=work)
+
+
 def resources(nvcc):
-    ptx = nvcc.run("cuobjdump", "-ptx", IMAGES / PTX_ALONE.name)
-    return {image.name: usage(nvcc.run("cuobjdump", "-res-usage", IMAGES / image.name), ptx) for image in WHOLE}
+    ptx = dumped(nvcc, "-ptx", PTX)
+    return {image.name.split(".")[0]: usage(dumped(nvcc, "-res-usage", image), ptx) for image in WHOLE}
 
 
 def update(nvcc):
     (IMAGES / "resources.tsv").write_text(table(resources(nvcc)))
 
 
-def check(nvcc, folder):
+def check(nvcc, folder, images):
     problems = []
-    if (IMAGES / "sources.sha256").read_text() != hashes():
-        problems.append("kernels/images/sources.sha256 is not of these sources; run scripts/cuda.sh --compile")
+    for name, expected in (("sources.sha256", hashes()), ("index.tsv", index())):
+        if (IMAGES / name).read_text() != expected:
+            problems.append(f"kernels/images/{name} is not of these sources; run scripts/cuda.sh --compile")
     size = checked_size()
     found = resources(nvcc)
     problems += check_resources(found, (IMAGES / "resources.tsv").read_text())
     for image in WHOLE:
-        code = nvcc.run("cuobjdump", "-sass", IMAGES / image.name)
-        problems += check_instructions(image.name, disassembled(code))
-    with tempfile.TemporaryDirectory() as fresh:
-        compile_all(nvcc, folder, Path(fresh))
-        for image in [*WHOLE, PTX_ALONE]:
-            old, new = IMAGES / image.name, Path(fresh) / image.name
-            if old.read_bytes() != new.read_bytes():
-                what = differences(nvcc, old, new)
-                problems.append(f"kernels/images/{image.name} is not what the sources compile to: {what}; run scripts/cuda.sh --compile")
+        problems += check_instructions(image.name, disassembled(dumped(nvcc, "-sass", image)))
+    there = {(image.name, name): code for image in ALL for name, code in codes_of(unpacked(image)).items()}
+    fresh = compile_all(nvcc, folder, images)
+    for (image, name), code in fresh.items():
+        # A fat binary has zeros behind a code that is not a multiple of 8 bytes long.
+        if there.get((image, name), b"").rstrip(b"\0") != code.rstrip(b"\0"):
+            problems.append(f"{name} of kernels/images/{image} is not what the sources compile to; run scripts/cuda.sh --compile")
     if problems:
         raise Failure("\n".join(problems))
     kernels = {kernel for rows in found.values() for kernel, _ in rows}
-    codes = sum(len(image.architectures) for image in WHOLE)
-    print(f"{len(kernels)} kernels in {codes} device codes, {size} bytes: as compiled from the sources, within resources.tsv")
+    print(
+        f"{len(kernels)} kernels in {len(there)} codes, {size} bytes: within resources.tsv; {len(fresh)} codes compiled again, "
+        "the same as in kernels/images"
+    )
 
 
 def main(command, folder):
@@ -205,8 +240,8 @@ def main(command, folder):
         elif command == "--update":
             update(nvcc)
         else:
-            check(nvcc, folder)
-    except (Failure, OSError) as failure:
+            check(nvcc, folder, ALL if command == "--check-all" else SAMPLE)
+    except (Failure, OSError, lzma.LZMAError) as failure:
         print(f"scripts/cuda.sh: {failure}", file=sys.stderr)
         return 1
     return 0

@@ -6,7 +6,9 @@
 #   scripts/cuda.sh --compile    compile kernels/src/cuda/kernels.cu into kernels/images, with the hashes of its sources
 #   scripts/cuda.sh --update     write kernels/images/resources.tsv from the images: registers, shared memory and occupancy of every kernel
 #   scripts/cuda.sh --check      fail where an image is not what the sources compile to, where a kernel spills, uses local memory or takes
-#                                more than resources.tsv allows, and where one has not the instructions that it was written for
+#                                more than resources.tsv allows, and where one has not the instructions that it was written for; compiles
+#                                again for one architecture of every generation
+#   scripts/cuda.sh --check-all  the same, compiling again for every architecture
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=target/cuda
@@ -18,11 +20,11 @@ fail() {
 
 case ${1:-} in
 -h | --help)
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    sed -n '2,11s/^# \{0,1\}//p' "$0"
     exit
     ;;
-'' | --compile | --update | --check) ;;
-*) fail "unexpected argument \`$1\`; it takes --compile, --update, --check or none" ;;
+'' | --compile | --update | --check | --check-all) ;;
+*) fail "unexpected argument \`$1\`; it takes --compile, --update, --check, --check-all or none" ;;
 esac
 [ $# -le 1 ] || fail "unexpected argument \`$2\`; it takes one"
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "the packages are pinned for x86-64 Linux, and this is $(uname -sm); compile on such a machine"
@@ -32,8 +34,8 @@ if ! cmp -s scripts/cuda.txt "$tools/installed.txt"; then
     python3 -m pip --version >/dev/null 2>&1 || fail "pip is missing; install it (python3 -m ensurepip, or the package python3-pip)"
     rm -rf "$tools"
     mkdir -p "$tools"
-    python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps --require-hashes --only-binary :all: --target "$tools" \
-        -r scripts/cuda.txt || fail "pip could not install scripts/cuda.txt; check the network"
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps --require-hashes \
+        --only-binary :all: --target "$tools" -r scripts/cuda.txt || fail "pip could not install scripts/cuda.txt; check the network"
     cp scripts/cuda.txt "$tools/installed.txt"
 fi
 [ $# -eq 0 ] || exec python3 scripts/cuda.py "$1" "$tools/nvidia"

@@ -30,7 +30,19 @@ SYSTEM_SHARED = 1024
 
 # The instructions that kernels were written for: pattern of a kernel's name, instruction, the reason. A pattern that names no kernel is
 # a mistake in this list.
-MUST_HAVE = []
+GLOBAL_16 = r"LDG\.E\S*\.128"
+COPY_16 = r"LDGSTS\S*\.128"
+SHARED_16 = r"LDS\S*\.128"
+MUST_HAVE = [
+    (r"gemm_(f16|bf16)_\w+", r"HMMA\.16816\.F32", "the product is not on tensor cores"),
+    (r"gemm_(f16|bf16)_\w+", r"LDSM\.16\.\S*4", "fragments are not read by ldmatrix"),
+    (r"gemm_tf32_\w+", r"HMMA\.1688\.F32\.TF32", "the product is not on tensor cores"),
+    (r"gemm_(f16|bf16|tf32)_\w+", COPY_16, "tiles are not copied 16 bytes at a time past the registers"),
+    (r"gemm_f32_\w+|attention_(prefill|dq|dkv)_\w+", GLOBAL_16, "tiles are not read 16 bytes at a time"),
+    (r"gemm_f32_\w+|attention_(prefill|dq|dkv)_\w+", SHARED_16, "shared memory is not read 16 bytes at a time"),
+    (r"gemv_\w+|attention_decode", GLOBAL_16, "the weights or keys, which bound it, are not read 16 bytes at a time"),
+    (r"activate_\w+|norm_(warp|block)|add|add_bias|adamw", GLOBAL_16, "numbers are not read 16 bytes at a time"),
+]
 
 Usage = namedtuple("Usage", "threads shared registers stack local")
 
@@ -125,7 +137,8 @@ def check_resources(images, text):
                     f"{'make it take less, or ' if more else ''}run scripts/cuda.sh --update"
                 )
     for image, kernel, architecture in limits:
-        problems.append(f"kernels/images/resources.tsv has {kernel} in {image}, sm_{architecture}, which is no more; run scripts/cuda.sh --update")
+        where = f"{kernel} in {image}, sm_{architecture}"
+        problems.append(f"kernels/images/resources.tsv has {where}, which is no more; run scripts/cuda.sh --update")
     return problems
 
 

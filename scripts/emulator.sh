@@ -4,10 +4,10 @@
 # for libcuda.so. Builds again only what has changed. Needs g++ 12 or later on Linux, x86-64 or aarch64.
 #
 #   scripts/emulator.sh [--test] [--out FOLDER]     --test: builds and runs the emulator's own tests
-#                                                   --out: where to build; target/emulator by default
+#                                                   --out: where to build; by default target/emulator, with the machine's name
+#                                                   behind it where CXX is a cross compiler
 #
-# CXX names the compiler; a cross compiler (aarch64-linux-gnu-g++) needs a folder of its own, and its tests the runner in RUNNER
-# (qemu-aarch64 -L SYSROOT). ESPALIER_EMULATOR sets up the device and its faults; kernels/emulator/settings.hpp lists the words.
+# CXX names the compiler; the tests of a cross compiler (aarch64-linux-gnu-g++) need the runner in RUNNER (qemu-aarch64 -L SYSROOT). ESPALIER_EMULATOR sets up the device and its faults; kernels/emulator/settings.hpp lists the words.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +16,7 @@ fail() {
     exit 1
 }
 
-out=target/emulator
+out=
 test=
 while [ $# -gt 0 ]; do
     case $1 in
@@ -37,6 +37,10 @@ done
 compiler=${CXX:-g++}
 command -v "$compiler" >/dev/null || fail "$compiler is missing; install g++ (Debian: apt install g++) or name a C++20 compiler in CXX"
 machine=$("$compiler" -dumpmachine) || fail "$compiler does not say what it compiles for; a g++ of version 12 or later is needed"
+if [ -z "$out" ]; then
+    out=target/emulator
+    [ "${machine%%-*}" = "$(uname -m)" ] || out+=-${machine%%-*}
+fi
 flags=(-std=c++20 -O3 -g1 -fPIC -pthread -fvisibility=hidden -fno-strict-aliasing -fno-math-errno -ffp-contract=fast -fstack-clash-protection
     -Wall -Wextra -Wno-restrict -Wno-missing-field-initializers -Wno-unknown-pragmas -Wno-psabi -Ikernels/emulator -Ikernels/src/cuda)
 case $machine in

@@ -1,8 +1,8 @@
 //! The compiled kernels that the binary holds, and which of them a device is given.
 //!
-//! An image is tried where the driver is new enough and a code in it fits the device, in this order: machine code that fits, newest compiler
-//! first; PTX, which the driver compiles; and last, where the library is installed, what NVRTC compiles on this machine from the sources
-//! that the binary holds too, kept on disk for the next start. Whatever was passed over or refused is said with its reason.
+//! An image is tried where the driver is new enough and a code in it fits the device, in this order: machine code, newest compiler first;
+//! PTX, which the driver compiles; and last, where the library is installed, what NVRTC compiles on this machine from the sources that the
+//! binary holds too, kept on disk for the next start. Whatever was passed over or refused is said with its reason.
 
 mod cache;
 mod fatbin;
@@ -10,11 +10,14 @@ mod nvrtc;
 #[cfg(test)]
 mod sources;
 
-use std::env;
+use std::borrow::Cow;
 use std::path::PathBuf;
+use std::{env, io};
+
+use lzma_rust2::XzReader;
 
 use self::fatbin::Code;
-use self::nvrtc::{Goal, Nvrtc};
+use self::nvrtc::Nvrtc;
 
 /// A fat binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +25,21 @@ struct Image {
     name: &'static str,
     /// The CUDA version of what compiled it: major, minor.
     toolkit: (u32, u32),
+    /// What is in it.
+    codes: &'static [Code],
+    /// Whether it is packed by xz, its codes uncompressed. Else a driver is given the whole, and takes from it what fits.
+    packed: bool,
     bytes: &'static [u8],
+}
+
+impl Image {
+    /// What a driver is given for `code`.
+    fn unpacked(&self, code: Code) -> io::Result<Cow<'static, [u8]>> {
+        if !self.packed {
+            return Ok(Cow::Borrowed(self.bytes));
+        }
+        fatbin::extract(XzReader::new(self.bytes, false), code).map(Cow::Owned)
+    }
 }
 
 // SOURCES (name, text; the unit last), SOURCES_HASH and IMAGES, best first.
@@ -58,7 +75,7 @@ impl std::fmt::Display for Rejection {
 /// All rejections, in order, where there is no such image.
 pub(super) fn load<M>(target: Target, load: impl Fn(&[u8]) -> Result<M, String>) -> Result<(String, M), Vec<Rejection>> {
     let variable = |name: &str| env::var_os(name);
-    let compiler = || Compiler::open(&nvrtc::places(target.driver.0, variable), cache::folder(variable), target);
+    let compiler = || Compiler::open(&nvrtc::places(target.driver.0, variable), cache::folder(variable), (SOURCES, SOURCES_HASH), target);
     let (name, module) = first_loaded(IMAGES, target, load, compiler)?;
     log::info!("CUDA kernels: {name}");
     Ok((name, module))
@@ -78,10 +95,12 @@ fn first_loaded<M>(
         log::warn!("CUDA kernels refused: {rejection}");
         rejections.push(rejection);
     };
-    for image in chosen {
-        match load(image.bytes) {
-            Ok(module) => return Ok((image.name.to_owned(), module)),
-            Err(reason) => reject(image.name, reason, &mut rejections),
+    for (image, code) in chosen {
+        let name = format!("{} of {}", code.name(), image.name);
+        let unpacked = image.unpacked(code).map_err(|error| format!("it cannot be unpacked: {error}"));
+        match unpacked.and_then(|bytes| load(&bytes)) {
+            Ok(module) => return Ok((name, module)),
+            Err(reason) => reject(&name, reason, &mut rejections),
         }
     }
     match compiler().and_then(|compiler| compiler.load(load)) {
@@ -93,13 +112,13 @@ fn first_loaded<M>(
     }
 }
 
-/// The images to try, in order (those with machine code for the device before those with PTX), and why each of the others is not.
-fn choose(images: &[Image], target: Target) -> (Vec<Image>, Vec<Rejection>) {
+/// What to try, in order (machine code before PTX), and why nothing of the other images is.
+fn choose(images: &[Image], target: Target) -> (Vec<(Image, Code)>, Vec<Rejection>) {
     let (mut machine_code, mut ptx, mut rejections) = (Vec::new(), Vec::new(), Vec::new());
     for image in images {
         match fit(image, target) {
-            Ok(Code::Cubin { .. }) => machine_code.push(*image),
-            Ok(Code::Ptx { .. }) => ptx.push(*image),
+            Ok(code @ Code::Cubin(_)) => machine_code.push((*image, code)),
+            Ok(code @ Code::Ptx(_)) => ptx.push((*image, code)),
             Err(reason) => rejections.push(Rejection { image: image.name.to_owned(), reason }),
         }
     }
@@ -114,18 +133,17 @@ fn choose(images: &[Image], target: Target) -> (Vec<Image>, Vec<Rejection>) {
 fn fit(image: &Image, target: Target) -> Result<Code, String> {
     let Target { driver, capability } = target;
     let device = capability.0 * 10 + capability.1;
-    let codes = fatbin::codes(image.bytes);
-    let machine_code = codes
-        .iter()
-        .find(|code| matches!(code, Code::Cubin { architecture } if architecture / 10 == capability.0 && *architecture <= device));
-    let ptx = codes.iter().find(|code| matches!(code, Code::Ptx { architecture } if *architecture <= device));
+    let best = |of: fn(&Code) -> Option<u32>| image.codes.iter().filter_map(of).filter(|architecture| *architecture <= device).max();
+    let machine_code = best(|code| if let Code::Cubin(architecture) = code { Some(*architecture) } else { None });
+    let machine_code = machine_code.filter(|architecture| architecture / 10 == capability.0);
+    let ptx = best(|code| if let Code::Ptx(architecture) = code { Some(*architecture) } else { None });
     let old_driver =
         |needed: (u32, u32)| format!("needs a driver of CUDA {}.{}; this one is of {}.{}", needed.0, needed.1, driver.0, driver.1);
     match (machine_code, ptx) {
         (Some(_), _) if driver.0 < image.toolkit.0 => Err(old_driver((image.toolkit.0, 0))),
-        (Some(code), _) => Ok(*code),
+        (Some(architecture), _) => Ok(Code::Cubin(architecture)),
         (None, Some(_)) if driver < image.toolkit => Err(old_driver(image.toolkit)),
-        (None, Some(code)) => Ok(*code),
+        (None, Some(architecture)) => Ok(Code::Ptx(architecture)),
         (None, None) => Err(format!("has no code for compute capability {}.{}", capability.0, capability.1)),
     }
 }
@@ -133,26 +151,30 @@ fn fit(image: &Image, target: Target) -> Result<Code, String> {
 /// NVRTC, with what it is to compile for and where that is kept.
 struct Compiler {
     nvrtc: Nvrtc,
-    goal: Goal,
+    code: Code,
     folder: Option<PathBuf>,
+    sources: Sources,
 }
 
+/// Name and text of each file, the unit last; and their hash.
+type Sources = (&'static [(&'static str, &'static str)], &'static str);
+
 impl Compiler {
-    fn open(places: &[PathBuf], folder: Option<PathBuf>, target: Target) -> Result<Self, String> {
+    fn open(places: &[PathBuf], folder: Option<PathBuf>, sources: Sources, target: Target) -> Result<Self, String> {
         let nvrtc = Nvrtc::open(places, target.driver)?;
-        let goal = Goal::choose(&nvrtc.supported()?, target.capability).ok_or_else(|| {
+        let code = nvrtc::choose(&nvrtc.supported()?, target.capability).ok_or_else(|| {
             let ((major, minor), capability) = (nvrtc.version(), target.capability);
             format!("NVRTC {major}.{minor} cannot compile for compute capability {}.{}", capability.0, capability.1)
         })?;
-        Ok(Self { nvrtc, goal, folder })
+        Ok(Self { nvrtc, code, folder, sources })
     }
 
     /// Loads the code that was compiled before, or else compiles it and keeps it.
     fn load<M>(&self, load: impl Fn(&[u8]) -> Result<M, String>) -> Result<(String, M), String> {
         let (major, minor) = self.nvrtc.version();
-        let target = self.goal.name();
+        let target = self.code.name();
         let name = format!("compiled for {target} by NVRTC {major}.{minor}");
-        let file = format!("kernels-{}-{target}-nvrtc{major}.{minor}.code", &SOURCES_HASH[..16]);
+        let file = format!("kernels-{}-{target}-nvrtc{major}.{minor}.code", &self.sources.1[..16]);
         if let Some(folder) = &self.folder {
             let kept =
                 cache::read(folder, &file).map_err(|error| error.to_string()).and_then(|code| code.as_deref().map(&load).transpose());
@@ -163,7 +185,7 @@ impl Compiler {
             }
         }
         log::info!("CUDA kernels are being compiled for {target} by NVRTC {major}.{minor}, which takes a while");
-        let code = self.nvrtc.compile(SOURCES, self.goal)?;
+        let code = self.nvrtc.compile(self.sources.0, self.code)?;
         let module = load(&code).map_err(|reason| format!("{name}: {reason}"))?;
         match &self.folder {
             Some(folder) => {

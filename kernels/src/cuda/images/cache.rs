@@ -71,9 +71,12 @@ pub(crate) fn write(folder: &Path, name: &str, code: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    /// Variables, and the folder for them.
+    type Case = (&'static [(&'static str, &'static str)], Option<&'static str>);
+
     #[test]
     fn the_folder_is_the_first_of_the_variables_that_is_an_absolute_path() {
-        let cases: [(&[(&str, &str)], Option<&str>); 6] = [
+        let cases: [Case; 6] = [
             (&[("ESPALIER_CACHE", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")], Some("/a")),
             (&[("XDG_CACHE_HOME", "/b"), ("HOME", "/c")], Some("/b/espalier")),
             (&[("HOME", "/c")], Some("/c/.cache/espalier")),

@@ -7,30 +7,13 @@ use std::ptr;
 
 use libloading::Library;
 
-/// What a compilation is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Goal {
-    /// Machine code for this architecture (10 · major + minor).
-    Cubin(u32),
-    /// PTX for this architecture, which the driver compiles on.
-    Ptx(u32),
-}
+use super::fatbin::Code;
 
-impl Goal {
-    /// `sm_87`, `compute_80`: the name that compilers know.
-    pub(crate) fn name(self) -> String {
-        match self {
-            Goal::Cubin(architecture) => format!("sm_{architecture}"),
-            Goal::Ptx(architecture) => format!("compute_{architecture}"),
-        }
-    }
-
-    /// The best that a compiler which knows the architectures `supported` can do for a device of compute capability `capability`.
-    pub(crate) fn choose(supported: &[u32], capability: (u32, u32)) -> Option<Goal> {
-        let device = capability.0 * 10 + capability.1;
-        let best = supported.iter().copied().filter(|architecture| *architecture <= device).max()?;
-        Some(if best / 10 == capability.0 { Goal::Cubin(best) } else { Goal::Ptx(best) })
-    }
+/// The best that a compiler which knows the architectures `supported` can do for a device of compute capability `capability`.
+pub(crate) fn choose(supported: &[u32], capability: (u32, u32)) -> Option<Code> {
+    let device = capability.0 * 10 + capability.1;
+    let best = supported.iter().copied().filter(|architecture| *architecture <= device).max()?;
+    Some(if best / 10 == capability.0 { Code::Cubin(best) } else { Code::Ptx(best) })
 }
 
 type Status = c_int;
@@ -142,9 +125,9 @@ impl Nvrtc {
 
     /// Compiles the last of `sources` (name, text), which may include the others. Machine code comes as it is, PTX as a text that ends in
     /// a zero byte.
-    pub(crate) fn compile(&self, sources: &[(&str, &str)], goal: Goal) -> Result<Vec<u8>, String> {
+    pub(crate) fn compile(&self, sources: &[(&str, &str)], code: Code) -> Result<Vec<u8>, String> {
         let program = self.create(sources)?;
-        let options = [c"--std=c++17".to_owned(), CString::new(format!("--gpu-architecture={}", goal.name())).unwrap_or_default()];
+        let options = [c"--std=c++17".to_owned(), CString::new(format!("--gpu-architecture={}", code.name())).unwrap_or_default()];
         let pointers = options.each_ref().map(|option| option.as_ptr());
         // SAFETY: the program is alive, and the two options live past the call.
         let status = unsafe { (self.functions.compile)(program.pointer, 2, pointers.as_ptr()) };
@@ -152,9 +135,9 @@ impl Nvrtc {
             let log = self.bytes(&program, self.functions.log).unwrap_or_default();
             return Err(format!("{reason}: {}", String::from_utf8_lossy(&log).trim_matches(['\0', '\n', ' '])));
         }
-        match goal {
-            Goal::Cubin(_) => self.bytes(&program, self.functions.cubin),
-            Goal::Ptx(_) => {
+        match code {
+            Code::Cubin(_) => self.bytes(&program, self.functions.cubin),
+            Code::Ptx(_) => {
                 let mut text = self.bytes(&program, self.functions.ptx)?;
                 if text.last() != Some(&0) {
                     text.push(0);
@@ -235,21 +218,24 @@ pub(crate) fn places(driver_major: u32, variable: impl Fn(&str) -> Option<OsStri
 mod tests {
     use super::*;
 
+    /// What the compiler knows, the device, and the choice.
+    type Case = (&'static [u32], (u32, u32), Option<Code>);
+
     #[test]
-    fn the_goal_is_machine_code_of_the_devices_generation_or_else_ptx() {
-        let cases: [(&[u32], (u32, u32), Option<Goal>); 7] = [
-            (&[80, 86, 87, 90], (8, 7), Some(Goal::Cubin(87))),
-            (&[80, 86], (8, 7), Some(Goal::Cubin(86))),
-            (&[80, 90], (12, 1), Some(Goal::Ptx(90))),
-            (&[80, 90, 100, 120], (11, 0), Some(Goal::Ptx(100))),
+    fn the_choice_is_machine_code_of_the_devices_generation_or_else_ptx() {
+        let cases: [Case; 7] = [
+            (&[80, 86, 87, 90], (8, 7), Some(Code::Cubin(87))),
+            (&[80, 86], (8, 7), Some(Code::Cubin(86))),
+            (&[80, 90], (12, 1), Some(Code::Ptx(90))),
+            (&[80, 90, 100, 120], (11, 0), Some(Code::Ptx(100))),
             (&[90, 100], (8, 7), None),
             (&[], (8, 7), None),
-            (&[121, 120], (12, 1), Some(Goal::Cubin(121))),
+            (&[121, 120], (12, 1), Some(Code::Cubin(121))),
         ];
         let wrong: Vec<_> = cases
             .iter()
             .filter_map(|(supported, capability, expected)| {
-                let found = Goal::choose(supported, *capability);
+                let found = choose(supported, *capability);
                 (found != *expected).then_some((supported, capability, expected, found))
             })
             .collect();

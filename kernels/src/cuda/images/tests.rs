@@ -3,46 +3,52 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use super::fatbin::tests::fatbin;
 use super::*;
 
-/// Images with the codes that scripts/cuda.py puts into those of these names.
+const NEW: &[Code] = &[
+    Code::Cubin(80),
+    Code::Cubin(87),
+    Code::Cubin(86),
+    Code::Cubin(89),
+    Code::Cubin(90),
+    Code::Cubin(100),
+    Code::Cubin(110),
+    Code::Cubin(120),
+    Code::Cubin(121),
+];
+const OLD: &[Code] =
+    &[Code::Cubin(80), Code::Cubin(87), Code::Cubin(86), Code::Cubin(89), Code::Cubin(90), Code::Cubin(120), Code::Cubin(121)];
+const PTX: &[Code] = &[Code::Ptx(80)];
+
+/// Images with the codes that those of the repository have.
 fn images() -> [Image; 3] {
-    let ptx = Code::Ptx { architecture: 80 };
-    let with = |architectures: &[u32]| {
-        let mut codes: Vec<Code> = architectures.iter().map(|&architecture| Code::Cubin { architecture }).collect();
-        codes.push(ptx);
-        codes
-    };
-    let image = |name, toolkit, codes: &[Code]| Image { name, toolkit, bytes: fatbin(codes).leak() };
-    [
-        image("new", (13, 5), &with(&[80, 86, 87, 89, 90, 100, 110, 120, 121])),
-        image("old", (12, 9), &with(&[80, 86, 87, 89, 90, 120, 121])),
-        image("ptx", (12, 9), &[ptx]),
-    ]
+    let image = |name: &'static str, toolkit, codes| Image { name, toolkit, codes, packed: false, bytes: name.as_bytes() };
+    [image("new", (13, 5), NEW), image("old", (12, 9), OLD), image("ptx", (12, 9), PTX)]
 }
 
 fn no_compiler() -> Result<Compiler, String> {
     Err("no compiler here".to_owned())
 }
 
+/// Device, CUDA version of the driver, compute capability, what is tried.
+type Case = (&'static str, (u32, u32), (u32, u32), &'static [&'static str]);
+
 #[test]
 fn every_device_is_offered_what_its_driver_can_load_machine_code_first() {
-    // Device, CUDA version of the driver, compute capability, what is tried.
-    let cases: [(&str, (u32, u32), (u32, u32), &[&str]); 15] = [
-        ("A100, CUDA 13.0", (13, 0), (8, 0), &["new", "old", "ptx"]),
-        ("A100, CUDA 12.0", (12, 0), (8, 0), &["old"]),
-        ("A100, CUDA 12.9", (12, 9), (8, 0), &["old", "ptx"]),
-        ("A100, a later major version", (14, 0), (8, 0), &["new", "old", "ptx"]),
-        ("Orin, JetPack 6", (12, 6), (8, 7), &["old"]),
-        ("Orin, CUDA 13", (13, 0), (8, 7), &["new", "old", "ptx"]),
-        ("H100, CUDA 13.5", (13, 5), (9, 0), &["new", "old", "ptx"]),
-        ("B300, by the machine code of B200", (13, 0), (10, 3), &["new", "old", "ptx"]),
-        ("B200, CUDA 12.9, by PTX", (12, 9), (10, 0), &["old", "ptx"]),
+    let cases: [Case; 15] = [
+        ("A100, CUDA 13.0", (13, 0), (8, 0), &["new sm_80", "old sm_80", "ptx compute_80"]),
+        ("A100, CUDA 12.0", (12, 0), (8, 0), &["old sm_80"]),
+        ("A100, CUDA 12.9", (12, 9), (8, 0), &["old sm_80", "ptx compute_80"]),
+        ("A100, a later major version", (14, 0), (8, 0), &["new sm_80", "old sm_80", "ptx compute_80"]),
+        ("Orin, JetPack 6", (12, 6), (8, 7), &["old sm_87"]),
+        ("Orin, CUDA 13", (13, 0), (8, 7), &["new sm_87", "old sm_87", "ptx compute_80"]),
+        ("H100, CUDA 13.5", (13, 5), (9, 0), &["new sm_90", "old sm_90", "ptx compute_80"]),
+        ("B300, by the machine code of B200", (13, 0), (10, 3), &["new sm_100", "ptx compute_80"]),
+        ("B200, CUDA 12.9, by PTX", (12, 9), (10, 0), &["ptx compute_80"]),
         ("B200, CUDA 12.8", (12, 8), (10, 0), &[]),
-        ("Thor", (13, 0), (11, 0), &["new", "old", "ptx"]),
-        ("Spark", (13, 0), (12, 1), &["new", "old", "ptx"]),
-        ("a later generation, CUDA 13.4: the newer PTX is too new", (13, 4), (13, 0), &["old", "ptx"]),
+        ("Thor", (13, 0), (11, 0), &["new sm_110", "ptx compute_80"]),
+        ("Spark", (13, 0), (12, 1), &["new sm_121", "old sm_121", "ptx compute_80"]),
+        ("a later generation", (14, 0), (13, 0), &["ptx compute_80"]),
         ("Turing", (13, 0), (7, 5), &[]),
         ("CUDA 11", (11, 8), (8, 6), &[]),
     ];
@@ -51,7 +57,7 @@ fn every_device_is_offered_what_its_driver_can_load_machine_code_first() {
         .iter()
         .filter_map(|&(device, driver, capability, expected)| {
             let (chosen, rejections) = choose(&images, Target { driver, capability });
-            let found: Vec<_> = chosen.iter().map(|image| image.name).collect();
+            let found: Vec<_> = chosen.iter().map(|(image, code)| format!("{} {}", image.name, code.name())).collect();
             (found != expected || found.len() + rejections.len() != images.len()).then_some((device, expected, found, rejections))
         })
         .collect();
@@ -61,9 +67,8 @@ fn every_device_is_offered_what_its_driver_can_load_machine_code_first() {
 #[test]
 fn ptx_is_tried_after_the_machine_code_of_an_older_compiler() {
     let [new, old, _] = images();
-    let new = Image { bytes: fatbin(&[Code::Ptx { architecture: 80 }]).leak(), ..new };
-    let (chosen, _) = choose(&[new, old], Target { driver: (13, 5), capability: (8, 7) });
-    assert_eq!(chosen.iter().map(|image| image.name).collect::<Vec<_>>(), ["old", "new"]);
+    let (chosen, _) = choose(&[Image { codes: PTX, ..new }, old], Target { driver: (13, 5), capability: (8, 7) });
+    assert_eq!(chosen, [(old, Code::Cubin(87)), (Image { codes: PTX, ..new }, Code::Ptx(80))]);
 }
 
 #[test]
@@ -89,23 +94,40 @@ fn an_image_that_the_driver_refuses_gives_way_to_the_next_and_the_sources_come_l
             if Some(name) == wanted { Ok(name) } else { Err(format!("not {name}")) }
         }
     };
-    assert_eq!(first_loaded(&images, target, takes(Some("old")), no_compiler).unwrap(), ("old".to_owned(), "old"));
+    assert_eq!(first_loaded(&images, target, takes(Some("old")), no_compiler).unwrap(), ("sm_87 of old".to_owned(), "old"));
     assert_eq!(offered.take(), ["new", "old"]);
     let rejections = first_loaded(&images, target, takes(None), no_compiler).unwrap_err();
     assert_eq!(offered.take(), ["new", "old", "ptx"]);
     let said: Vec<String> = rejections.iter().map(Rejection::to_string).collect();
-    assert_eq!(said, ["new: not new", "old: not old", "ptx: not ptx", "the sources: no compiler here"]);
+    assert_eq!(said, ["sm_87 of new: not new", "sm_87 of old: not old", "compute_80 of ptx: not ptx", "the sources: no compiler here"]);
 }
 
 #[test]
-fn the_images_of_the_repository_hold_a_code_for_every_architecture() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("images");
-    for (file, like) in ["cuda13.fatbin", "cuda12.fatbin", "ptx.fatbin"].iter().zip(images()) {
-        let image = std::fs::read(folder.join(file)).unwrap();
-        assert_eq!(fatbin::codes(&image), fatbin::codes(like.bytes), "{file}");
+fn an_image_that_cannot_be_unpacked_is_passed_over() {
+    let [new, old, _] = images();
+    let target = Target { driver: (13, 0), capability: (8, 7) };
+    let (name, bytes) = first_loaded(&[Image { packed: true, ..new }, old], target, |code| Ok(code.to_vec()), no_compiler).unwrap();
+    assert_eq!((name.as_str(), &bytes[..]), ("sm_87 of old", old.bytes));
+}
+
+#[test]
+fn the_images_of_the_repository_hold_every_code_that_they_list() {
+    let packed: Vec<_> = IMAGES.iter().filter(|image| image.packed).collect();
+    let listed: Vec<_> = packed.iter().map(|image| (image.name, image.codes)).collect();
+    assert_eq!(listed, [("cuda13.fatbin.xz", NEW), ("cuda12.fatbin.xz", OLD), ("ptx.fatbin.xz", PTX)]);
+    for image in packed {
+        for code in image.codes {
+            let bytes = image.unpacked(*code).unwrap();
+            let as_it_should = match code {
+                Code::Cubin(_) => bytes.starts_with(b"\x7fELF"),
+                Code::Ptx(_) => bytes.iter().position(|byte| *byte == 0) == Some(bytes.len() - 1),
+            };
+            assert!(as_it_should, "{} of {}", code.name(), image.name);
+        }
+        assert!(image.unpacked(Code::Cubin(75)).is_err());
     }
-    let bytes: u64 = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
-    assert!(bytes <= 4 << 20, "kernels/images has {bytes} bytes");
+    let bytes: usize = IMAGES.iter().map(|image| image.bytes.len()).sum();
+    assert!(bytes <= 4 << 20, "the images have {bytes} bytes");
 }
 
 #[test]
@@ -117,6 +139,8 @@ fn the_binary_holds_the_sources_of_its_kernels() {
     }
 }
 
+const SMALL: Sources = (&[("kernels.cu", "extern \"C\" __global__ void one(float* x) { *x = 1; }")], "0123456789abcdef");
+
 /// NVRTC as scripts/cuda.sh brings it; none where it did not.
 fn pinned_compiler(folder: &Path, target: Target) -> Option<Compiler> {
     let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/cuda/nvidia/cuda_nvrtc/lib/libnvrtc.so.12");
@@ -124,7 +148,7 @@ fn pinned_compiler(folder: &Path, target: Target) -> Option<Compiler> {
         eprintln!("not tested: {} is missing; scripts/cuda.sh brings it", library.display());
         return None;
     }
-    Some(Compiler::open(&[library], Some(folder.to_owned()), target).unwrap())
+    Some(Compiler::open(&[library], Some(folder.to_owned()), SMALL, target).unwrap())
 }
 
 #[test]
@@ -150,12 +174,12 @@ fn a_device_that_nvrtc_does_not_know_gets_ptx_and_an_unknown_library_is_a_reason
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("libnvrtc.so");
     let target = Target { driver: (13, 0), capability: (14, 0) };
-    let reason = Compiler::open(std::slice::from_ref(&missing), None, target).err().unwrap();
+    let reason = Compiler::open(std::slice::from_ref(&missing), None, SMALL, target).err().unwrap();
     assert!(reason.contains("not installed") && reason.contains(&missing.display().to_string()), "{reason}");
     let Some(compiler) = pinned_compiler(folder.path(), target) else { return };
-    assert_eq!(compiler.goal, Goal::Ptx(121));
-    let code = compiler.nvrtc.compile(&[("kernels.cu", "extern \"C\" __global__ void one(float* x) { *x = 1; }")], compiler.goal).unwrap();
+    assert_eq!(compiler.code, Code::Ptx(121));
+    let code = compiler.nvrtc.compile(SMALL.0, compiler.code).unwrap();
     assert!(code.starts_with(b"//") && code.ends_with(b"\0"));
-    let refused = compiler.nvrtc.compile(&[("kernels.cu", "nonsense")], compiler.goal).unwrap_err();
+    let refused = compiler.nvrtc.compile(&[("kernels.cu", "nonsense")], compiler.code).unwrap_err();
     assert!(refused.contains("NVRTC_ERROR_COMPILATION") && refused.contains("kernels.cu(1)"), "{refused}");
 }
