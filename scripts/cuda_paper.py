@@ -16,7 +16,7 @@ from collections import namedtuple
 from pathlib import Path
 
 from cuda_report import Failure, Usage, occupancy
-from cuda_work import CASES, Target, describe, launches, read_cases
+from cuda_work import CASES, NUMBER_BYTES, Case, Target, describe, launches, read_cases
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "kernels/src/cuda"
@@ -222,14 +222,21 @@ def token_pass(format, shape):
     return [("embed", dict(format=format, count=1, rows=vocabulary, columns=d)), *layers * layer, *last]
 
 
-def pass_line(name, steps, device, resources, cases_type):
+def passes():
+    """{name, as the bench cuda_kernels has it: steps}."""
+    windows = [("f32", "exact"), ("bf16", "exact"), ("bf16", "fast"), ("f16", "exact"), ("f16", "fast")]
+    found = {f"window, {format}, {precision}": window_pass(format, precision) for format, precision in windows}
+    return found | {"token, 1.2 B, bf16": token_pass("bf16", LLAMA), "token, 0.11 B, bf16": token_pass("bf16", SMALL_LLAMA)}
+
+
+def pass_line(name, steps, device, resources):
     """Launches, weights and time of a pass."""
     nodes, expected, weights = 0, 0.0, 0
     for operation, sizes in steps:
         if operation == "copy":
             nodes, expected = nodes + 1, expected + START_S
             continue
-        for launch in launches(cases_type("pass", operation, sizes), device.target):
+        for launch in launches(Case("pass", operation, sizes), device.target):
             cached = not launch.kernel.startswith(("gemm", "gemv", "attention_decode"))
             found = estimate(launch, device, resources[launch.kernel, device.target.capability], cached)
             nodes, expected = nodes + 1, expected + found.expected_s
@@ -243,19 +250,11 @@ def pass_line(name, steps, device, resources, cases_type):
     )
 
 
-def pass_table(resources, cases_type):
+def pass_table(resources):
     """Whole passes: launches, bytes of weights, time."""
-    passes = [
-        ("window, f32", window_pass("f32", "exact")),
-        ("window, bf16 exact", window_pass("bf16", "exact")),
-        ("window, bf16 fast", window_pass("bf16", "fast")),
-        ("window, f16 exact", window_pass("f16", "exact")),
-        ("token, 1.2 B, bf16", token_pass("bf16", LLAMA)),
-        ("token, 0.11 B, bf16", token_pass("bf16", SMALL_LLAMA)),
-    ]
     text = ["| pass | device | launches | weights, MB | floor, ms | host, ms | device, ms | fixed, ms | of copy bandwidth |"]
     text.append("|--|--|--|--|--|--|--|--|--|")
-    return "\n".join(text + [pass_line(name, steps, device, resources, cases_type) for name, steps in passes for device in DEVICES])
+    return "\n".join(text + [pass_line(name, steps, device, resources) for name, steps in passes().items() for device in DEVICES])
 
 
 def tables():
@@ -263,7 +262,7 @@ def tables():
     if not RESOURCES.is_file():
         raise Failure(f"{RESOURCES.relative_to(ROOT)} is missing; run scripts/cuda.sh --update")
     cases, resources = read_cases(CASES.read_text()), read_resources(RESOURCES.read_text())
-    return {"passes": pass_table(resources, type(cases[0])), "kernels": kernel_table(cases, resources)}
+    return {"passes": pass_table(resources), "kernels": kernel_table(cases, resources)}
 
 
 def page():
@@ -280,18 +279,35 @@ def page():
 
 
 def made_launches(text):
-    """The cases of JSON lines or of a results file."""
+    """The device, the cases and the passes of JSON lines or of a results file."""
     try:
-        lines = json.loads(text)["kernels"]
+        results = json.loads(text)
+        lines = [results["device"], *results["kernels"], *results["passes"]]
     except ValueError:
         lines = [json.loads(line) for line in text.splitlines()]
-    return [line for line in lines if line.get("what") == "case"]
+    return [[line for line in lines if line.get("what") == what] for what in ("device", "case", "pass")]
+
+
+def compare_pass(made, device):
+    """Whether a pass of the whole network has as many launches as computed, copies left out; a smaller one cannot be told."""
+    steps = [step for step in passes()[made["name"]] if step[0] != "copy"]
+    weights = sum(NUMBER_BYTES[sizes["format"]] * sizes["rows"] * sizes["columns"] for operation, sizes in steps if operation.startswith("matmul"))
+    if made["weight_bytes"] < weights // 2:
+        return []
+    major, minor = device["capability"]
+    target = Target(device["multiprocessors"], major * 10 + minor)
+    count = sum(len(launches(Case("pass", operation, sizes), target)) for operation, sizes in steps)
+    return [] if count == made["launches"] else [f"{made['name']}: {made['launches']} launches; cuda_paper.py has {count}"]
 
 
 def compare(path):
     """Sentences about launches that were made otherwise than cuda_work.py computes."""
     problems, compared = [], 0
-    for made in made_launches(Path(path).read_text()):
+    devices, cases, made_passes = made_launches(Path(path).read_text())
+    for made in made_passes:
+        problems += compare_pass(made, devices[0])
+        compared += 1
+    for made in cases:
         case = read_cases(made["case"])[0]
         major, minor = made["capability"]
         target = Target(made["multiprocessors"], major * 10 + minor)
@@ -307,7 +323,7 @@ def compare(path):
     if not compared:
         problems.append(f"{path} holds no case")
     if not problems:
-        print(f"{compared} cases launch what scripts/cuda_work.py computes")
+        print(f"{compared} cases and passes launch what scripts/cuda_work.py computes")
     return problems
 
 

@@ -117,6 +117,8 @@ class Measurement:
         few = ["--iterations", "2"] if self.small else []
         cases = self.json_lines("kernels", [bench, "--seconds", "70", *small, *few], 85)
         self.results["kernels"] = [line for line in cases if line["what"] != "device"]
+        passes = self.json_lines("passes, on the stream and as graphs", [bench, "--passes", *small], 60)
+        self.results["passes"] = [line for line in passes if line["what"] != "device"]
         if self.small or not self.has_torch():
             self.results["torch"] = "PyTorch is not installed for python3, so nothing was timed beside it"
             return

@@ -29,6 +29,19 @@ def kernel_rows(results):
     return rows
 
 
+def pass_rows(results):
+    copy = results.get("ceilings", {}).get("copy") or 0
+    rows = [("pass", "launches", "stream p50 ms", "p99", "graph p50 ms", "p99", "weights GB/s", "of copy")]
+    for line in results.get("passes", []):
+        if line["what"] != "pass":
+            rows.append((line["case"], line["reason"], "", "", "", "", "", ""))
+            continue
+        times = [f"{line[name]:.3f}" for name in ("stream_p50_ms", "stream_p99_ms", "graph_p50_ms", "graph_p99_ms")]
+        share = f"{100 * line['graph_gb_per_s'] / copy:.0f} %" if copy else ""
+        rows.append((line["name"], str(line["launches"]), *times, f"{line['graph_gb_per_s']:.0f}", share))
+    return rows
+
+
 def model_rows(results):
     copy = results.get("ceilings", {}).get("copy") or 0
     rows = [("model", "p50 ms", "p99 ms", "a second", "weights GB/s", "of copy", "fixed ms")]
@@ -49,7 +62,7 @@ def summary(results):
     parts = [str((results.get("device") or {}).get("name", "no device"))]
     parts += [f"{name}: {lines[-1] if lines else 'nothing said'}" for name, lines in results.get("correctness", {}).items()]
     parts += [f"{name}: {value}" for name, value in results.get("ceilings", {}).items()]
-    parts += ["", table(kernel_rows(results)), "", table(model_rows(results)), ""]
+    parts += ["", table(kernel_rows(results)), "", table(pass_rows(results)), "", table(model_rows(results)), ""]
     parts += [f"FAILED {step['step']}: {step['failed']}" for step in results["steps"] if "failed" in step]
     parts.append(f"{results.get('seconds', '?')} s")
     return "\n".join(parts)

@@ -1,20 +1,24 @@
 //! Times the operations of the CUDA device by name and shape, as JSON lines: what the device is, its ceilings, and every case of
 //! benches/cuda_cases.txt with the kernels that it launched.
 //!
-//! `cargo bench -p espalier-kernels --features cuda --bench cuda_kernels -- [--ceilings] [--only WORD] [--small] [--iterations N] [--seconds N]`
+//! `cargo bench -p espalier-kernels --features cuda --bench cuda_kernels -- [--ceilings | --passes] [--only WORD] [--small] [--iterations N] [--seconds N]`
 //!
 //! | file | concern |
 //! |--|--|
 //! | `cases` | the cases, read and made small |
-//! | `operations` | buffers and the call of each operation |
+//! | `operations` | the call of each operation |
+//! | `buffers` | buffers and matrices of noise |
 //! | `ceilings` | copy and read bandwidth, the cost of a launch |
+//! | `passes` | a window and a token, launch by launch and as a graph |
 //!
 //! A kernel is timed alone, between two events; before each run a buffer larger than any second-level cache is read, so that weights come
 //! from memory as they do in a pass over a model. The medians of all runs count.
 
+mod buffers;
 mod cases;
 mod ceilings;
 mod operations;
+mod passes;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -32,6 +36,7 @@ const FLUSH_NUMBERS: usize = 32 << 20;
 /// The command line.
 struct Args {
     ceilings: bool,
+    passes: bool,
     only: String,
     small: bool,
     iterations: usize,
@@ -40,7 +45,8 @@ struct Args {
 
 impl Args {
     fn parse() -> std::result::Result<Self, String> {
-        let mut args = Self { ceilings: false, only: String::new(), small: false, iterations: 20, limit: Duration::from_secs(600) };
+        let mut args =
+            Self { ceilings: false, passes: false, only: String::new(), small: false, iterations: 20, limit: Duration::from_secs(600) };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -49,6 +55,7 @@ impl Args {
                 // What cargo bench passes.
                 "--bench" => {}
                 "--ceilings" => args.ceilings = true,
+                "--passes" => args.passes = true,
                 "--small" => args.small = true,
                 "--only" => args.only = value()?,
                 "--iterations" => args.iterations = value().and_then(number)?,
@@ -89,6 +96,9 @@ fn run(device: &CudaDevice, args: &Args) -> Result<()> {
     );
     if args.ceilings {
         return ceilings::measure(device, args.small);
+    }
+    if args.passes {
+        return passes::measure(device, args.small);
     }
     let flush = device.zeros(if args.small { 1 } else { FLUSH_NUMBERS })?;
     let started = Instant::now();
