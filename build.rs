@@ -65,14 +65,14 @@ mod cuda {
         if compile {
             embedded.push(compiled(&folder, &out)?);
         }
-        if then == now || !compile {
+        if then == now {
             embedded.append(&mut listed(&images)?);
-        }
-        if then != now && !compile {
-            println!(
-                "cargo::warning=the device images in kernels/images are not of the kernels in kernels/src/cuda: {} changed since they were compiled",
+        } else if !compile {
+            return Err(format!(
+                "the device images in kernels/images are not of the kernels in kernels/src/cuda: {} changed since they were compiled; run \
+                 scripts/cuda.sh --compile, or build with ESPALIER_CUDA_BUILD=1 where nvcc is installed",
                 sources::changed(&then, &now).join(", ")
-            );
+            ));
         }
         write(&out.join("cuda_images.rs"), &folder, &files, &sources::hex(now.as_bytes()), &embedded)
     }
