@@ -149,6 +149,10 @@ DEVICE void gemm_64(float* c, const float* a, const float* b, u32 m, u32 n, u32 
 
 }  // namespace products_tf32
 
+// Small tiles: four blocks leave a thread 128 registers, of which it needs fewer than 110; for six some compilers spill.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 4
+
 KERNEL(128) gemm_tf32_64_nn(
     float* c,        // [splits, m, n]
     const float* a,  // [m, k]
