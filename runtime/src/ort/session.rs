@@ -38,7 +38,7 @@ pub(super) struct OrtSession {
     activations: Arc<Account>,
     /// After the session, which reads the map: fields are dropped in this order.
     artifact: Arc<Artifact>,
-    _held: [Reservation; 2],
+    _held: [Reservation; 3],
 }
 
 impl OrtSession {
@@ -59,19 +59,21 @@ impl OrtSession {
         let nodes = NODE_BYTES.saturating_mul(graph.nodes as u64);
         let held = Reservation::new(budget.clone(), Purpose::Activations, OrtLibrary::BYTES.saturating_add(nodes))?;
         let weights = Account::new(budget.clone(), Purpose::Weights);
-        // Computing the copies takes two more of them, which ONNX Runtime does not ask the allocator for.
-        let loading = Reservation::new(budget.clone(), Purpose::Weights, 2 * graph.copied_bytes)?;
+        // Computing the copies takes two more of each, for which ONNX Runtime does not ask the allocator.
+        let loading = Reservation::new(budget.clone(), Purpose::Weights, graph.copied_bytes.saturating_mul(3))?;
         let (session, refusal) = weights.enter(true, || load(library, artifact, &graph, options));
         let session = match (session, refusal) {
             (_, Some(refusal)) => return Err(refusal.into()),
             (session, None) => session.map_err(|error| failed(artifact, "load", &error))?,
         };
         weights.keep_used();
+        drop(loading);
+        // Large copies are made without asking the allocator.
+        let copies = Reservation::new(budget.clone(), Purpose::Weights, graph.copied_bytes.saturating_sub(weights.used()))?;
         drop(graph);
         release_free_memory();
-        drop(loading);
         let activations = Account::new(budget.clone(), Purpose::Activations);
-        Ok(Self { session, activations, artifact: artifact.clone(), _held: [mapped, held] })
+        Ok(Self { session, activations, artifact: artifact.clone(), _held: [mapped, held, copies] })
     }
 
     /// The artifact that is run.
