@@ -13,6 +13,9 @@ use safetensors::tensor::{Dtype, TensorView};
 
 #[path = "ort/cases.rs"]
 mod cases;
+#[cfg(feature = "ort")]
+#[path = "ort/commands.rs"]
+mod commands;
 #[allow(dead_code, reason = "only the trained model is used here")]
 mod support;
 
@@ -54,6 +57,8 @@ fn compare(library: &OrtLibrary, case: &Case) -> Fallible<()> {
     let expected = case.logits(&given)?;
     {
         let mut model = OrtModel::open(library, &budget, &case.artifact, (BATCH, SEQUENCE), OPTIONS)?;
+        // All that runs will take is booked.
+        budget.set_limit(budget.used());
         let input = match &given {
             Given::Tokens(ids) => Input::Tokens { ids, sequence: SEQUENCE },
             Given::Windows(windows) => Input::Windows(windows),
@@ -65,7 +70,9 @@ fn compare(library: &OrtLibrary, case: &Case) -> Fallible<()> {
         }
     }
     if let Given::Tokens(ids) = &given {
+        budget.set_limit(u64::MAX);
         let mut generator = OrtGenerator::open(library, &budget, &case.artifact, PROMPT + GREEDY, OPTIONS)?;
+        budget.set_limit(budget.used());
         // Twice: what was read is forgotten in between.
         for _ in 0..2 {
             let mut found = Vec::new();

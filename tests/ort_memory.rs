@@ -11,7 +11,7 @@ use espalier_agent::signal_model::dense_manifest;
 use espalier_models::architecture::*;
 use espalier_models::tensor::model_tensors;
 use espalier_models::{Artifact, ArtifactWriter, DType, ModelShape, Units};
-use espalier_runtime::{Budget, OrtModel, OrtOptions, RuntimeError};
+use espalier_runtime::{Budget, OrtModel, OrtOptions, RuntimeError, release_free_memory};
 
 #[path = "ort/library.rs"]
 mod library;
@@ -58,27 +58,30 @@ fn f32_weights_are_not_copied_and_the_limit_holds() {
     let windows: Vec<f32> = (0..256).map(|index| (index as f32 * 0.3).sin()).collect();
     let held = |artifact: &Arc<Artifact>, options| {
         let budget = Arc::new(Budget::unlimited());
+        // What earlier sessions gave back would hide what this one takes.
+        release_free_memory();
         let before = gauge("RssAnon");
         let mut model = OrtModel::open(library, &budget, artifact, (1, 8), options).expect("a session");
         model.classify(&windows).expect("probabilities");
         (gauge("RssAnon").saturating_sub(before), budget.used())
     };
     let weights = single.file_bytes();
-    // The first session of a process takes what ONNX Runtime itself needs.
-    held(&single, options);
+    let (first, _) = held(&single, options);
     let (anonymous, booked) = held(&single, options);
+    println!("the first session: {first} anonymous bytes");
+    assert!(first < weights / 4, "{first} anonymous bytes, with what ONNX Runtime itself needs, for {weights} of weights");
     println!("f32: {anonymous} anonymous bytes, {booked} booked, {weights} of weights");
     assert!(anonymous < weights / 8, "{anonymous} anonymous bytes for {weights} of weights");
     assert!(booked >= weights + anonymous, "{booked} booked for {weights} mapped and {anonymous} anonymous");
     let (copied, booked) = held(&half, options);
     println!("bf16: {copied} anonymous bytes, {booked} booked");
     assert!(copied > weights / 2 && booked >= half.file_bytes() + copied, "{copied} anonymous bytes, {booked} booked");
-    let (packed, _) = held(&single, OrtOptions { prepack: true, ..options });
-    println!("prepacked: {packed} anonymous bytes");
-    assert!(packed > weights / 2, "{packed} anonymous bytes when products have their own order");
+    let (packed, packed_booked) = held(&single, OrtOptions { prepack: true, ..options });
+    println!("prepacked: {packed} anonymous bytes, {packed_booked} booked");
+    assert!(packed_booked >= weights + packed, "{packed} anonymous bytes, {packed_booked} booked");
 
     let mut wrong = Vec::new();
-    for share in [0, 10, 50, 90, 100, 103, 110, 150, 200] {
+    for share in [0, 10, 50, 90, 100, 110, 150, 220, 300] {
         let limit = booked / 100 * share;
         let budget = Arc::new(Budget::new(limit, 0));
         match OrtModel::open(library, &budget, &half, (1, 8), options) {
@@ -89,7 +92,7 @@ fn f32_weights_are_not_copied_and_the_limit_holds() {
                     wrong.push(format!("{share} %: {} bytes of {limit}", budget.high_water()));
                 }
             }
-            Err(RuntimeError::Kernel(_)) if share < 200 => {}
+            Err(RuntimeError::Kernel(_)) if share < 300 => {}
             Err(error) => wrong.push(format!("{share} %: {error}")),
         }
         if budget.used() > 0 {

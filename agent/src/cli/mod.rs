@@ -95,7 +95,7 @@ pub(crate) struct EngineArgs {
     /// ONNX Runtime's library, for --engine ort [default: ORT_DYLIB_PATH, else beside the program, target/onnxruntime, the system's].
     #[arg(long, value_name = "FILE", value_parser = forever)]
     ort_lib: Option<&'static Path>,
-    /// Let ONNX Runtime copy f32 matrices into an order that it multiplies with faster, for as much memory again.
+    /// Let ONNX Runtime copy f32 matrices into an order that it multiplies with faster, for up to as much memory again.
     #[arg(long)]
     ort_prepack: bool,
 }

@@ -184,10 +184,11 @@ fn has_fast_tf32(capability: (u32, u32)) -> bool {
     matches!(capability, (8, 0 | 7) | (9..=11, _))
 }
 
-/// The side of a square tile: 128 where that gives every multiprocessor a block, since it reads half as much; else 64.
+/// The side of a square tile: 128 where that gives every multiprocessor a block, since it reads half as much, and would not be half empty;
+/// else 64.
 fn side(device: &CudaDevice, sizes: &Sizes) -> usize {
     let blocks = sizes.m.div_ceil(128).saturating_mul(sizes.n.div_ceil(128));
-    if blocks >= multiprocessors(device) { 128 } else { 64 }
+    if sizes.m > 64 && blocks >= multiprocessors(device) { 128 } else { 64 }
 }
 
 fn gemm_f32(device: &CudaDevice, sizes: &Sizes, c: Pointer, a: (Pointer, bool), b: (Pointer, bool)) -> Result<()> {

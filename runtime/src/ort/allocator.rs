@@ -76,6 +76,11 @@ impl Account {
         Ok(())
     }
 
+    /// Bytes that are out.
+    pub(super) fn used(&self) -> u64 {
+        self.state().used
+    }
+
     /// Gives back what was booked beyond the most that was ever out.
     pub(super) fn keep_peak(&self) {
         let peak = self.state().peak;
@@ -84,8 +89,7 @@ impl Account {
 
     /// Gives back what was booked beyond what is out.
     pub(super) fn keep_used(&self) {
-        let used = self.state().used;
-        self.keep(used);
+        self.keep(self.used());
     }
 
     fn keep(&self, bytes: u64) {

@@ -49,6 +49,7 @@ impl OrtLibrary {
             };
         }
         check_file(&path)?;
+        stay_quiet();
         let builder = ort::init_from(&path).map_err(|error| refused(&path, &first_line(&error.to_string())))?;
         let built = builder.with_name("espalier").with_telemetry(false).build();
         let environment = built.map_err(|error| refused(&path, &first_line(&error.to_string())))?;
@@ -62,6 +63,14 @@ impl OrtLibrary {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Microsoft's packages of ONNX Runtime report their use to Microsoft, and leave a file for that in the folder of temporary files when they
+/// are loaded, unless this variable is set before.
+fn stay_quiet() {
+    // SAFETY: readers in Rust share a lock with this. C code that reads the environment could be disturbed: ONNX Runtime, which is the one
+    // that does, is not loaded yet.
+    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
 }
 
 /// The error that `path` is no library that can be used.

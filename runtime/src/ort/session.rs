@@ -38,7 +38,7 @@ pub(super) struct OrtSession {
     activations: Arc<Account>,
     /// After the session, which reads the map: fields are dropped in this order.
     artifact: Arc<Artifact>,
-    _held: [Reservation; 2],
+    _held: [Reservation; 3],
 }
 
 impl OrtSession {
@@ -59,19 +59,21 @@ impl OrtSession {
         let nodes = NODE_BYTES.saturating_mul(graph.nodes as u64);
         let held = Reservation::new(budget.clone(), Purpose::Activations, OrtLibrary::BYTES.saturating_add(nodes))?;
         let weights = Account::new(budget.clone(), Purpose::Weights);
-        // Computing the copies takes two more of them, which ONNX Runtime does not ask the allocator for.
-        let loading = Reservation::new(budget.clone(), Purpose::Weights, 2 * graph.copied_bytes)?;
+        // Computing the copies takes two more of each, for which ONNX Runtime does not ask the allocator.
+        let loading = Reservation::new(budget.clone(), Purpose::Weights, graph.copied_bytes.saturating_mul(3))?;
         let (session, refusal) = weights.enter(true, || load(library, artifact, &graph, options));
         let session = match (session, refusal) {
             (_, Some(refusal)) => return Err(refusal.into()),
             (session, None) => session.map_err(|error| failed(artifact, "load", &error))?,
         };
         weights.keep_used();
+        drop(loading);
+        // Large copies are made without asking the allocator.
+        let copies = Reservation::new(budget.clone(), Purpose::Weights, graph.copied_bytes.saturating_sub(weights.used()))?;
         drop(graph);
         release_free_memory();
-        drop(loading);
         let activations = Account::new(budget.clone(), Purpose::Activations);
-        Ok(Self { session, activations, artifact: artifact.clone(), _held: [mapped, held] })
+        Ok(Self { session, activations, artifact: artifact.clone(), _held: [mapped, held, copies] })
     }
 
     /// The artifact that is run.
@@ -79,12 +81,15 @@ impl OrtSession {
         &self.artifact
     }
 
-    /// Books `bytes` for a run that `first` does, the largest there will be, and then what it took.
-    pub(super) fn try_out<T>(&mut self, bytes: u64, first: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    /// Books `bytes` for a run that `trial` does, the largest there will be, and then what it took: twice, since some blocks stay after the
+    /// first run.
+    pub(super) fn try_out(&mut self, bytes: u64, mut trial: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         self.activations.book(bytes)?;
-        let result = first(self)?;
+        for _ in 0..2 {
+            trial(self)?;
+        }
         self.activations.keep_peak();
-        Ok(result)
+        Ok(())
     }
 
     /// Books `bytes` for runs that are larger than any before.
@@ -118,6 +123,8 @@ fn load(library: &OrtLibrary, artifact: &Artifact, graph: &OnnxGraph, options: O
     let mut builder = Session::builder(&library.environment)?
         .with_env_allocators()?
         .with_prepacking(options.prepack)?
+        // Otherwise a second run takes one block that is larger than what the first one took, and every new shape is remembered for good.
+        .with_memory_pattern(false)?
         .with_intra_threads(options.threads)?;
     // The graph names the artifact's file, which ONNX Runtime looks for although it is given every weight.
     let folder = artifact.path().parent().filter(|folder| !folder.as_os_str().is_empty()).and_then(|folder| folder.to_str());
