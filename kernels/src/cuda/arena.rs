@@ -11,9 +11,9 @@ mod virtual_memory;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::sys::CUresult;
+use super::sys::CUresult;
 
-use super::device::Core;
+use super::device::{Core, Held};
 use super::driver;
 use super::memory::Pointer;
 use crate::error::{KernelError, Result};
@@ -159,7 +159,7 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         if self.address != 0 {
-            self.core.give_back(&self.arena, self.address);
+            self.core.give_back(Held::Block(self.arena.clone(), self.address));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::c_char;
 
-use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+use super::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::arena::granularity;
 use super::driver;
