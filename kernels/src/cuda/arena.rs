@@ -11,11 +11,10 @@ mod virtual_memory;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::sys::CUresult;
-
 use super::device::{Core, Held};
 use super::driver;
 use super::memory::Pointer;
+use super::sys::CUresult;
 use crate::error::{KernelError, Result};
 use crate::memory::Purpose;
 

@@ -5,8 +5,6 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::sys::{self, CUresult};
-
 use super::arena::Arena;
 use super::driver::{self, Event, Priority, Stream};
 use super::gate::{Entered, Gate};
@@ -16,6 +14,7 @@ use super::memory::ScratchCache;
 use super::probe::{self, Attributes, OLDEST_CAPABILITY, Unavailable};
 use super::registration::RegisteredPages;
 use super::staging::Staging;
+use super::sys::{self, CUresult};
 use crate::device::HostBytes;
 use crate::error::{KernelError, Result};
 use crate::memory::{Ledger, Purpose};

@@ -3,11 +3,10 @@
 use std::ptr;
 use std::sync::Arc;
 
-use super::sys::{self, CUresult};
-
 use super::counters::Work;
 use super::device::Core;
 use super::driver;
+use super::sys::{self, CUresult};
 use crate::error::{KernelError, Result};
 
 /// After how many failures the time to the next attempt grows no more: every 1024th call is one then, which costs nothing beside the
@@ -60,7 +59,7 @@ impl Graph {
     fn note_failure(&mut self, error: &KernelError) {
         self.wait = 1 << self.failures.min(MOST_DOUBLINGS);
         let level = if self.failures == 0 { log::Level::Warn } else { log::Level::Debug };
-        log::log!(level, "work runs without a CUDA graph for {} calls: {error}", self.wait);
+        log::log!(level, "no CUDA graph this time, and the next attempt at call {} from here: {error}", self.wait);
         self.failures = self.failures.saturating_add(1);
     }
 }

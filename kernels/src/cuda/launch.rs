@@ -5,8 +5,6 @@ use std::ffi::{CString, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use super::sys::{self, CUresult};
-
 use super::counters::{Counter, KernelCount};
 use super::device::Core;
 use super::driver::{Event, Hold, check, describe, is_sticky};
@@ -14,6 +12,7 @@ use super::images::{self, NotLoaded, Refusal, SOURCES, Target};
 use super::memory::Pointer;
 use super::probe::Unavailable;
 use super::signature::{self, Kind, Signature};
+use super::sys::{self, CUresult};
 use crate::error::{KernelError, Result};
 
 pub(super) use super::counters::Work;

@@ -4,10 +4,9 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::sys;
-
 use super::arena::{Arena, Block};
 use super::device::{Core, Held, lock};
+use super::sys;
 use crate::device::NO_TARGET;
 use crate::error::{KernelError, Result};
 use crate::memory::Purpose;

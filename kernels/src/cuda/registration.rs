@@ -3,10 +3,9 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use super::sys::{self, CUresult};
-
 use super::device::{Core, Held};
 use super::driver;
+use super::sys::{self, CUresult};
 use crate::device::HostBytes;
 use crate::error::Result;
 use crate::memory::{Purpose, Reservation};

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::super::sys::{self, CUresult};
-
 use super::{ALIGNMENT, Block, out_of_memory, wait_for_users};
 use crate::cuda::device::Core;
 use crate::cuda::gauge;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::super::sys::{self, CUresult};
-
 use super::plain::too_large;
 use super::{ALIGNMENT, Block, out_of_memory, wait_for_users};
 use crate::cuda::device::Core;
