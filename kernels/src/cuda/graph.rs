@@ -120,9 +120,13 @@ pub(super) fn replay<E: From<KernelError>>(
     graph.state = State::New;
     graph.wait = graph.wait.saturating_sub(1);
     let generation = core.generation();
-    work()?;
-    graph.state = State::Warm(generation);
-    Ok(())
+    let result = work();
+    match &result {
+        Ok(()) => graph.state = State::Warm(generation),
+        // The work's own error says nothing of recordings.
+        Err(_) => (graph.failures, graph.wait) = (0, 0),
+    }
+    result
 }
 
 /// The work of every kernel so far.
