@@ -8,7 +8,7 @@
 //!
 //! | what | booked as | until |
 //! |--|--|--|
-//! | context and code of the driver, in the host's memory | the device's driver | the device is closed |
+//! | context and code of the driver, in the host's memory | the device's driver | the device is closed; what the driver keeps then, the program's end |
 //! | page-locked staging, 5 MiB of the host | activations | the device is closed |
 //! | weights, copied to device memory | weights, in whole granules (2 MiB) | the session ends |
 //! | weights, read in the mapped artifact (integrated) | weights, the file's bytes, as for the CPU | the session ends |
@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(feature = "cuda")]
 use espalier_kernels::cuda::{CudaDevice, Unavailable};
-use espalier_kernels::{CpuDevice, Device, KernelError, Reservation};
+use espalier_kernels::{CpuDevice, Device, KernelError, Purpose, Reservation};
 use espalier_runtime::{Budget, RuntimeError};
 #[cfg(feature = "ort")]
 use espalier_runtime::{OrtLibrary, OrtOptions};
@@ -141,7 +141,7 @@ pub enum OpenDevice {
 pub struct Opened {
     /// Bytes.
     pub bytes: u64,
-    _driver: Arc<Reservation>,
+    driver: Arc<Reservation>,
 }
 
 /// Runs an expression with the device inside an [`OpenDevice`], of whichever type it is.
@@ -203,16 +203,18 @@ impl OpenDevice {
 }
 
 /// Opens engines, and says once why one was not taken.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Engines {
     asked: Asked,
     said: Mutex<BTreeSet<String>>,
+    /// Books what drivers keep of the host's memory after their device was closed.
+    left: Mutex<Vec<Reservation>>,
 }
 
 impl Engines {
     /// Engines for what was asked.
     pub fn new(asked: Asked) -> Self {
-        Self { asked, said: Mutex::default() }
+        Self { asked, ..Self::default() }
     }
 
     /// Whether another engine may take over: none was asked for by name.
@@ -273,7 +275,7 @@ impl Engines {
             Ok(opened) => Ok((device, opened)),
             Err(error) if is_device_failure(&error) => match self.after(&device, threads, budget, &error)? {
                 Some(next) => {
-                    drop(device);
+                    self.close(device, budget);
                     let opened = open(&next)?;
                     Ok((next, opened))
                 }
@@ -281,6 +283,23 @@ impl Engines {
             },
             Err(error) => Err(error),
         }
+    }
+
+    /// Closes a device, and keeps booked what its driver does not give back.
+    pub fn close(&self, device: OpenDevice, budget: &Arc<Budget>) {
+        let kept = closed(device);
+        if kept == 0 {
+            return;
+        }
+        match Reservation::new(budget.clone(), Purpose::Driver, kept) {
+            Ok(reservation) => self.left.lock().unwrap_or_else(PoisonError::into_inner).push(reservation),
+            Err(error) => log::warn!("the driver keeps {kept} bytes after its device was closed: {error}"),
+        }
+    }
+
+    /// Bytes of the host that drivers keep after their device was closed.
+    pub fn left_bytes(&self) -> u64 {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Reservation::bytes).sum()
     }
 
     /// Says a line unless it was said before: a command may open a device several times.
@@ -301,6 +320,32 @@ pub fn is_device_failure(error: &AgentError) -> bool {
     }
 }
 
+/// Whether a device is lost: nothing works on it any more.
+pub fn is_lost(error: &AgentError) -> bool {
+    matches!(error, AgentError::Kernel(error) | AgentError::Runtime(RuntimeError::Kernel(error)) if error.is_lost())
+}
+
+/// Drops a device, and tells how many bytes of the host its driver keeps. Only the last of its clones closes it.
+#[cfg(feature = "cuda")]
+fn closed(device: OpenDevice) -> u64 {
+    use espalier_runtime::{gauges, release_free_memory};
+
+    let OpenDevice::Cuda(device, opened) = device else { return 0 };
+    let Some(driver) = Arc::into_inner(opened.driver) else { return 0 };
+    let booked = opened.bytes.saturating_sub(driver.bytes());
+    // Without a gauge all of it counts as kept.
+    let before = gauges::anonymous_bytes().unwrap_or(0);
+    drop(device);
+    release_free_memory();
+    let freed = before.saturating_sub(gauges::anonymous_bytes().unwrap_or(before));
+    driver.bytes().saturating_sub(freed.saturating_sub(booked))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn closed(_: OpenDevice) -> u64 {
+    0
+}
+
 /// Why an engine was passed over.
 struct Passed {
     reason: String,
@@ -310,7 +355,7 @@ struct Passed {
 
 #[cfg(feature = "cuda")]
 fn open_cuda(precision: Precision, budget: &Arc<Budget>) -> std::result::Result<OpenDevice, Passed> {
-    use espalier_kernels::{Purpose, cuda};
+    use espalier_kernels::cuda;
     use espalier_runtime::gauges;
 
     let failed = |reason: String| Passed { reason, expected: false };
@@ -331,7 +376,7 @@ fn open_cuda(precision: Precision, budget: &Arc<Budget>) -> std::result::Result<
         },
         ..device.plan()
     });
-    Ok(OpenDevice::Cuda(device, Opened { bytes: booked + driver, _driver: Arc::new(reservation) }))
+    Ok(OpenDevice::Cuda(device, Opened { bytes: booked + driver, driver: Arc::new(reservation) }))
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -79,6 +79,11 @@ impl Reservation {
         ledger.reserve(purpose, bytes)?;
         Ok(Self { ledger, purpose, bytes })
     }
+
+    /// What was taken.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
 }
 
 impl Drop for Reservation {

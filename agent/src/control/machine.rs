@@ -112,6 +112,11 @@ impl Controller {
         }
     }
 
+    /// Whether the candidate answers windows, and its probation goes on.
+    pub fn serves_candidate(&self) -> bool {
+        matches!(self.running, Running::Candidate { condemned: false, .. })
+    }
+
     /// The level that answers; 0 is the largest.
     pub fn level(&self) -> usize {
         self.level
@@ -278,11 +283,10 @@ impl Controller {
                 self.job = None;
                 self.condemn("the candidate could not be committed", &reason, actions);
             }
-            (None, Event::HealthWindow { ok }) if matches!(self.running, Running::Candidate { condemned: false, .. }) => {
-                self.health(ok, actions)
-            }
+            (None, Event::HealthWindow { ok }) if self.serves_candidate() => self.health(ok, actions),
+            (None, Event::EngineFailed(reason)) if self.serves_candidate() => self.condemn("the candidate failed on probation", &reason, actions),
             // Windows go on while the commit is written, and while a condemned candidate waits to be replaced.
-            (_, Event::HealthWindow { .. }) if matches!(self.running, Running::Candidate { .. }) => {}
+            (_, Event::HealthWindow { .. } | Event::EngineFailed(_)) if matches!(self.running, Running::Candidate { .. }) => {}
             (_, event) => {
                 self.ignored += 1;
                 log::warn!("{event:?} came in state {}, where it has no meaning; it is ignored", self.state());

@@ -291,6 +291,7 @@ fn an_event_out_of_place_is_ignored_and_counted() {
         Event::Swapped,
         Event::SwapFailed("x".to_owned()),
         Event::HealthWindow { ok: false },
+        Event::EngineFailed("x".to_owned()),
         Event::Committed,
         Event::CommitFailed("x".to_owned()),
     ];
@@ -332,6 +333,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => Just(Event::HoldoutRefused(reason())),
         4 => Just(Event::Swapped),
         1 => Just(Event::SwapFailed(reason())),
+        1 => Just(Event::EngineFailed(reason())),
         8 => Just(Event::HealthWindow { ok: true }),
         1 => Just(Event::HealthWindow { ok: false }),
         4 => Just(Event::Committed),

@@ -75,6 +75,8 @@ pub enum Event {
         /// Whether it was.
         ok: bool,
     },
+    /// The engine of the candidate has failed, so that it cannot answer any more.
+    EngineFailed(String),
     /// The candidate is committed.
     Committed,
     /// The candidate could not be committed.

@@ -1,8 +1,9 @@
 //! What judges a window.
 
+use std::any::Any;
 use std::sync::Arc;
 
-use espalier_kernels::Device;
+use espalier_kernels::{CpuDevice, Device};
 use espalier_models::Artifact;
 use espalier_models::architecture::Input;
 use espalier_runtime::{Budget, Classifier, RuntimeError};
@@ -32,6 +33,15 @@ pub trait Engine: Send {
     /// Where the loop is best run when it starts with this engine; on the loop's own thread unless the engine knows better.
     fn host(&self) -> Host {
         Box::new(|work| work())
+    }
+}
+
+/// Where a loop starts that begins with an engine on `device`. Only a CPU has threads to enter, and only it is kept for the whole run: a GPU
+/// must be closed when its engine has failed.
+pub fn host_on<D: Device>(device: &D) -> Host {
+    match (device as &dyn Any).downcast_ref::<CpuDevice>().cloned() {
+        Some(cpu) => Box::new(move |work| cpu.enter(work)),
+        None => Box::new(|work| work()),
     }
 }
 
@@ -94,7 +104,6 @@ where
     /// windows, an allocation. While the loop waits for a window it keeps one of the device's threads, so a device that trains should be
     /// another one.
     fn host(&self) -> Host {
-        let device = self.classifier.network().device.clone();
-        Box::new(move |work| device.enter(work))
+        host_on(&self.classifier.network().device)
     }
 }

@@ -33,20 +33,23 @@ impl Shared {
 /// Takes windows from the queue, and has each judged and heard.
 pub(super) struct EngineLoop {
     shared: Arc<Shared>,
-    engine: Box<dyn Engine>,
+    /// None after it has failed, until the supervisor offers another.
+    engine: Option<Box<dyn Engine>>,
+    /// Contents and level of the model that the newest engine runs.
+    model: (u64, u32),
     sinks: Vec<Box<dyn Sink>>,
     slot: Slot,
     recorder: Recorder,
     /// How long a window waits for another engine when its own has failed.
     retry: Duration,
-    /// Whether the next failure is worth waiting: once no engine came in time, windows fail at once until one works again.
+    /// Whether waiting for another engine is worth while: once none came in time, windows fail at once until there is one.
     patient: bool,
 }
 
 impl EngineLoop {
     pub fn new(shared: Arc<Shared>, engine: Box<dyn Engine>, sinks: Vec<Box<dyn Sink>>, retry: Duration) -> Self {
-        let slot = Slot::new(engine.window());
-        Self { shared, engine, sinks, slot, recorder: Recorder::new(), retry, patient: true }
+        let (slot, model) = (Slot::new(engine.window()), (engine.model_id(), engine.level()));
+        Self { shared, engine: Some(engine), model, sinks, slot, recorder: Recorder::new(), retry, patient: true }
     }
 
     /// Runs until the source has ended, someone stops it, or a sink refuses. Windows that are then left are dropped and counted.
@@ -96,10 +99,10 @@ impl EngineLoop {
 
     /// Uses `next` from now on and hands the old engine to the supervisor, who drops it off the verdict path.
     fn install(&mut self, next: Box<dyn Engine>, from: Option<u64>) {
-        let old = std::mem::replace(&mut self.engine, next);
-        self.patient = true;
+        let (model_id, level) = (next.model_id(), next.level());
+        let old = self.engine.replace(next);
+        (self.model, self.patient) = ((model_id, level), true);
         self.shared.counters.swapped();
-        let (model_id, level) = (self.engine.model_id(), self.engine.level());
         let refused = self.shared.events.add(Event::Swapped { old, model_id, level, from });
         assert!(refused.is_none(), "a place for the used engine was seen before the swap");
     }
@@ -124,8 +127,8 @@ impl EngineLoop {
             probabilities,
             latency_us: micros(due.elapsed()),
             compute_us: micros(compute),
-            level: self.engine.level(),
-            model_id: self.engine.model_id(),
+            level: self.model.1,
+            model_id: self.model.0,
             time_unix_ms: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
@@ -136,18 +139,14 @@ impl EngineLoop {
     fn classify(&mut self, sequence: u64) -> Option<(Probabilities, Duration)> {
         let mut deadline = None;
         loop {
-            let started = Instant::now();
-            let error = match attempt(self.engine.as_mut(), &self.slot.samples) {
-                Ok(probabilities) => {
-                    self.patient = true;
-                    return Some((probabilities, started.elapsed()));
+            if let Some(engine) = &mut self.engine {
+                let started = Instant::now();
+                match attempt(engine.as_mut(), &self.slot.samples) {
+                    Ok(probabilities) => return Some((probabilities, started.elapsed())),
+                    Err(error) => self.hand_out(sequence, error),
                 }
-                Err(error) => error,
-            };
+            }
             let shared = &self.shared;
-            shared.counters.engine_failed();
-            // A failure that finds no place is in the counters.
-            drop(shared.events.add(Event::Failed { sequence, model_id: self.engine.model_id(), error }));
             if !self.patient {
                 return None;
             }
@@ -160,6 +159,16 @@ impl EngineLoop {
                     return None;
                 }
             }
+        }
+    }
+
+    /// Hands an engine that has failed to the supervisor: the memory that it holds may be what the next one needs.
+    fn hand_out(&mut self, sequence: u64, error: AgentError) {
+        self.shared.counters.engine_failed();
+        let Some(engine) = self.engine.take() else { return };
+        // Where so many events wait that there is no place for it, it stays, and is tried with the next window.
+        if let Some(Event::Failed { engine, .. }) = self.shared.events.add(Event::Failed { engine, sequence, model_id: self.model.0, error }) {
+            self.engine = Some(engine);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What loop and supervisor hand to each other: engines one way, used engines and failures the other.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -12,11 +13,17 @@ const MAX_EVENTS: usize = 32;
 /// Of these, places that failures leave to swaps: a used engine must always find a place, or it would be dropped on the verdict path.
 const KEPT_FOR_SWAPS: usize = 8;
 
+/// How long a supervisor that says it is at work is believed. Images that are compiled on the device take about a minute, reading some
+/// gigabytes from a slow card another; one that has got stuck must not hold windows back for ever.
+const LONGEST_WORK: Duration = Duration::from_secs(180);
+
 /// The next engine, on its way to the loop.
 #[derive(Default)]
 pub struct EngineCell {
     next: Mutex<Option<Box<dyn Engine>>>,
     offered: Condvar,
+    /// Whether the supervisor is at work, so that an engine may still come.
+    at_work: AtomicBool,
 }
 
 impl EngineCell {
@@ -32,6 +39,11 @@ impl EngineCell {
         lock(&self.next).take()
     }
 
+    /// Says whether the supervisor is at work: a window that has no engine waits for it beyond its time.
+    pub fn set_at_work(&self, at_work: bool) {
+        self.at_work.store(at_work, Ordering::Release);
+    }
+
     /// The next engine, if one is there; never waits.
     pub(super) fn try_take(&self) -> Option<Box<dyn Engine>> {
         match self.next.try_lock() {
@@ -42,15 +54,17 @@ impl EngineCell {
         }
     }
 
-    /// The next engine, waiting for it until `deadline` or until `given_up`.
+    /// The next engine, waiting for it until `deadline`, beyond it while the supervisor is at work, or until `given_up`.
     pub(super) fn take_before(&self, deadline: Instant, given_up: impl Fn() -> bool) -> Option<Box<dyn Engine>> {
+        let last = deadline + LONGEST_WORK;
         let mut next = lock(&self.next);
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if next.is_some() || left.is_zero() || given_up() {
+            let now = Instant::now();
+            let over = if self.at_work.load(Ordering::Acquire) { now >= last } else { now >= deadline };
+            if next.is_some() || over || given_up() {
                 return next.take();
             }
-            next = self.offered.wait_timeout(next, left.min(WAIT)).unwrap_or_else(PoisonError::into_inner).0;
+            next = self.offered.wait_timeout(next, WAIT).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -59,8 +73,8 @@ impl EngineCell {
 pub enum Event {
     /// The loop runs the offered engine; this one is no longer used, and dropping it is the supervisor's part.
     Swapped {
-        /// The engine that was used before.
-        old: Box<dyn Engine>,
+        /// The engine that was used before; none where it had failed and was handed over then.
+        old: Option<Box<dyn Engine>>,
         /// Contents of the model that is run now.
         model_id: u64,
         /// Level of the model that is run now.
@@ -68,8 +82,10 @@ pub enum Event {
         /// Windows from here on are judged by the new engine; none where it was taken while no window was there.
         from: Option<u64>,
     },
-    /// The engine failed on a window.
+    /// The engine failed on a window. The loop has none now: what the engine holds is free for the next one once this one is dropped.
     Failed {
+        /// The engine.
+        engine: Box<dyn Engine>,
         /// The window.
         sequence: u64,
         /// Contents of the model.
@@ -79,7 +95,7 @@ pub enum Event {
     },
 }
 
-/// Events in their order. Failures beyond what fits are counted only, by the counters.
+/// Events in their order.
 #[derive(Default)]
 pub struct Events {
     waiting: Mutex<heapless::Deque<Event, MAX_EVENTS>>,

@@ -68,7 +68,7 @@ pub struct Options {
     pub pace: Pace,
     /// Windows that may wait, 1 to [`MAX_QUEUE`].
     pub queue: usize,
-    /// How long a window waits for another engine when its own has failed.
+    /// How long a window waits for another engine when its own has failed and the supervisor does not say that it is at work.
     pub retry: Duration,
     /// Ends the run when asked.
     pub stop: Stop,
@@ -81,7 +81,7 @@ impl Default for Options {
             pace: Pace::Unpaced,
             // 2.7 s of signal in windows of 2048 samples at 12 kHz: longer than a replacement may take.
             queue: 16,
-            // Opening a stored artifact takes some tens of milliseconds, checking its pages from a slow card about a second.
+            // A supervisor looks ten times a second; from then on it says that it is at work.
             retry: Duration::from_secs(2),
             stop: Stop::new(),
         }
@@ -204,6 +204,12 @@ impl DiagnosisHandle {
     /// Takes back an engine that the loop has not taken.
     pub fn withdraw(&self) -> Option<Box<dyn Engine>> {
         self.shared.cell.withdraw()
+    }
+
+    /// Says whether the supervisor is at work, so that another engine may come: a window without one waits for it beyond
+    /// [`Options::retry`], for up to three minutes.
+    pub fn set_at_work(&self, at_work: bool) {
+        self.shared.cell.set_at_work(at_work);
     }
 
     /// Failures and used engines. Read it while the run goes on: the loop takes no further engine while 32 events wait.

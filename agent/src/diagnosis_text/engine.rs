@@ -8,7 +8,7 @@ use espalier_models::manifest::TextDiagnosis;
 use espalier_runtime::{Budget, Scorer};
 
 use super::prompts::Prompts;
-use crate::diagnosis::engine::{Engine, Host};
+use crate::diagnosis::engine::{Engine, Host, host_on};
 use crate::error::{AgentError, Result};
 
 /// A language model that judges windows: the class whose label is likeliest after the window's prompt.
@@ -86,7 +86,6 @@ impl<D: Device> Engine for TextEngine<D> {
 
     /// On a thread of the device, as the signal way does.
     fn host(&self) -> Host {
-        let device = self.scorer.network().device.clone();
-        Box::new(move |work| device.enter(work))
+        host_on(&self.scorer.network().device)
     }
 }

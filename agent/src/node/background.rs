@@ -123,7 +123,7 @@ impl CascadeJob {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::node) mod tests {
     use espalier_models::DType;
     use espalier_models::tensor::model_tensors;
     use espalier_runtime::{DeviceTensors, Network};
@@ -172,11 +172,12 @@ mod tests {
         fn end(&mut self, _: &str) {}
     }
 
-    fn artifact(folder: &Path, budget: &Arc<Budget>) -> Result<Arc<Artifact>> {
+    /// A model of random numbers from `seed`, in `folder` under `name`.
+    pub(in crate::node) fn artifact(folder: &Path, name: &str, seed: u32, budget: &Arc<Budget>) -> Result<Arc<Artifact>> {
         let device = CpuDevice::new(1, budget.clone())?;
         let (architecture, shape) = (SIZE.architecture(&["up".into(), "down".into()], 1000.0)?, SIZE.shape());
         let manifest = dense_manifest("ramps", architecture.clone(), &shape, String::new(), None);
-        let mut state = 1_u32;
+        let mut state = seed;
         let mut number = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 8) as f32 / (1 << 24) as f32 - 0.5
@@ -186,7 +187,7 @@ mod tests {
         let mut network = Network::initialise(device.clone(), architecture, shape, &mut number)?;
         let tensors = network.trainable().into_iter();
         let tensors = tensors.map(|(key, buffer)| (key, &*buffer, columns.get(&key).copied().unwrap_or(device.len(buffer)))).collect();
-        let path = folder.join("dense.esp");
+        let path = folder.join(name);
         write_network(manifest, DType::F32, &DeviceTensors::new(&device, tensors), &path)?;
         Ok(Arc::new(Artifact::open(&path)?))
     }
@@ -198,7 +199,7 @@ mod tests {
             let place = tempfile::tempdir().expect("a folder");
             let budget = Arc::new(Budget::new(u64::MAX, 0));
             let job = CascadeJob {
-                artifact: artifact(place.path(), &budget)?,
+                artifact: artifact(place.path(), "dense.esp", 1, &budget)?,
                 mapped: None,
                 options: CascadeOptions {
                     target: Target::Ratio(1.3),

@@ -5,21 +5,28 @@
 //! commits or rolls back. One thread supervises; nothing here is on the way of a window to its verdict.
 
 mod background;
+mod serving;
+#[cfg(test)]
+mod tests;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use espalier_kernels::{Device, Purpose, Reservation};
 use espalier_models::Artifact;
-use espalier_runtime::{Budget, Plan, gauges, release_free_memory};
+use espalier_runtime::{Budget, Plan, gauges};
 
 use background::{Background, CascadeJob};
+use serving::{Heard, Serving};
 
 use crate::check::StaticCheck;
 use crate::control::linux::Linux;
 use crate::control::{Action, Controller, Event, Hardware, Held, Reading, State, Thresholds};
-use crate::diagnosis::{self, DiagnosisHandle, Engine, NativeEngine};
+#[cfg(feature = "ort")]
+use crate::diagnosis;
+use crate::diagnosis::{DiagnosisHandle, Engine, NativeEngine};
 use crate::diagnosis_text::TextEngine;
 use crate::engine::{Engines, OpenDevice, is_device_failure};
 use crate::error::{AgentError, Result};
@@ -37,6 +44,39 @@ pub const LOOP_THREADS: usize = 1;
 
 /// Between two readings of the gauges: a tenth of a second costs under 1 % of one core and is short against every hold time.
 const POLL: Duration = Duration::from_millis(100);
+
+/// Entries of a node's log: a node runs for years, and what a person reads at its end is the last hours.
+const MOST_NOTES: usize = 1000;
+/// Different failures that are remembered; after so many others one is worth a line again.
+const MOST_FAILURES: usize = 64;
+
+/// How long windows may wait without a verdict before a line says so: more than any replacement of an engine should take.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// Whether verdicts come.
+#[derive(Default)]
+struct Watchdog {
+    /// Windows answered, and since when it is that many.
+    answered: Option<(u64, std::time::Instant)>,
+    said: bool,
+}
+
+impl Watchdog {
+    /// Whether windows have waited too long; true once, until a verdict comes again.
+    fn is_stuck(&mut self, answered: u64, waits: bool) -> bool {
+        match self.answered {
+            Some((before, since)) if before == answered && waits => {
+                let first = since.elapsed() >= STUCK_AFTER && !self.said;
+                self.said |= first;
+                first
+            }
+            _ => {
+                *self = Self { answered: Some((answered, std::time::Instant::now())), said: false };
+                false
+            }
+        }
+    }
+}
 
 /// How a node prunes.
 pub struct PruneSetup {
@@ -60,12 +100,9 @@ pub struct PruneSetup {
 pub struct Node {
     store: Store,
     budget: Arc<Budget>,
-    engines: Engines,
-    /// Where the newest engine runs.
-    device: OpenDevice,
-    handle: DiagnosisHandle,
-    /// The artifact that the engine serves.
-    served: Weak<Artifact>,
+    serving: Serving,
+    /// The model of the swap that the controller waits for.
+    awaited: Option<u64>,
     controller: Controller,
     prune: Option<PruneSetup>,
     /// The limit that follows the commit; before it, the limit stays so that there is room to prune in.
@@ -75,7 +112,10 @@ pub struct Node {
     result: Option<CascadeResult>,
     judged_before: u64,
     failed_before: u64,
-    /// What happened, in order, with seconds since the start.
+    /// Failures that were noted, so that one that comes again and again is noted once.
+    failures_noted: BTreeSet<String>,
+    watchdog: Watchdog,
+    /// What happened, in order, with seconds since the start; the newest 1000 of it.
     pub log: Vec<(f64, String)>,
     started: std::time::Instant,
     committed: usize,
@@ -125,7 +165,7 @@ impl Node {
     /// A node around a running diagnosis loop that serves the store's active artifact.
     pub fn new(
         store: Store,
-        (engines, device): (Engines, OpenDevice),
+        engines: (Engines, OpenDevice),
         budget: Arc<Budget>,
         handle: DiagnosisHandle,
         served: Weak<Artifact>,
@@ -135,11 +175,9 @@ impl Node {
         Self {
             controller: Controller::new(options.thresholds, factory, Vec::new()),
             store,
+            serving: Serving::new(engines, budget.clone(), handle, served, Box::new(open_engine)),
+            awaited: None,
             budget,
-            engines,
-            device,
-            handle,
-            served,
             prune: options.prune,
             limit_after_commit: options.limit_after_commit,
             source_bytes: options.source_bytes,
@@ -147,6 +185,8 @@ impl Node {
             result: None,
             judged_before: 0,
             failed_before: 0,
+            failures_noted: BTreeSet::new(),
+            watchdog: Watchdog::default(),
             log: Vec::new(),
             started: std::time::Instant::now(),
             committed: 0,
@@ -155,15 +195,26 @@ impl Node {
 
     /// Supervises until the loop is over or `stop` is asked; `watch` is called at every reading and ends it by returning false.
     pub fn run(&mut self, stop: &Stop, watch: &mut dyn FnMut(&NodeView<'_>) -> bool) -> Result<()> {
+        let result = self.supervise(stop, watch);
+        self.serving.handle.set_at_work(false);
+        self.cancel();
+        result
+    }
+
+    fn supervise(&mut self, stop: &Stop, watch: &mut dyn FnMut(&NodeView<'_>) -> bool) -> Result<()> {
         let planned = planned_bytes(&self.store.path(Active::Factory))?;
         let read_held = || {
             let held = gauges::held().unwrap_or_default();
             Held { held_bytes: held.total(), working_set_bytes: held.artifacts }
         };
         let mut hardware = Linux::new(RESERVE_BYTES, read_held)?;
-        while !stop.is_asked() && !self.handle.is_finished() {
+        while !stop.is_asked() && !self.serving.handle.is_finished() {
+            self.serving.handle.set_at_work(false);
             hardware.wait(POLL);
-            let reading = hardware.read(self.budget.goal(), self.budget.limit(), planned.saturating_add(self.device.overhead_bytes()))?;
+            // A window whose engine has failed meanwhile waits until this reading is through, however long it takes.
+            self.serving.handle.set_at_work(true);
+            let overhead = self.serving.overhead_bytes();
+            let reading = hardware.read(self.budget.goal(), self.budget.limit(), planned.saturating_add(overhead))?;
             for event in self.events() {
                 // The windows of one reading may end the probation before its last one.
                 let late = matches!(event, Event::HealthWindow { .. }) && self.controller.state() != State::Probation;
@@ -172,14 +223,20 @@ impl Node {
                 }
             }
             self.step(hardware.now(), &reading, None)?;
-            let view =
-                NodeView { state: self.controller.state(), reading, budget: &self.budget, handle: &self.handle, committed: self.committed };
+            self.replace_failed(hardware.now(), &reading)?;
+            let (state, handle) = (self.controller.state(), &self.serving.handle);
+            let view = NodeView { state, reading, budget: &self.budget, handle, committed: self.committed };
             if !watch(&view) {
                 break;
             }
         }
-        self.cancel();
         Ok(())
+    }
+
+    /// Why no engine serves, where none does and none is on its way.
+    pub fn unserved(&mut self) -> Option<&str> {
+        self.serving.hear();
+        self.serving.without()
     }
 
     /// The result of the last cascade.
@@ -194,40 +251,52 @@ impl Node {
 
     /// The loop.
     pub fn handle(&mut self) -> &mut DiagnosisHandle {
-        &mut self.handle
+        &mut self.serving.handle
     }
 
     fn note(&mut self, text: impl Into<String>) {
         let text = text.into();
         log::info!("{text}");
+        if self.log.len() >= MOST_NOTES {
+            self.log.remove(0);
+        }
         self.log.push((self.started.elapsed().as_secs_f64(), text));
+    }
+
+    /// Notes a failure, unless it is one of those noted before.
+    fn note_failure(&mut self, text: String) {
+        if self.failures_noted.len() >= MOST_FAILURES {
+            self.failures_noted.clear();
+        }
+        if self.failures_noted.insert(text.clone()) {
+            self.note(text);
+        }
     }
 
     /// What has happened since the last look.
     fn events(&mut self) -> Vec<Event> {
-        let (mut events, mut failed) = (Vec::new(), false);
-        while let Some(event) = self.handle.events().try_next() {
-            match event {
-                // Dropping the old engine here gives its memory back off the verdict path.
-                diagnosis::Event::Swapped { old, .. } => {
-                    drop(old);
-                    release_free_memory();
-                    events.push(Event::Swapped);
+        let mut events = Vec::new();
+        for heard in self.serving.hear() {
+            match heard {
+                // An engine that replaces a failed one is no answer to the controller.
+                Heard::Serves(model_id) => {
+                    if self.awaited == Some(model_id) {
+                        self.awaited = None;
+                        events.push(Event::Swapped);
+                    }
                 }
-                diagnosis::Event::Failed { error, .. } => {
-                    self.note(format!("the engine failed: {error}"));
-                    failed = true;
-                    self.leave_failed(&error);
-                }
+                Heard::Failed(model_id, error) => events.extend(self.failed(model_id, &error)),
             }
         }
-        if failed {
-            self.replace_failed();
-        }
-        let snapshot = self.handle.snapshot();
+        let snapshot = self.serving.handle.snapshot();
         let (good, bad) = (snapshot.judged - self.judged_before, snapshot.failed - self.failed_before);
         (self.judged_before, self.failed_before) = (snapshot.judged, snapshot.failed);
-        if self.controller.state() == State::Probation {
+        if self.watchdog.is_stuck(snapshot.judged + snapshot.failed + snapshot.unusable, snapshot.in_flight > 0) {
+            let (seconds, engine) = (STUCK_AFTER.as_secs(), self.serving.device_name());
+            self.note(format!("windows have waited {seconds} s for a verdict; if engine {engine} has got stuck, start the program again"));
+        }
+        // Only its own windows speak for a candidate.
+        if self.controller.state() == State::Probation && self.candidate() == Some(snapshot.model_id) {
             events.extend((0..good).map(|_| Event::HealthWindow { ok: true }));
             events.extend((0..bad).map(|_| Event::HealthWindow { ok: false }));
         }
@@ -240,52 +309,51 @@ impl Node {
         events
     }
 
-    /// Goes on with the next engine after one has failed, whatever it failed of: a GPU that is lost takes its context with it, and one that
-    /// gives wrong numbers gives more of them. Without another engine it stays.
-    fn leave_failed(&mut self, reason: &AgentError) {
-        match self.engines.after(&self.device, LOOP_THREADS, &self.budget, reason) {
-            Ok(Some(next)) => self.device = next,
-            Ok(None) => {}
-            Err(error) => self.note(format!("no other engine can take over: {error}")),
-        }
+    /// Contents of the candidate, where there is one.
+    fn candidate(&self) -> Option<u64> {
+        self.store.candidate().map(|candidate| candidate.id)
     }
 
-    /// An engine for an artifact; where the device refuses, on the next one.
-    fn open(&mut self, path: &Path) -> Result<Served> {
-        match self.open_beside(path) {
-            Err(error) if is_device_failure(&error) => {
-                let before = self.device.kind();
-                self.leave_failed(&error);
-                if self.device.kind() == before { Err(error) } else { self.open_beside(path) }
+    /// The engine of a model has failed: leaves its device where that is to blame. A candidate gets another chance on another device and
+    /// nowhere else.
+    fn failed(&mut self, model_id: u64, error: &AgentError) -> Option<Event> {
+        self.note_failure(format!("the engine failed: {error}"));
+        let moved = self.serving.leave(error).unwrap_or_else(|error| {
+            self.note_failure(format!("no other engine can take over: {error}"));
+            false
+        });
+        (self.candidate() == Some(model_id) && !(moved && is_device_failure(error))).then(|| Event::EngineFailed(error.to_string()))
+    }
+
+    /// Where the loop has no engine, one of what it is to serve: a page that could not be read may be readable again, and another device
+    /// may do what one could not. A candidate that cannot be opened any more is rolled back; for what is committed, the factory's is tried.
+    fn replace_failed(&mut self, now: Duration, reading: &Reading) -> Result<()> {
+        if self.serving.without().is_none() || !self.serving.may_replace() {
+            return Ok(());
+        }
+        if self.controller.serves_candidate() {
+            if let Err(error) = self.serving.offer(&self.store.candidate_path()) {
+                self.step(now, reading, Some(Event::EngineFailed(error.to_string())))?;
             }
-            opened => opened,
-        }
-    }
-
-    /// An engine on a device of its own, beside the one that serves: a device forgets the passes that it has recorded when memory of one of
-    /// them goes, and the memory of the engine that is replaced goes while the next one judges.
-    fn open_beside(&mut self, path: &Path) -> Result<Served> {
-        let device = self.device.beside(LOOP_THREADS, &self.budget)?;
-        let served = open_engine(&device, &self.budget, path)?;
-        self.device = device;
-        Ok(served)
-    }
-
-    /// A failed engine is replaced by a fresh one of the same artifact: another device may do what one could not, and a page that could not
-    /// be read may be readable again. If not, the factory's is tried.
-    fn replace_failed(&mut self) {
-        for active in [self.store.active(), Active::Factory] {
-            match self.open(&self.store.path(active)) {
-                Ok((engine, artifact)) => match self.handle.offer(engine) {
-                    Ok(_) => {
-                        self.served = artifact;
-                        return;
-                    }
-                    Err(error) => self.note(format!("{} cannot serve: {error}", self.store.path(active).display())),
-                },
-                Err(error) => self.note(format!("{} cannot serve: {error}", self.store.path(active).display())),
+            if self.serving.without().is_none() {
+                return Ok(());
             }
         }
+        let active = self.store.active();
+        for active in [active].into_iter().chain((active != Active::Factory).then_some(Active::Factory)) {
+            match self.serving.offer(&self.store.path(active)) {
+                Ok(_) => return Ok(()),
+                Err(error) => self.note_failure(format!("{} cannot serve: {error}", self.store.path(active).display())),
+            }
+        }
+        // Windows come before pruning, which may hold the memory that is missing.
+        if let Some(background) = &self.background
+            && !background.stop.is_asked()
+        {
+            background.stop.ask();
+            self.note("pruning stops, so that an engine may have its memory");
+        }
+        Ok(())
     }
 
     fn compressed(&mut self, done: Result<CascadeResult>) -> Event {
@@ -350,7 +418,7 @@ impl Node {
         };
         let (artifact, mapped) = self.factory()?;
         let report = StaticCheck::new(&artifact.manifest().architecture, &artifact.manifest().shape());
-        let beside_bytes = self.source_bytes + self.device.overhead_bytes();
+        let beside_bytes = self.source_bytes + self.serving.overhead_bytes();
         let job = CascadeJob {
             artifact,
             mapped,
@@ -358,8 +426,8 @@ impl Node {
             calibration: setup.calibration.clone(),
             holdout: setup.holdout.clone(),
             budget: self.budget.clone(),
-            device: self.device.clone(),
-            may_move: self.engines.may_move(),
+            device: self.serving.device()?,
+            may_move: self.serving.engines.may_move(),
             threads: setup.threads,
             folder: stages_folder(&self.store),
             keep_stages: setup.keep_stages,
@@ -379,7 +447,7 @@ impl Node {
     /// The factory artifact: the map that the engine serves from, or, where another is served, a new one with its reservation.
     fn factory(&self) -> Result<(Arc<Artifact>, Option<Reservation>)> {
         if self.store.active() == Active::Factory
-            && let Some(served) = self.served.upgrade()
+            && let Some(served) = self.serving.served.upgrade()
         {
             return Ok((served, None));
         }
@@ -409,17 +477,13 @@ impl Node {
         let path = self.store.candidate_path();
         let id = artifact_id(&path).map_err(AgentError::Usage)?;
         self.store.begin_candidate(id)?;
-        let (engine, artifact) = self.open(&path)?;
         self.store.begin_probation()?;
-        self.handle.offer(engine)?;
-        self.served = artifact;
+        self.awaited = Some(self.serving.offer(&path)?);
         Ok(())
     }
 
     fn serve(&mut self, active: Active) -> Result<()> {
-        let (engine, artifact) = self.open(&self.store.path(active))?;
-        self.handle.offer(engine)?;
-        self.served = artifact;
+        self.awaited = Some(self.serving.offer(&self.store.path(active))?);
         Ok(())
     }
 

@@ -41,7 +41,7 @@ fn twenty_swaps_under_load_lose_and_repeat_no_window() {
         let event = handle.events().next_within(Duration::from_secs(10));
         let Some(Event::Swapped { old, model_id: now, from, .. }) = event else { panic!("no swap {model_id}") };
         assert_eq!(now, model_id);
-        returned.push((old.model_id(), from));
+        returned.push((old.expect("the used engine").model_id(), from));
     }
     all_swapped.store(true, Ordering::Release);
     let snapshot = handle.wait().unwrap();
@@ -65,15 +65,16 @@ fn a_failing_engine_is_replaced_without_losing_a_window() {
     let engine = FakeEngine { fails_from: 50, ..FakeEngine::new(1) };
     let options = Options { retry: Duration::from_secs(20), ..Options::default() };
     let mut handle = Diagnosis::start(options, Box::new(engine), memory(vec![(noise(100), None)]), vec![Box::new(sink.clone())]).unwrap();
-    let Some(Event::Failed { sequence, model_id, error }) = handle.events().next_within(Duration::from_secs(10)) else {
+    let Some(Event::Failed { engine, sequence, model_id, error }) = handle.events().next_within(Duration::from_secs(10)) else {
         panic!("no failure")
     };
     assert_eq!((sequence, model_id, error.to_string().as_str()), (50, 1, "the engine is broken"));
+    assert_eq!(engine.model_id(), 1, "the engine comes out while the window waits, so that its memory is free for the next");
     // The first replacement is broken too.
     for (model_id, fails_from) in [(2, 0), (3, u64::MAX)] {
         handle.offer(Box::new(FakeEngine { fails_from, ..FakeEngine::new(model_id) })).unwrap();
         let event = handle.events().next_within(Duration::from_secs(10));
-        assert!(matches!(event, Some(Event::Swapped { from: Some(50), .. })));
+        assert!(matches!(event, Some(Event::Swapped { old: None, from: Some(50), .. })));
         if fails_from == 0 {
             assert!(matches!(handle.events().next_within(Duration::from_secs(10)), Some(Event::Failed { sequence: 50, .. })));
         }
@@ -97,9 +98,23 @@ fn windows_that_no_engine_can_judge_are_reported_as_failed_and_waited_for_once()
     let started = Instant::now();
     let (snapshot, heard) = run(Options { retry, ..Options::default() }, engine, memory(vec![(noise(200), None)]));
     assert!((retry..50 * retry).contains(&started.elapsed()), "{:?}", started.elapsed());
-    assert_eq!((snapshot.judged, snapshot.failed, snapshot.engine_failures), (3, 197, 197));
+    assert_eq!((snapshot.judged, snapshot.failed, snapshot.engine_failures), (3, 197, 1));
     assert_eq!(numbers(&heard), (0..200).collect::<Vec<_>>());
     assert!(heard.verdicts[3..].iter().all(|verdict| verdict.state == State::Failed && verdict.class.is_none()));
+}
+
+#[test]
+fn a_window_waits_for_a_supervisor_that_is_at_work() {
+    let options = Options { retry: Duration::from_millis(20), ..Options::default() };
+    let engine = Box::new(FakeEngine { fails_from: 5, ..FakeEngine::new(1) });
+    let mut handle = Diagnosis::start(options, engine, memory(vec![(noise(20), None)]), Vec::new()).unwrap();
+    handle.set_at_work(true);
+    assert!(matches!(handle.events().next_within(Duration::from_secs(10)), Some(Event::Failed { sequence: 5, .. })));
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(handle.snapshot().failed, 0);
+    handle.offer(Box::new(FakeEngine::new(2))).unwrap();
+    let snapshot = handle.wait().unwrap();
+    assert_eq!((snapshot.judged, snapshot.failed, snapshot.swaps), (20, 0, 1));
 }
 
 #[test]
