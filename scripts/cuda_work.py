@@ -97,7 +97,7 @@ def padded(m, n, k, tile_m, tile_n):
 
 
 def gemm_f32(target, kernel, m, n, k, transpose_a, transpose_b):
-    sides = [128 if ceil_div(m, 128) * ceil_div(n, 128) >= target.multiprocessors else 64]
+    sides = [128 if m > 64 and ceil_div(m, 128) * ceil_div(n, 128) >= target.multiprocessors else 64]
     tensor_cores = [target.capability in (80, 87) or 90 <= target.capability < 120]
     tensor_cores[0] &= min(m, n) >= 32 and k >= 32
     if kernel is not None and kernel.startswith("gemm_"):
