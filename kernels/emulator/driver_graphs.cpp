@@ -115,6 +115,10 @@ static CUresult instantiate(CUgraphExec* exec, CUgraph graph, unsigned long long
     if (!exec || !state().graphs.count(graph) || flags > 15) return refuse(CUDA_ERROR_INVALID_VALUE, "cuGraphInstantiate");
     // Launch from the device excludes freeing at launch.
     if ((flags & 4) != 0) return refuse(flags & 1 ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_NOT_SUPPORTED, "graphs launched from the device");
+    if (emulator::counters().refused_graphs < settings().refuse_graphs) {
+        emulator::counters().refused_graphs++;
+        return refuse(CUDA_ERROR_OUT_OF_MEMORY, "refuse_graphs");
+    }
     *exec = new GraphExec{graph->nodes};
     state().graph_execs.insert(*exec);
     emulator::counters().graphs++;

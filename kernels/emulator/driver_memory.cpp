@@ -157,6 +157,7 @@ API cuMemHostRegister_v2(void* address, size_t bytes, unsigned flags) {
     NO_CAPTURE();
     if (!settings().register_host) return refuse(CUDA_ERROR_NOT_SUPPORTED, "register=0");
     if (!address || flags > 15 || (flags & 4) != 0) return CUDA_ERROR_INVALID_VALUE;
+    if (emulator::counters().registrations + 1 == settings().fail_register) return refuse(CUDA_ERROR_OUT_OF_MEMORY, "fail_register");
     return from(emulator::register_host(address, bytes, (flags & 8) != 0), __func__);
 }
 API cuMemHostUnregister(void* address) {

@@ -52,7 +52,9 @@ CUresult check_fatbin(const unsigned char* bytes) {
 
 CUresult check_image(const void* image) {
     const auto* bytes = static_cast<const unsigned char*>(image);
-    if (state().images++ < settings().reject_images) return refuse(CUDA_ERROR_NO_BINARY_FOR_GPU, "reject_images");
+    if (state().images++ < settings().reject_images) {
+        return refuse(CUresult(settings().image_error), "reject_images");
+    }
     const auto magic = field<uint32_t>(bytes, 0);
     if (magic == fatbin_wrapper_magic) return check_image(field<const void*>(bytes, 8));
     if (magic == fatbin_magic) return check_fatbin(bytes);

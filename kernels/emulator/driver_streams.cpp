@@ -107,6 +107,8 @@ static CUresult create_stream(CUstream* stream, unsigned flags, int priority) {
     fresh->priority = priority;
     state().streams.insert(fresh);
     emulator::counters().streams++;
+    if (priority == -5) emulator::counters().highest_streams++;
+    if (priority == 0) emulator::counters().lowest_streams++;
     *stream = fresh;
     return CUDA_SUCCESS;
 }

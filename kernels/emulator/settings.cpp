@@ -36,6 +36,9 @@ constexpr Word words[] = {
     {"lose_device", &Settings::lose_device},
     {"lost_error", &Settings::lost_error},
     {"reject_images", &Settings::reject_images},
+    {"image_error", &Settings::image_error},
+    {"refuse_graphs", &Settings::refuse_graphs},
+    {"fail_register", &Settings::fail_register},
 };
 
 // Never freed: threads of the host may still read them while the process ends.
@@ -144,6 +147,9 @@ uint64_t counter(const char* name) {
     COUNTER(fills);
     COUNTER(synchronizations);
     COUNTER(events);
+    COUNTER(highest_streams);
+    COUNTER(lowest_streams);
+    COUNTER(refused_graphs);
     COUNTER(streams);
 #undef COUNTER
     return UINT64_MAX;

@@ -32,7 +32,10 @@ struct Settings {
     uint64_t fault_launch = 0;   // fault_launch=N: the N-th kernel faults: CUDA_ERROR_ILLEGAL_ADDRESS at the next wait and ever after
     uint64_t lose_device = 0;    // lose_device=N: the device is gone at the N-th kernel; a graph's kernels count one by one
     uint64_t lost_error = 46;    // lost_error=46: what every call says then (CUDA_ERROR_DEVICE_UNAVAILABLE)
-    uint64_t reject_images = 0;  // reject_images=N: the first N images do not fit the device (CUDA_ERROR_NO_BINARY_FOR_GPU)
+    uint64_t reject_images = 0;  // reject_images=N: the first N images are refused
+    uint64_t image_error = 209;  // image_error=209: with which error (CUDA_ERROR_NO_BINARY_FOR_GPU)
+    uint64_t refuse_graphs = 0;  // refuse_graphs=N: for the first N graphs there is no memory left to prepare them
+    uint64_t fail_register = 0;  // fail_register=N: the N-th registration of host memory has no memory left
 };
 
 const Settings& settings();
@@ -44,7 +47,7 @@ struct Counters {
     std::atomic<uint64_t> launches, kernels, refused_launches, blocks, graph_launches, graphs, captures, modules, images_refused;
     std::atomic<uint64_t> allocations, refused_allocations, frees, bytes_allocated, bytes_mapped, bytes_created, bytes_registered;
     std::atomic<uint64_t> mappings, registrations, copies_to_device, copies_to_host, copies_on_device, bytes_to_device, bytes_to_host;
-    std::atomic<uint64_t> bytes_on_device, fills, synchronizations, events, streams;
+    std::atomic<uint64_t> bytes_on_device, fills, synchronizations, events, highest_streams, lowest_streams, refused_graphs, streams;
 };
 Counters& counters();
 // The counter's value, or UINT64_MAX where there is none of that name.

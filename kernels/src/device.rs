@@ -152,16 +152,17 @@ pub trait Device: Clone + Send + Sync + 'static {
 
     /// Runs `work`, or, where the device can, a recording of what it did in an earlier call with the same `graph`: many small operations
     /// then start as fast as one. A device that records runs the first call as it is, so that what the work allocates once is there, and
-    /// records the second.
+    /// records a later one.
     ///
     /// The caller gives the same work with every call: the same operations on the same buffers, weights and sizes; what has changed since
     /// the recording are the numbers in them. While it is recorded, work may neither allocate nor drop memory of the device, nor write
-    /// from or read to the host: such an operation is an error. Where memory that the recorded work uses was dropped or moved since, the
-    /// work is recorded anew.
+    /// from or read to the host. Where it does, or where the device refuses a recording, nothing of the attempt has run on the device, and
+    /// the same call runs `work` again as it is; so it may be called twice in a call. Where memory that the recorded work uses was dropped
+    /// or moved since, the work is recorded anew.
     fn replay<E: From<KernelError>>(
         &self,
         graph: &mut Self::Graph,
-        work: impl FnOnce() -> std::result::Result<(), E>,
+        work: impl FnMut() -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E>;
 
     // Memory.
@@ -186,8 +187,11 @@ pub trait Device: Clone + Send + Sync + 'static {
     // Weights.
 
     /// Whether weights of an artifact are read in the pages that it is mapped to, and booked by whoever mapped it. A device that reads
-    /// memory of its own, or pins those pages, books each weight itself, and nobody else needs the pages once they are read.
+    /// memory of its own, or pins those pages, books each weight itself.
     fn reads_in_place(&self) -> bool;
+    /// Whether `weight` is still read in the host's bytes that it was mapped from, so that their pages stay in memory. Else nobody needs
+    /// them once it is mapped.
+    fn reads_host(&self, weight: &Self::Weight) -> bool;
     /// A matrix in `bytes`; on the CPU it is read in place, and needs the alignment of its numbers.
     fn map_weight(&self, bytes: HostBytes, format: Format, rows: usize, columns: usize) -> Result<Self::Weight>;
     /// A trainable f32 matrix of its own.

@@ -101,6 +101,39 @@ fn every_failed_allocation_is_an_error_and_the_cuda_device_goes_on() {
 }
 
 #[test]
+fn a_device_that_cannot_load_any_image_is_offered_one() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let cases = [
+        (209, 1, None),
+        (2, 1, Some("no memory left to start: sm_87")),
+        (46, 1, Some("does not start: sm_87")),
+        // An error that no version of cuda.h has.
+        (8888, 99, Some("CUDA error 8888, which the driver has no name for")),
+    ];
+    let mut failed = Vec::new();
+    for (error, rejected, expected) in cases {
+        emulator.configure(&format!("reject_images={rejected},image_error={error}"));
+        match (CudaDevice::open(0, Arc::new(Unlimited)), expected) {
+            (Ok(_), None) => {}
+            (Err(reason), Some(expected)) if reason.to_string().contains(expected) => {}
+            (result, _) => failed.push(format!("error {error}: {:?}", result.err())),
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn a_device_that_serves_comes_before_one_that_is_opened_beside_it() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let streams = || (emulator.counter("highest_streams"), emulator.counter("lowest_streams"));
+    let serving = emulator.device();
+    assert_eq!(streams(), (2, 0));
+    let beside = CudaDevice::open_beside(0, Arc::new(Unlimited)).unwrap();
+    assert_eq!(streams(), (2, 2));
+    assert_eq!(work(&serving), work(&beside));
+}
+
+#[test]
 fn a_refused_kernel_is_an_error_and_the_cuda_device_goes_on() {
     let Some(emulator) = Emulator::start("") else { return };
     let expected = work(&emulator.device()).unwrap();

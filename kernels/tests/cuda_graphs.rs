@@ -5,9 +5,9 @@ mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use espalier_kernels::cuda::{Buffer, Graph};
-use espalier_kernels::{CudaDevice, Device, KernelError, Result};
-use support::Emulator;
+use espalier_kernels::cuda::{Buffer, Graph, Plan};
+use espalier_kernels::{CudaDevice, Device, KernelError, Product, Result};
+use support::{Emulator, Limited};
 
 const LEN: usize = 1000;
 
@@ -96,11 +96,11 @@ fn indices_that_grow_are_checked_again() {
 }
 
 #[test]
-fn what_cannot_be_recorded_is_an_error_and_the_cuda_device_goes_on() {
+fn what_cannot_be_recorded_runs_as_it_is() {
     let Some(emulator) = Emulator::start("") else { return };
     let device = emulator.device();
     let (x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
-    let mut dropped = vec![device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap()];
+    let mut dropped: Vec<_> = (0..3).map(|_| device.zeros(LEN).unwrap()).collect();
     type Work<'a> = &'a mut dyn FnMut(&mut Buffer) -> Result<()>;
     let cases: [(&str, Work); 5] = [
         ("allocation", &mut |_| device.zeros(LEN).map(|_| ())),
@@ -115,14 +115,19 @@ fn what_cannot_be_recorded_is_an_error_and_the_cuda_device_goes_on() {
     for (name, work) in cases {
         let mut graph = Graph::default();
         device.replay(&mut graph, || work(&mut y)).unwrap();
-        let refused = device.replay(&mut graph, || {
+        device.fill(&mut y, LEN, 8.0).unwrap();
+        let (before, mut calls) = (launches(&device), 0);
+        let result = device.replay(&mut graph, || {
+            calls += 1;
             step(&device, &mut y, &x)?;
             work(&mut y)
         });
-        assert!(matches!(&refused, Err(KernelError::Device { lost: false, .. })), "{name}: {refused:?}");
-        assert!(!graph.is_recorded());
-        device.fill(&mut y, LEN, 7.0).unwrap();
-        assert_eq!(first(&device, &y), 7.0, "{name}: nothing of the recording runs");
+        assert_eq!((result, calls, graph.is_recorded()), (Ok(()), 2, false), "{name}");
+        let mut numbers = [0.0; LEN];
+        device.read(&y, 0, &mut numbers).unwrap();
+        assert_eq!(numbers[1], 4.0, "{name}: the work has run once");
+        let counted = launches(&device) - before;
+        assert!((2..=4).contains(&counted), "{name}: {counted} launches are counted, as if what was recorded had run too");
     }
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let mut graph = Graph::default();
@@ -183,4 +188,101 @@ fn timed_kernels_have_times_and_run_unrecorded() {
     assert_eq!((add.launches, add.timed_launches, add.bytes), (3, 3, 3 * 12 * LEN as u64));
     assert!(add.bytes_per_s().unwrap() > 0.0);
     assert_eq!(emulator.counter("graph_launches"), 0);
+}
+
+/// A product that cuts its sum into parts, which lie in scratch memory.
+fn product(device: &CudaDevice, c: &mut Buffer, a: &Buffer) -> Result<()> {
+    let product = Product { m: 9, n: 9, k: 900, transpose_a: false, transpose_b: true, alpha: 1.0, accumulate: false };
+    device.matmul(c, a, a, product)
+}
+
+#[test]
+fn a_refused_allocation_of_another_user_disturbs_no_recording() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let device = emulator.device_of(Limited::new(64 << 20));
+    let device = device.with_plan(Plan { multiprocessors: Some(64), ..Plan::default() });
+    let (mut a, mut c) = (device.zeros(9 * 900).unwrap(), device.zeros(81).unwrap());
+    device.fill(&mut a, 9 * 900, 1.0).unwrap();
+    let mut graph = Graph::default();
+    let mut calls = 0;
+    // The refusal has the scratch memory given up: before a recording, and of a recorded graph.
+    for (round, refused_before) in [(0, false), (1, true), (2, false), (3, true), (4, false), (5, false)] {
+        if refused_before {
+            let refused = device.zeros(1 << 30).err();
+            assert!(matches!(refused, Some(KernelError::OutOfBudget { .. })), "{refused:?}");
+        }
+        device.fill(&mut c, 81, 0.0).unwrap();
+        device
+            .replay(&mut graph, || {
+                calls += 1;
+                product(&device, &mut c, &a)
+            })
+            .unwrap();
+        assert_eq!(first(&device, &c), 900.0, "round {round}");
+    }
+    assert_eq!((calls, graph.is_recorded()), (5, true), "memory that has gone is allocated by a run, not missed by a recording");
+}
+
+#[test]
+fn a_driver_that_refuses_graphs_is_asked_less_and_less() {
+    let Some(emulator) = Emulator::start("refuse_graphs=3") else { return };
+    let device = emulator.device();
+    let (mut x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
+    device.fill(&mut x, LEN, 1.0).unwrap();
+    let mut graph = Graph::default();
+    let mut attempts = Vec::new();
+    for round in 1..=10 {
+        let before = emulator.counter("captures");
+        device.replay(&mut graph, || step(&device, &mut y, &x)).unwrap();
+        assert_eq!(first(&device, &y), 2.0 - 2.0_f32.powi(1 - round));
+        assert_eq!(launches(&device), 1 + 2 * round as u64);
+        attempts.push(emulator.counter("captures") - before);
+    }
+    assert_eq!(attempts, [0, 1, 1, 0, 1, 0, 0, 0, 1, 0]);
+    assert!(graph.is_recorded());
+}
+
+#[test]
+fn a_recorded_graph_that_is_refused_gives_way_to_its_work() {
+    // The fill, the first run's two kernels, then the kernels of the graph, all of which are refused at the fourth.
+    let Some(emulator) = Emulator::start("fail_launch=4") else { return };
+    let device = emulator.device();
+    let (mut x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
+    device.fill(&mut x, LEN, 1.0).unwrap();
+    let mut graph = Graph::default();
+    for round in 1..=5 {
+        device.replay(&mut graph, || step(&device, &mut y, &x)).unwrap();
+        assert_eq!(first(&device, &y), 2.0 - 2.0_f32.powi(1 - round));
+    }
+    assert_eq!(emulator.counter("refused_launches"), 1);
+    assert!(graph.is_recorded());
+}
+
+#[test]
+fn what_another_thread_drops_does_not_spoil_a_recording() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let device = emulator.device();
+    let (x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
+    let mut graph = Graph::default();
+    // Of a recording that is still good: once it is dropped, that is not.
+    let (mut other, mut of_other) = (Graph::default(), device.zeros(LEN).unwrap());
+    for _ in 0..2 {
+        device.replay(&mut other, || step(&device, &mut of_other, &x)).unwrap();
+    }
+    device.replay(&mut graph, || step(&device, &mut y, &x)).unwrap();
+    let (mut given, mut calls) = (Some(of_other), 0);
+    std::thread::scope(|scope| {
+        device
+            .replay(&mut graph, || {
+                calls += 1;
+                step(&device, &mut y, &x)?;
+                if let Some(of_other) = given.take() {
+                    scope.spawn(move || drop(of_other));
+                    std::thread::sleep(std::time::Duration::from_millis(50));
+                }
+                Ok(()) as Result<()>
+            })
+            .unwrap();
+    });
+    assert_eq!((calls, graph.is_recorded()), (1, true), "it waits until the recording is over");
 }

@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
-use espalier_kernels::cuda::{Buffer, Weight};
+use espalier_kernels::cuda::{Buffer, Graph, Weight};
 use espalier_kernels::{CudaDevice, Device, Format, HostBytes, KernelError, Purpose};
 use support::{Emulator, Limited};
 
@@ -147,6 +147,9 @@ fn weights_are_read_where_the_device_can() {
             if ledger.of(Purpose::Weights) != device.weight_bytes() + pinned {
                 failed.push(format!("{name}: {} bytes are booked", ledger.of(Purpose::Weights)));
             }
+            if device.reads_host(&weight) == uploaded {
+                failed.push(format!("{name}: {} numbers at offset {offset}: are the host's pages read?", numbers.len()));
+            }
             drop(weight);
             if (ledger.of(Purpose::Weights), emulator.counter("bytes_registered")) != (0, 0) {
                 failed.push(format!("{name}: a dropped weight keeps its memory"));
@@ -167,6 +170,52 @@ fn registered_pages_are_given_back_in_a_shrink() {
     device.shrink_weights(&mut [(&mut weight, 1000)]).unwrap();
     assert!(ledger.of(Purpose::Weights) <= 4_000_000 + 2 * 65_536, "{} bytes stay booked", ledger.of(Purpose::Weights));
     assert!(rows(&device, &weight) == numbers[..1_000_000]);
+}
+
+#[test]
+fn a_weight_whose_shrink_failed_is_an_error_and_the_cuda_device_goes_on() {
+    let Some(emulator) = Emulator::start("integrated=1,fail_register=2") else { return };
+    let ledger = Limited::new(1 << 40);
+    let device = emulator.device_of(ledger.clone()).for_model();
+    let numbers = sequence(4000 * 1000, 0.0);
+    let mut weight = device.map_weight(host(&numbers, 0), Format::F32, 4000, 1000).unwrap();
+    device.shrink_weights(&mut [(&mut weight, 1000)]).unwrap_err();
+    let (x, mut y) = (device.zeros(1000).unwrap(), device.zeros(4000).unwrap());
+    let refused = device.matmul_rows(&mut y, &x, &weight, 1, false).unwrap_err();
+    assert!(!refused.is_lost() && refused.to_string().contains("map it again"), "{refused}");
+    device.fill(&mut y, 4000, 1.0).unwrap();
+    assert_eq!(contents(&device, &y), [1.0; 4000]);
+    drop(weight);
+    assert_eq!(ledger.of(Purpose::Weights), 0);
+}
+
+#[test]
+fn a_weight_that_is_dropped_while_work_is_recorded_goes_afterwards() {
+    for settings in ["", "integrated=1", "integrated=1,pageable=1"] {
+        let Some(emulator) = Emulator::start(settings) else { return };
+        let ledger = Limited::new(1 << 40);
+        let device = emulator.device_of(ledger.clone());
+        let numbers = sequence(1000 * 300, 0.0);
+        let map = || device.map_weight(host(&numbers, 0), Format::F32, 300, 1000).unwrap();
+        let (weight, mut other) = (map(), None);
+        let (mut out, ids) = (device.zeros(2000).unwrap(), device.indices(&[1, 0]).unwrap());
+        let (mut graph, mut runs) = (Graph::default(), 0);
+        for _ in 0..2 {
+            device
+                .replay(&mut graph, || {
+                    runs += 1;
+                    other = None;
+                    device.embed(&mut out, &weight, &ids, 2)
+                })
+                .unwrap();
+            other = Some(map());
+        }
+        assert_eq!(runs, 3, "{settings}: once as it is, once recorded, once more since that failed");
+        drop(other);
+        assert!(contents(&device, &out) == [&numbers[1000..2000], &numbers[..1000]].concat(), "{settings}");
+        drop(weight);
+        assert_eq!((ledger.of(Purpose::Weights), emulator.counter("bytes_registered")), (0, 0), "{settings}");
+    }
 }
 
 #[test]

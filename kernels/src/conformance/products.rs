@@ -88,7 +88,20 @@ pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
             buffers(suite, product)?;
         }
     }
-    buffers(suite, Product { m: 3, n: 4, k: 0, transpose_a: false, transpose_b: true, alpha: 1.0, accumulate: false })?;
+    // Nothing to sum: C is zeroed, or kept.
+    for m in [3, 20] {
+        for format in FORMATS {
+            for (rows, columns) in [(40, 0), (0, 40)] {
+                let weight = suite.device.map_weight(host_bytes(&[], 16), format, rows, columns)?;
+                stored(suite, &format!("{format:?} [{rows}, {columns}] with {m} tokens"), &weight, &[], m)?;
+            }
+        }
+        for (transpose_a, transpose_b) in [(false, false), (false, true), (true, false), (true, true)] {
+            for accumulate in [false, true] {
+                buffers(suite, Product { m, n: 4, k: 0, transpose_a, transpose_b, alpha: 1.0, accumulate })?;
+            }
+        }
+    }
     refusals(suite)
 }
 

@@ -68,7 +68,11 @@ impl Device for CpuDevice {
         self.team.enter(work)
     }
 
-    fn replay<E: From<KernelError>>(&self, (): &mut (), work: impl FnOnce() -> std::result::Result<(), E>) -> std::result::Result<(), E> {
+    fn replay<E: From<KernelError>>(
+        &self,
+        (): &mut (),
+        mut work: impl FnMut() -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         work()
     }
 
@@ -115,6 +119,10 @@ impl Device for CpuDevice {
 
     fn reads_in_place(&self) -> bool {
         true
+    }
+
+    fn reads_host(&self, weight: &Weight) -> bool {
+        weight.is_mapped()
     }
 
     fn map_weight(&self, bytes: HostBytes, format: Format, rows: usize, columns: usize) -> Result<Weight> {

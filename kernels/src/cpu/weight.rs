@@ -96,6 +96,11 @@ impl Weight {
         Ok(Self { rows, columns, data: Data::Owned(buffer) })
     }
 
+    /// Whether it is read in the bytes that it was mapped from.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.data, Data::Mapped(..))
+    }
+
     /// `(rows, columns)`.
     pub fn shape(&self) -> (usize, usize) {
         (self.rows, self.columns)

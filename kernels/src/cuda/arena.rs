@@ -11,11 +11,10 @@ mod virtual_memory;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cudarc::driver::sys::CUresult;
-
-use super::device::Core;
+use super::device::{Core, Held};
 use super::driver;
 use super::memory::Pointer;
+use super::sys::CUresult;
 use crate::error::{KernelError, Result};
 use crate::memory::Purpose;
 
@@ -159,7 +158,7 @@ impl Block {
 impl Drop for Block {
     fn drop(&mut self) {
         if self.address != 0 {
-            self.core.give_back(&self.arena, self.address);
+            self.core.give_back(Held::Block(self.arena.clone(), self.address));
         }
     }
 }

@@ -5,16 +5,17 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use cudarc::driver::sys::{self, CUresult};
-
 use super::arena::Arena;
-use super::driver::{self, Event, Stream};
+use super::driver::{self, Event, Priority, Stream};
 use super::gate::{Entered, Gate};
 use super::images::Target;
 use super::launch::Functions;
 use super::memory::ScratchCache;
 use super::probe::{self, Attributes, OLDEST_CAPABILITY, Unavailable};
+use super::registration::RegisteredPages;
 use super::staging::Staging;
+use super::sys::{self, CUresult};
+use crate::device::HostBytes;
 use crate::error::{KernelError, Result};
 use crate::memory::{Ledger, Purpose};
 
@@ -58,8 +59,8 @@ pub(super) struct Core {
     staging: Mutex<Option<Staging>>,
     scratch: ScratchCache,
     arenas: Mutex<HashMap<Purpose, Arc<Arena>>>,
-    /// Blocks that were dropped while work was recorded, to be given back afterwards.
-    deferred: Mutex<Vec<(Arc<Arena>, u64)>>,
+    /// What was dropped while work was recorded, to be given back afterwards.
+    deferred: Mutex<Vec<Held>>,
     gate: Gate,
     /// Counts what makes recorded graphs wrong: memory that they use has moved or gone.
     generation: AtomicU64,
@@ -74,6 +75,35 @@ pub(super) struct Core {
     context: Context,
 }
 
+/// Memory that work on the device may use, and that nobody holds any more.
+pub(super) enum Held {
+    /// A block of an arena.
+    Block(Arc<Arena>, u64),
+    /// Pages of the host, read where they are.
+    Pages(HostBytes),
+    /// Registered pages.
+    Registered(RegisteredPages),
+}
+
+impl Held {
+    /// Gives it back. The context is current, and nothing is being recorded.
+    fn release(self, core: &Core) {
+        match self {
+            Held::Block(arena, address) => arena.give_back(core, address),
+            Held::Pages(host) => {
+                // They may be unmapped next. An error is that of a lost device, which reads nothing any more.
+                let _ = core.compute.synchronize("free");
+                drop(host);
+            }
+            Held::Registered(pages) => {
+                // As above.
+                let _ = core.compute.synchronize("unregister");
+                drop(pages);
+            }
+        }
+    }
+}
+
 fn not_started(name: &str, error: KernelError) -> Unavailable {
     let name = name.to_string();
     match error {
@@ -83,8 +113,8 @@ fn not_started(name: &str, error: KernelError) -> Unavailable {
 }
 
 impl Core {
-    /// Opens device `ordinal` and loads the first image of the kernels that it takes.
-    pub fn open(ordinal: usize, ledger: Arc<dyn Ledger>) -> std::result::Result<Arc<Self>, Unavailable> {
+    /// Opens device `ordinal`, whose streams have that priority, and loads the first image of the kernels that it takes.
+    pub fn open(ordinal: usize, priority: Priority, ledger: Arc<dyn Ledger>) -> std::result::Result<Arc<Self>, Unavailable> {
         let driver = probe::start_driver()?;
         let device = probe::find_device(ordinal)?;
         let attributes = Attributes::of(device, driver);
@@ -103,7 +133,7 @@ impl Core {
         }
         let version = (driver as u32 / 1000, driver as u32 % 1000 / 10);
         let functions = Functions::load(Target { driver: version, capability }, &name)?;
-        let handle = || Ok((Stream::new()?, Stream::new()?, Event::new(false)?));
+        let handle = || Ok((Stream::new(priority)?, Stream::new(priority)?, Event::new(false)?));
         let (compute, copies, order) = handle().map_err(|error| not_started(&name, error))?;
         let core = Arc::new(Self {
             functions,
@@ -175,6 +205,11 @@ impl Core {
         error
     }
 
+    /// The error with which the device was lost.
+    pub fn loss(&self) -> Option<KernelError> {
+        self.lost.get().cloned()
+    }
+
     /// Whether the device is lost.
     pub fn is_lost(&self) -> bool {
         self.lost.get().is_some()
@@ -185,25 +220,24 @@ impl Core {
         lock(&self.arenas).entry(purpose).or_insert_with(|| Arena::new(self, purpose)).clone()
     }
 
-    /// Gives a block back; after the recording where one is going on.
-    pub fn give_back(&self, arena: &Arc<Arena>, address: u64) {
+    /// Gives memory back; after the recording where this thread is in one.
+    pub fn give_back(&self, held: Held) {
         let _entered = self.gate.enter();
         // The device may be lost: the ledger gets its bytes back all the same.
         self.context.make_current();
         if self.gate.is_capturing() {
-            // The recorded work may use it, and nothing can be unmapped now.
+            // The recorded work may use it, and nothing can be waited for or unmapped now.
             self.capture_spoilt.store(true, Ordering::Relaxed);
-            lock(&self.deferred).push((arena.clone(), address));
+            lock(&self.deferred).push(held);
         } else {
-            arena.give_back(self, address);
+            held.release(self);
         }
     }
 
     /// Whether memory was given back while work was recorded; gives it back now.
     pub fn take_spoilt(&self) -> bool {
-        for (arena, address) in std::mem::take(&mut *lock(&self.deferred)) {
-            arena.give_back(self, address);
-        }
+        let deferred = std::mem::take(&mut *lock(&self.deferred));
+        deferred.into_iter().for_each(|held| held.release(self));
         self.capture_spoilt.swap(false, Ordering::Relaxed)
     }
 

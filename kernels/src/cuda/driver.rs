@@ -2,67 +2,12 @@
 
 use std::ffi::{CStr, c_void};
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use cudarc::driver::sys::{self, CUresult};
-
+use super::sys::{self, CUresult};
 use crate::error::{KernelError, Result};
-
-/// The functions of the driver library that this crate calls. They are looked up before the first of them is called, because a library
-/// that calls itself libcuda and lacks one would otherwise end the program.
-pub(super) const FUNCTIONS: &[&str] = &[
-    "cuCtxSetCurrent",
-    "cuDeviceGet",
-    "cuDeviceGetAttribute",
-    "cuDeviceGetCount",
-    "cuDeviceGetName",
-    "cuDevicePrimaryCtxRelease_v2",
-    "cuDevicePrimaryCtxRetain",
-    "cuDeviceTotalMem_v2",
-    "cuDriverGetVersion",
-    "cuEventCreate",
-    "cuEventDestroy_v2",
-    "cuEventElapsedTime",
-    "cuEventRecord",
-    "cuEventSynchronize",
-    "cuFuncSetAttribute",
-    "cuGetErrorName",
-    "cuGetErrorString",
-    "cuGraphDestroy",
-    "cuGraphExecDestroy",
-    "cuGraphInstantiateWithFlags",
-    "cuGraphLaunch",
-    "cuInit",
-    "cuLaunchKernel",
-    "cuMemAddressFree",
-    "cuMemAddressReserve",
-    "cuMemAllocHost_v2",
-    "cuMemAlloc_v2",
-    "cuMemCreate",
-    "cuMemFreeHost",
-    "cuMemFree_v2",
-    "cuMemGetAllocationGranularity",
-    "cuMemGetInfo_v2",
-    "cuMemHostGetDevicePointer_v2",
-    "cuMemHostRegister_v2",
-    "cuMemHostUnregister",
-    "cuMemMap",
-    "cuMemRelease",
-    "cuMemSetAccess",
-    "cuMemUnmap",
-    "cuMemcpyDtoDAsync_v2",
-    "cuMemcpyDtoHAsync_v2",
-    "cuMemcpyHtoDAsync_v2",
-    "cuMemsetD32Async",
-    "cuModuleGetFunction",
-    "cuModuleLoadData",
-    "cuModuleUnload",
-    "cuStreamBeginCapture_v2",
-    "cuStreamCreate",
-    "cuStreamDestroy_v2",
-    "cuStreamEndCapture",
-    "cuStreamSynchronize",
-    "cuStreamWaitEvent",
-];
 
 /// The first function that the loaded driver library lacks.
 /// # Safety
@@ -71,7 +16,7 @@ pub(super) unsafe fn missing_function() -> Option<&'static str> {
     // SAFETY: the library is present, by the caller's promise.
     let library = unsafe { sys::culib() };
     // SAFETY: the symbols are only looked up, never called through this type.
-    FUNCTIONS.iter().copied().find(|name| unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err())
+    sys::FUNCTIONS.iter().copied().find(|name| unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err())
 }
 
 /// `CUDA_ERROR_NAME: text` of a driver's error.
@@ -89,34 +34,36 @@ pub(super) fn describe(code: CUresult) -> String {
     match (text(sys::cuGetErrorName), text(sys::cuGetErrorString)) {
         (Some(name), Some(text)) => format!("{name}: {text}"),
         (Some(name), None) => name,
-        _ => format!("{code:?}"),
+        _ => format!("CUDA error {}, which the driver has no name for", code.0),
     }
 }
 
 /// Whether an error stays: the context is broken, and every later call in this process returns an error too.
 pub(super) fn is_sticky(code: CUresult) -> bool {
-    use CUresult::*;
     matches!(
         code,
-        CUDA_ERROR_DEINITIALIZED
-            | CUDA_ERROR_DEVICE_UNAVAILABLE
-            | CUDA_ERROR_NO_DEVICE
-            | CUDA_ERROR_ECC_UNCORRECTABLE
-            | CUDA_ERROR_NVLINK_UNCORRECTABLE
-            | CUDA_ERROR_ILLEGAL_ADDRESS
-            | CUDA_ERROR_LAUNCH_TIMEOUT
-            | CUDA_ERROR_CONTEXT_IS_DESTROYED
-            | CUDA_ERROR_ASSERT
-            | CUDA_ERROR_HARDWARE_STACK_ERROR
-            | CUDA_ERROR_ILLEGAL_INSTRUCTION
-            | CUDA_ERROR_MISALIGNED_ADDRESS
-            | CUDA_ERROR_INVALID_ADDRESS_SPACE
-            | CUDA_ERROR_INVALID_PC
-            | CUDA_ERROR_LAUNCH_FAILED
-            | CUDA_ERROR_SYSTEM_NOT_READY
-            | CUDA_ERROR_MPS_RPC_FAILURE
-            | CUDA_ERROR_MPS_CLIENT_TERMINATED
-            | CUDA_ERROR_UNKNOWN
+        CUresult::CUDA_ERROR_DEINITIALIZED
+            | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE
+            | CUresult::CUDA_ERROR_NO_DEVICE
+            | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUresult::CUDA_ERROR_ASSERT
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | CUresult::CUDA_ERROR_TENSOR_MEMORY_LEAK
+            | CUresult::CUDA_ERROR_CONTAINED
+            | CUresult::CUDA_ERROR_EXTERNAL_DEVICE
+            | CUresult::CUDA_ERROR_SYSTEM_NOT_READY
+            | CUresult::CUDA_ERROR_MPS_RPC_FAILURE
+            | CUresult::CUDA_ERROR_MPS_CLIENT_TERMINATED
+            | CUresult::CUDA_ERROR_UNKNOWN
     )
 }
 
@@ -126,6 +73,13 @@ pub(super) fn check(operation: &'static str, code: CUresult) -> Result<()> {
         CUresult::CUDA_SUCCESS => Ok(()),
         code => Err(KernelError::Device { operation, reason: describe(code), lost: is_sticky(code) }),
     }
+}
+
+/// Whose blocks the device starts first where several streams have some that wait. Blocks that run are not stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Priority {
+    Highest,
+    Lowest,
 }
 
 /// A stream that runs beside the legacy default stream.
@@ -138,10 +92,17 @@ unsafe impl Sync for Stream {}
 
 impl Stream {
     /// A stream of the current context.
-    pub fn new() -> Result<Self> {
-        let mut stream = ptr::null_mut();
+    pub fn new(priority: Priority) -> Result<Self> {
+        let (mut lowest, mut highest, mut stream) = (0, 0, ptr::null_mut());
+        // SAFETY: both are places for the numbers, which are 0 where the device has no priorities.
+        check("stream", unsafe { sys::cuCtxGetStreamPriorityRange(&mut lowest, &mut highest) })?;
+        let level = match priority {
+            Priority::Highest => highest,
+            Priority::Lowest => lowest,
+        };
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: `stream` is a place for the handle.
-        check("stream", unsafe { sys::cuStreamCreate(&mut stream, sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32) })?;
+        check("stream", unsafe { sys::cuStreamCreateWithPriority(&mut stream, flags, level) })?;
         Ok(Self(stream))
     }
 
@@ -213,6 +174,42 @@ impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: nobody uses the handle afterwards; the driver keeps it until it is reached. An error would be that of a lost device.
         unsafe { sys::cuEventDestroy_v2(self.0) };
+    }
+}
+
+/// How long a stream is held at most. Far longer than starting a kernel takes, and bearable where work runs when it is given to a stream.
+const LONGEST_HOLD: Duration = Duration::from_millis(1);
+
+/// Keeps a stream from going on until dropped, or for [`LONGEST_HOLD`], so that what is put on it meanwhile runs without gaps.
+pub(super) struct Hold(Arc<AtomicBool>);
+
+impl Hold {
+    /// Holds whatever comes later on `stream`.
+    pub fn start(stream: &Stream) -> Result<Self> {
+        unsafe extern "C" fn wait(released: *mut c_void) {
+            // SAFETY: the count of the reference was raised for this call, which takes it over.
+            let released = unsafe { Arc::from_raw(released.cast::<AtomicBool>().cast_const()) };
+            let start = Instant::now();
+            while !released.load(Ordering::Acquire) && start.elapsed() < LONGEST_HOLD {
+                std::hint::spin_loop();
+            }
+        }
+        let released = Arc::new(AtomicBool::new(false));
+        let given = Arc::into_raw(released.clone());
+        // SAFETY: the stream is alive; the function calls nothing of the driver, does not unwind, and is called at most once.
+        let code = unsafe { sys::cuLaunchHostFunc(stream.0, Some(wait), given.cast_mut().cast()) };
+        if code != CUresult::CUDA_SUCCESS {
+            // SAFETY: the driver does not call what it refused, so the reference is still this function's.
+            drop(unsafe { Arc::from_raw(given) });
+        }
+        check("stream hold", code)?;
+        Ok(Self(released))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 

@@ -4,7 +4,7 @@
 //! records has the stream for itself, and every operation passes this gate. A thread that is inside may enter again; the others come in as
 //! they arrived, so that one that trains does not keep one that serves out.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 #[derive(Default)]
@@ -22,8 +22,8 @@ struct Holder {
 pub(super) struct Gate {
     holder: Mutex<Holder>,
     left: Condvar,
-    /// Whether the holder records; written by the holder alone.
-    capturing: AtomicBool,
+    /// The thread that records; 0 for none. Written by the holder alone.
+    capturing: AtomicUsize,
 }
 
 /// The time between entering and leaving.
@@ -54,14 +54,14 @@ impl Gate {
         Entered { gate: self, _thread: std::marker::PhantomData }
     }
 
-    /// Whether the thread that is inside records. Asked from inside.
+    /// Whether this thread records.
     pub fn is_capturing(&self) -> bool {
-        self.capturing.load(Ordering::Relaxed)
+        self.capturing.load(Ordering::Relaxed) == this_thread()
     }
 
-    /// Says whether the thread that is inside records. Called from inside.
+    /// Says whether this thread, which is inside, records.
     pub fn set_capturing(&self, capturing: bool) {
-        self.capturing.store(capturing, Ordering::Relaxed);
+        self.capturing.store(if capturing { this_thread() } else { 0 }, Ordering::Relaxed);
     }
 }
 
@@ -80,7 +80,20 @@ impl Drop for Entered<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
+
+    #[test]
+    fn what_a_thread_records_is_no_other_threads_recording() {
+        let gate = Gate::default();
+        let _entered = gate.enter();
+        gate.set_capturing(true);
+        assert!(gate.is_capturing());
+        assert!(!std::thread::scope(|scope| scope.spawn(|| gate.is_capturing()).join().unwrap()));
+        gate.set_capturing(false);
+        assert!(!gate.is_capturing());
+    }
 
     #[test]
     fn a_thread_may_enter_twice_and_others_wait() {

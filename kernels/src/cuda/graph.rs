@@ -3,25 +3,32 @@
 use std::ptr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUresult};
-
 use super::counters::Work;
 use super::device::Core;
 use super::driver;
+use super::sys::{self, CUresult};
 use crate::error::{KernelError, Result};
+
+/// After how many failures the time to the next attempt grows no more: every 1024th call is one then, which costs nothing beside the
+/// others.
+const MOST_DOUBLINGS: u32 = 10;
 
 /// Work that [`replay`](crate::Device::replay) has recorded; dropped, it is forgotten.
 #[derive(Default)]
 pub struct Graph {
     state: State,
+    /// Attempts to record since the last that succeeded.
+    failures: u32,
+    /// Calls that run the work as it is before the next attempt.
+    wait: u32,
 }
 
 #[derive(Default)]
 enum State {
     #[default]
     New,
-    /// The work has run once since something that it uses was moved or dropped.
-    Warm,
+    /// The work has run, and at its start graphs had been forgotten so often. Until that changes, all that it allocates once is there.
+    Warm(u64),
     Recorded(Recorded),
 }
 
@@ -29,6 +36,31 @@ impl Graph {
     /// Whether the next call starts a recording rather than its work (unless memory has moved).
     pub fn is_recorded(&self) -> bool {
         matches!(self.state, State::Recorded(_))
+    }
+
+    /// Runs the recording, or makes it where it is time to; false where the work has to run as it is, since there is none. Nothing has run
+    /// after an error.
+    fn run<E: From<KernelError>>(&mut self, core: &Arc<Core>, work: impl FnMut() -> std::result::Result<(), E>) -> Result<bool> {
+        match &self.state {
+            State::Recorded(recorded) if recorded.generation == core.generation() && Arc::ptr_eq(&recorded.core, core) => {
+                recorded.run().map(|()| true)
+            }
+            State::Warm(generation) if *generation == core.generation() && self.wait == 0 => {
+                let recorded = record(core, work)?;
+                recorded.run()?;
+                (self.state, self.failures) = (State::Recorded(recorded), 0);
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Puts the next attempt off, the longer the more have failed: what is in the way may go, or be the work's own nature.
+    fn note_failure(&mut self, error: &KernelError) {
+        self.wait = 1 << self.failures.min(MOST_DOUBLINGS);
+        let level = if self.failures == 0 { log::Level::Warn } else { log::Level::Debug };
+        log::log!(level, "no CUDA graph this time, and the next attempt at call {} from here: {error}", self.wait);
+        self.failures = self.failures.saturating_add(1);
     }
 }
 
@@ -71,59 +103,75 @@ impl Drop for Recorded {
 pub(super) fn replay<E: From<KernelError>>(
     core: &Arc<Core>,
     graph: &mut Graph,
-    work: impl FnOnce() -> std::result::Result<(), E>,
+    mut work: impl FnMut() -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
     // Held throughout, so that no other thread's work gets into the recording.
     let _entered = core.enter()?;
     if core.functions().is_timed() || core.gate().is_capturing() {
         return work();
     }
-    match &graph.state {
-        State::Recorded(recorded) if recorded.generation == core.generation() && Arc::ptr_eq(&recorded.core, core) => {
-            return Ok(recorded.run()?);
-        }
-        State::Warm => {}
-        State::New | State::Recorded(_) => {
-            graph.state = State::New;
-            work()?;
-            graph.state = State::Warm;
-            return Ok(());
-        }
+    match graph.run(core, &mut work) {
+        Ok(true) => return Ok(()),
+        Ok(false) => {}
+        Err(error) if error.is_lost() || core.is_lost() => return Err(error.into()),
+        // Other work took memory, or the driver refused the graph; an error of the work itself will show again.
+        Err(error) => graph.note_failure(&error),
     }
-    // Until the recording is there: what fails is tried from the start.
     graph.state = State::New;
-    let recorded = record(core, work)?;
-    recorded.run()?;
-    graph.state = State::Recorded(recorded);
-    Ok(())
+    graph.wait = graph.wait.saturating_sub(1);
+    let generation = core.generation();
+    let result = work();
+    match &result {
+        Ok(()) => graph.state = State::Warm(generation),
+        // The work's own error says nothing of recordings.
+        Err(_) => (graph.failures, graph.wait) = (0, 0),
+    }
+    result
 }
 
-fn record<E: From<KernelError>>(core: &Arc<Core>, work: impl FnOnce() -> std::result::Result<(), E>) -> std::result::Result<Recorded, E> {
-    let before: Vec<_> = core.functions().all().map(|(name, function)| (name, function.counter().so_far())).collect();
+/// The work of every kernel so far.
+fn counts(core: &Core) -> Vec<(&'static str, (u64, Work))> {
+    core.functions().all().map(|(name, function)| (name, function.counter().so_far())).collect()
+}
+
+/// Takes back what was counted since `before`, for it was recorded and has not run; what that was.
+fn take_back(core: &Core, before: &[(&'static str, (u64, Work))]) -> Vec<(&'static str, u64, Work)> {
+    let mut counts = Vec::new();
+    for (name, (launches, work)) in before {
+        let Some(function) = core.functions().get(name) else { continue };
+        let (launches_now, now) = function.counter().so_far();
+        if launches_now > *launches {
+            let work = Work { bytes: now.bytes - work.bytes, flops: now.flops - work.flops };
+            function.counter().take_back(launches_now - launches, work);
+            counts.push((*name, launches_now - launches, work));
+        }
+    }
+    counts
+}
+
+fn record<E: From<KernelError>>(core: &Arc<Core>, work: impl FnOnce() -> std::result::Result<(), E>) -> Result<Recorded> {
+    let refuse = |reason: &str| Err(KernelError::Device { operation: "graph", reason: reason.to_string(), lost: false });
+    let before = counts(core);
     let generation = core.generation();
     let recording = Recording::start(core)?;
     let result = work();
     let template = recording.end();
     let (spoilt, moved) = (core.take_spoilt(), core.generation() != generation);
-    result?;
+    let template = template.map_err(|error| core.note(error));
+    let counts = take_back(core, &before);
+    if let Some(error) = core.loss() {
+        return Err(error);
+    }
+    if result.is_err() {
+        return refuse("the work failed while it was recorded, when it may neither allocate nor read nor write");
+    }
     let template = template?;
     if spoilt || moved {
-        let reason = "memory was given back while the work was recorded".to_string();
-        return Err(KernelError::Device { operation: "graph", reason, lost: false }.into());
+        return refuse("memory was given back while the work was recorded");
     }
     let mut handle = ptr::null_mut();
     // SAFETY: `handle` is a place for the handle; the template is alive.
     core.check("graph", unsafe { sys::cuGraphInstantiateWithFlags(&mut handle, template.0, 0) })?;
-    let mut counts = Vec::new();
-    for (name, (launches, work)) in before {
-        let Some(function) = core.functions().get(name) else { continue };
-        let (launches_now, now) = function.counter().so_far();
-        if launches_now > launches {
-            let work = Work { bytes: now.bytes - work.bytes, flops: now.flops - work.flops };
-            function.counter().take_back(launches_now - launches, work);
-            counts.push((name, launches_now - launches, work));
-        }
-    }
     Ok(Recorded { core: core.clone(), handle, generation, counts })
 }
 

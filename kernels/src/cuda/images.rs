@@ -69,11 +69,45 @@ impl std::fmt::Display for Rejection {
     }
 }
 
+/// Why `load` did not take an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It does not suit; the next one may.
+    Image(String),
+    /// The device has no memory left: none will load.
+    Full(String),
+    /// The device fails whatever it is given.
+    DeviceFailed(String),
+}
+
+impl Refusal {
+    /// The same, said of `what`.
+    pub fn of(self, what: &str) -> Self {
+        let said = |reason| format!("{what}: {reason}");
+        match self {
+            Self::Image(reason) => Self::Image(said(reason)),
+            Self::Full(reason) => Self::Full(said(reason)),
+            Self::DeviceFailed(reason) => Self::DeviceFailed(said(reason)),
+        }
+    }
+}
+
+/// Why nothing was loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NotLoaded {
+    /// Nothing suits: every image, in order, and why not.
+    Rejected(Vec<Rejection>),
+    /// The device has no memory left.
+    Full(String),
+    /// The device fails.
+    DeviceFailed(String),
+}
+
 /// Loads the best image that `load` takes; its name, and what `load` made of it. What was passed over before is in the log.
 ///
 /// # Errors
-/// All rejections, in order, where there is no such image.
-pub(super) fn load<M>(target: Target, load: impl Fn(&[u8]) -> Result<M, String>) -> Result<(String, M), Vec<Rejection>> {
+/// All rejections, in order, where there is no such image; the first refusal that is not the image's fault.
+pub(super) fn load<M>(target: Target, load: impl Fn(&[u8]) -> Result<M, Refusal>) -> Result<(String, M), NotLoaded> {
     let variable = |name: &str| env::var_os(name);
     let compiler = || Compiler::open(&nvrtc::places(target.driver.0, variable), cache::folder(variable), (SOURCES, SOURCES_HASH), target);
     let (name, module) = first_loaded(IMAGES, target, load, compiler)?;
@@ -85,9 +119,9 @@ pub(super) fn load<M>(target: Target, load: impl Fn(&[u8]) -> Result<M, String>)
 fn first_loaded<M>(
     images: &[Image],
     target: Target,
-    load: impl Fn(&[u8]) -> Result<M, String>,
+    load: impl Fn(&[u8]) -> Result<M, Refusal>,
     compiler: impl FnOnce() -> Result<Compiler, String>,
-) -> Result<(String, M), Vec<Rejection>> {
+) -> Result<(String, M), NotLoaded> {
     let (chosen, mut rejections) = choose(images, target);
     rejections.iter().for_each(|rejection| log::info!("CUDA kernels passed over: {rejection}"));
     let reject = |image: &str, reason: String, rejections: &mut Vec<Rejection>| {
@@ -97,18 +131,22 @@ fn first_loaded<M>(
     };
     for (image, code) in chosen {
         let name = format!("{} of {}", code.name(), image.name);
-        let unpacked = image.unpacked(code).map_err(|error| format!("it cannot be unpacked: {error}"));
+        let unpacked = image.unpacked(code).map_err(|error| Refusal::Image(format!("it cannot be unpacked: {error}")));
         match unpacked.and_then(|bytes| load(&bytes)) {
             Ok(module) => return Ok((name, module)),
-            Err(reason) => reject(&name, reason, &mut rejections),
+            Err(Refusal::Image(reason)) => reject(&name, reason, &mut rejections),
+            Err(Refusal::Full(reason)) => return Err(NotLoaded::Full(format!("{name}: {reason}"))),
+            Err(Refusal::DeviceFailed(reason)) => return Err(NotLoaded::DeviceFailed(format!("{name}: {reason}"))),
         }
     }
-    match compiler().and_then(|compiler| compiler.load(load)) {
+    match compiler().map_err(Refusal::Image).and_then(|compiler| compiler.load(load)) {
         Ok(loaded) => Ok(loaded),
-        Err(reason) => {
+        Err(Refusal::Image(reason)) => {
             reject("the sources", reason, &mut rejections);
-            Err(rejections)
+            Err(NotLoaded::Rejected(rejections))
         }
+        Err(Refusal::Full(reason)) => Err(NotLoaded::Full(reason)),
+        Err(Refusal::DeviceFailed(reason)) => Err(NotLoaded::DeviceFailed(reason)),
     }
 }
 
@@ -170,23 +208,23 @@ impl Compiler {
     }
 
     /// Loads the code that was compiled before, or else compiles it and keeps it.
-    fn load<M>(&self, load: impl Fn(&[u8]) -> Result<M, String>) -> Result<(String, M), String> {
+    fn load<M>(&self, load: impl Fn(&[u8]) -> Result<M, Refusal>) -> Result<(String, M), Refusal> {
         let (major, minor) = self.nvrtc.version();
         let target = self.code.name();
         let name = format!("compiled for {target} by NVRTC {major}.{minor}");
         let file = format!("kernels-{}-{target}-nvrtc{major}.{minor}.code", &self.sources.1[..16]);
         if let Some(folder) = &self.folder {
-            let kept =
-                cache::read(folder, &file).map_err(|error| error.to_string()).and_then(|code| code.as_deref().map(&load).transpose());
-            match kept {
+            let read = cache::read(folder, &file).map_err(|error| Refusal::Image(error.to_string()));
+            match read.and_then(|code| code.as_deref().map(&load).transpose()) {
                 Ok(Some(module)) => return Ok((format!("{name}, kept in {}", folder.display()), module)),
                 Ok(None) => {}
-                Err(reason) => log::warn!("{} is passed over: {reason}", folder.join(&file).display()),
+                Err(refusal @ (Refusal::Full(_) | Refusal::DeviceFailed(_))) => return Err(refusal),
+                Err(Refusal::Image(reason)) => log::warn!("{} is passed over: {reason}", folder.join(&file).display()),
             }
         }
         log::info!("CUDA kernels are being compiled for {target} by NVRTC {major}.{minor}, which takes a while");
-        let code = self.nvrtc.compile(self.sources.0, self.code)?;
-        let module = load(&code).map_err(|reason| format!("{name}: {reason}"))?;
+        let code = self.nvrtc.compile(self.sources.0, self.code).map_err(Refusal::Image)?;
+        let module = load(&code).map_err(|refusal| refusal.of(&name))?;
         match &self.folder {
             Some(folder) => {
                 if let Err(error) = cache::write(folder, &file, &code) {

@@ -5,15 +5,14 @@ use std::ffi::{CString, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use cudarc::driver::sys::{self, CUresult};
-
 use super::counters::{Counter, KernelCount};
 use super::device::Core;
-use super::driver::{Event, check, describe};
-use super::images::{self, SOURCES, Target};
+use super::driver::{Event, Hold, check, describe, is_sticky};
+use super::images::{self, NotLoaded, Refusal, SOURCES, Target};
 use super::memory::Pointer;
 use super::probe::Unavailable;
 use super::signature::{self, Kind, Signature};
+use super::sys::{self, CUresult};
 use crate::error::{KernelError, Result};
 
 pub(super) use super::counters::Work;
@@ -148,6 +147,15 @@ impl Function {
     }
 }
 
+/// What the driver's refusal of an image says.
+fn refusal(code: CUresult) -> Refusal {
+    match code {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => Refusal::Full(describe(code)),
+        code if is_sticky(code) => Refusal::DeviceFailed(describe(code)),
+        code => Refusal::Image(describe(code)),
+    }
+}
+
 /// A loaded image.
 struct Module(sys::CUmodule);
 
@@ -157,7 +165,7 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 impl Module {
-    fn load(image: &[u8]) -> std::result::Result<Self, String> {
+    fn load(image: &[u8]) -> std::result::Result<Self, Refusal> {
         // The driver reads PTX up to a zero byte, and a fatbin or cubin by the lengths inside it, from an address that suits its header.
         let mut aligned = vec![0_u64; image.len() / 8 + 1];
         bytemuck::cast_slice_mut(&mut aligned)[..image.len()].copy_from_slice(image);
@@ -165,17 +173,17 @@ impl Module {
         // SAFETY: the image lives through the call and ends in a zero byte.
         match unsafe { sys::cuModuleLoadData(&mut module, aligned.as_ptr().cast()) } {
             CUresult::CUDA_SUCCESS => Ok(Self(module)),
-            code => Err(describe(code)),
+            code => Err(refusal(code)),
         }
     }
 
-    fn function(&self, name: &str) -> std::result::Result<sys::CUfunction, String> {
-        let name = CString::new(name).map_err(|error| error.to_string())?;
+    fn function(&self, name: &str) -> std::result::Result<sys::CUfunction, Refusal> {
+        let text = CString::new(name).map_err(|error| Refusal::Image(format!("{name}: {error}")))?;
         let mut function = ptr::null_mut();
         // SAFETY: `function` is a place for the handle; the name ends in a zero byte.
-        match unsafe { sys::cuModuleGetFunction(&mut function, self.0, name.as_ptr()) } {
+        match unsafe { sys::cuModuleGetFunction(&mut function, self.0, text.as_ptr()) } {
             CUresult::CUDA_SUCCESS => Ok(function),
-            code => Err(describe(code)),
+            code => Err(refusal(code).of(name)),
         }
     }
 }
@@ -202,7 +210,9 @@ impl Functions {
         let signatures = signature::parse(SOURCES).map_err(|reason| Unavailable::DeviceFailed { name: name(), reason })?;
         match images::load(target, |image| Self::resolve(image, &signatures)) {
             Ok((image, (module, functions))) => Ok(Self { functions, image, timed: AtomicBool::new(false), _module: module }),
-            Err(rejections) => {
+            Err(NotLoaded::Full(reason)) => Err(Unavailable::Full { name: name(), reason }),
+            Err(NotLoaded::DeviceFailed(reason)) => Err(Unavailable::DeviceFailed { name: name(), reason }),
+            Err(NotLoaded::Rejected(rejections)) => {
                 let reasons = rejections.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                 Err(Unavailable::NoImage { name: name(), reasons })
             }
@@ -212,14 +222,14 @@ impl Functions {
     fn resolve(
         image: &[u8],
         signatures: &HashMap<&'static str, Signature>,
-    ) -> std::result::Result<(Module, HashMap<&'static str, Function>), String> {
+    ) -> std::result::Result<(Module, HashMap<&'static str, Function>), Refusal> {
         let module = Module::load(image)?;
         let function = |(name, signature): (&&'static str, &Signature)| {
-            let handle = module.function(name).map_err(|reason| format!("{name}: {reason}"))?;
+            let handle = module.function(name)?;
             let (counter, shared_bytes) = (Counter::default(), AtomicU32::new(0));
             Ok((*name, Function { handle, signature: signature.clone(), counter, shared_bytes }))
         };
-        let functions = signatures.iter().map(function).collect::<std::result::Result<_, String>>()?;
+        let functions = signatures.iter().map(function).collect::<std::result::Result<_, Refusal>>()?;
         Ok((module, functions))
     }
 
@@ -267,9 +277,12 @@ impl Functions {
         function.allow_shared(core, kernel, grid.shared_bytes)?;
         if self.is_timed() && !core.gate().is_capturing() {
             let (start, end) = (Event::new(true)?, Event::new(true)?);
+            // On an idle stream the first event would be reached before the kernel is there, and the time be the host's too.
+            let hold = Hold::start(core.compute())?;
             start.record(core.compute())?;
             self.start(core, kernel, function, grid, args)?;
             end.record(core.compute())?;
+            drop(hold);
             end.synchronize().map_err(|error| core.note(error))?;
             function.counter.add_time(work, (f64::from(start.elapsed_ms(&end)?) * 1e6) as u64);
         } else {

@@ -4,10 +4,9 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use cudarc::driver::sys;
-
 use super::arena::{Arena, Block};
-use super::device::{Core, lock};
+use super::device::{Core, Held, lock};
+use super::sys;
 use crate::device::NO_TARGET;
 use crate::error::{KernelError, Result};
 use crate::memory::Purpose;
@@ -177,11 +176,15 @@ impl<T> Drop for Storage<T> {
         let core = block.core().clone();
         if self.scratch {
             // A graph that used it goes on: it stays in the cache, and what it holds between launches is nobody's.
-            return core.scratch().put_back(block, self.recorded.load(Ordering::Relaxed));
+            return core.scratch().put_back(block);
         }
+        // Not in the middle of another thread's recording, whose graph would be taken to have lost memory.
+        let entered = core.gate().enter();
         if self.is_recorded(&core) {
             core.forget_graphs();
         }
+        drop(block);
+        drop(entered);
     }
 }
 
@@ -190,8 +193,6 @@ struct Kept {
     arena: Arc<Arena>,
     address: u64,
     bytes: u64,
-    /// As in [`Storage`].
-    recorded: u64,
 }
 
 /// Blocks for the intermediate numbers of operations, kept between them so that nothing is allocated once there are enough.
@@ -207,28 +208,30 @@ impl ScratchCache {
             let fits = blocks.iter().enumerate().filter(|(_, kept)| kept.bytes >= bytes).min_by_key(|(_, kept)| kept.bytes);
             fits.map(|(i, _)| i).map(|i| blocks.swap_remove(i))
         };
-        let (block, recorded) = match kept {
-            _ if bytes == 0 => (None, 0),
-            Some(kept) => (Some(Block::join(core.clone(), kept.arena, kept.address, kept.bytes)), kept.recorded),
+        let block = match kept {
+            _ if bytes == 0 => None,
+            Some(kept) => Some(Block::join(core.clone(), kept.arena, kept.address, kept.bytes)),
             // Powers of two, so that lengths that grow a little at a time settle soon.
-            None => (Some(take(core, &core.arena(Purpose::Activations), bytes.checked_next_power_of_two().unwrap_or(bytes))?), 0),
+            None => Some(take(core, &core.arena(Purpose::Activations), bytes.checked_next_power_of_two().unwrap_or(bytes))?),
         };
-        let (recorded, recorded_largest) = (AtomicU64::new(recorded), AtomicU32::new(0));
+        let (recorded, recorded_largest) = (AtomicU64::new(0), AtomicU32::new(0));
         Ok(Buffer { block, len, host: Vec::new(), recorded, recorded_largest, scratch: true, numbers: PhantomData })
     }
 
-    fn put_back(&self, block: Block, recorded: u64) {
+    fn put_back(&self, block: Block) {
         let (arena, address, bytes) = block.split();
-        lock(&self.0).push(Kept { arena, address, bytes, recorded });
+        lock(&self.0).push(Kept { arena, address, bytes });
     }
 
     /// Gives the blocks that are not in use back and says how many bytes they had.
     pub fn clear(&self, core: &Core) -> u64 {
+        let _entered = core.gate().enter();
         let blocks = std::mem::take(&mut *lock(&self.0));
-        if blocks.iter().any(|kept| kept.recorded == core.generation() + 1) {
+        if !blocks.is_empty() {
+            // Graphs use them, and work that is about to be recorded counts on them.
             core.forget_graphs();
         }
-        blocks.iter().for_each(|kept| core.give_back(&kept.arena, kept.address));
+        blocks.iter().for_each(|kept| core.give_back(Held::Block(kept.arena.clone(), kept.address)));
         blocks.iter().map(|kept| kept.bytes).sum()
     }
 }

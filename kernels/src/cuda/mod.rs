@@ -29,6 +29,7 @@ mod rotary;
 mod sequence;
 mod signature;
 mod staging;
+mod sys;
 mod training;
 mod weight;
 mod weights;
@@ -39,6 +40,7 @@ use crate::error::{KernelError, Result};
 use crate::memory::{Ledger, Purpose};
 use arena::Arena;
 use device::Core;
+use driver::Priority;
 use launch::{Args, Grid, Work};
 use memory::Pointer;
 
@@ -67,7 +69,17 @@ impl CudaDevice {
     /// counts as weights), and 5 MiB of page-locked host memory as activations. Memory is booked as activations until
     /// [`for_purpose`](crate::Device::for_purpose) says otherwise.
     pub fn open(ordinal: usize, ledger: Arc<dyn Ledger>) -> std::result::Result<Self, Unavailable> {
-        let core = Core::open(ordinal, ledger)?;
+        Self::open_with(ordinal, Priority::Highest, ledger)
+    }
+
+    /// As [`open`](CudaDevice::open), for work beside that of a device which serves: where both have kernels that wait, the device starts
+    /// those of the other first.
+    pub fn open_beside(ordinal: usize, ledger: Arc<dyn Ledger>) -> std::result::Result<Self, Unavailable> {
+        Self::open_with(ordinal, Priority::Lowest, ledger)
+    }
+
+    fn open_with(ordinal: usize, priority: Priority, ledger: Arc<dyn Ledger>) -> std::result::Result<Self, Unavailable> {
+        let core = Core::open(ordinal, priority, ledger)?;
         let weights = core.arena(Purpose::Weights);
         Ok(Self { core, purpose: Purpose::Activations, weights, plan: Plan::default() })
     }
@@ -116,7 +128,7 @@ impl CudaDevice {
         let _entered = self.core.enter()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: both are places for the numbers.
-        let code = unsafe { cudarc::driver::sys::cuMemGetInfo_v2(&mut free, &mut total) };
+        let code = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
         self.core.check("memory info", code)?;
         Ok((free as u64, total as u64))
     }

@@ -42,7 +42,7 @@ impl Device for CudaDevice {
     fn replay<E: From<KernelError>>(
         &self,
         graph: &mut Graph,
-        work: impl FnOnce() -> std::result::Result<(), E>,
+        work: impl FnMut() -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         graph::replay(&self.core, graph, work)
     }
@@ -94,6 +94,10 @@ impl Device for CudaDevice {
 
     fn reads_in_place(&self) -> bool {
         self.attributes().integrated && self.attributes().pageable
+    }
+
+    fn reads_host(&self, weight: &Weight) -> bool {
+        weight.reads_host()
     }
 
     fn map_weight(&self, bytes: HostBytes, format: Format, rows: usize, columns: usize) -> Result<Weight> {

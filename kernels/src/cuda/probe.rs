@@ -2,10 +2,9 @@
 
 use std::ffi::c_char;
 
-use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
-
 use super::arena::granularity;
 use super::driver;
+use super::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 /// The oldest driver that is used, as `cuDriverGetVersion` counts: CUDA 12.6, of which the images and the calls are.
 const OLDEST_DRIVER: i32 = 12_060;

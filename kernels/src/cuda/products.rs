@@ -96,7 +96,8 @@ impl Tiling {
     /// have a block, but none less than 8 slices: fewer are over before the loads of the first have come.
     fn split(&self, sizes: &Sizes, multiprocessors: usize) -> (usize, usize) {
         let splits = (multiprocessors / self.blocks(sizes).max(1)).min(sizes.k / (8 * self.slice)).max(1);
-        let each = sizes.k.div_ceil(splits).next_multiple_of(self.slice);
+        // A slice even where k is 0: C is to be zeroed, or kept, all the same.
+        let each = sizes.k.div_ceil(splits).next_multiple_of(self.slice).max(self.slice);
         (sizes.k.div_ceil(each).max(1), each)
     }
 }
@@ -134,9 +135,9 @@ pub(super) fn matmul_rows(device: &CudaDevice, y: &mut Buffer, x: &Buffer, w: &W
     let x = input(NAME, "x", x, &[m, columns])?;
     let sizes = Sizes { operation: NAME, m, n: rows, k: columns, alpha: 1.0, accumulate };
     match w.format() {
-        _ if m <= gemv::TOKENS => gemv::rows_form(device, &sizes, y, x, w.pointer(), w.format()),
-        Format::F32 => gemm_f32(device, &sizes, y, (x, false), (w.pointer(), true)),
-        format => gemm_half(device, &sizes, y, x, w.pointer(), (format, Form::Rows)),
+        _ if m <= gemv::TOKENS => gemv::rows_form(device, &sizes, y, x, w.pointer()?, w.format()),
+        Format::F32 => gemm_f32(device, &sizes, y, (x, false), (w.pointer()?, true)),
+        format => gemm_half(device, &sizes, y, x, w.pointer()?, (format, Form::Rows)),
     }
 }
 
@@ -147,9 +148,9 @@ pub(super) fn matmul_units(device: &CudaDevice, y: &mut Buffer, a: &Buffer, w: &
     let a = input(NAME, "a", a, &[m, rows])?;
     let sizes = Sizes { operation: NAME, m, n: columns, k: rows, alpha: 1.0, accumulate };
     match w.format() {
-        _ if m <= gemv::TOKENS => gemv::units_form(device, &sizes, y, a, w.pointer(), w.format()),
-        Format::F32 => gemm_f32(device, &sizes, y, (a, false), (w.pointer(), false)),
-        format => gemm_half(device, &sizes, y, a, w.pointer(), (format, Form::Units)),
+        _ if m <= gemv::TOKENS => gemv::units_form(device, &sizes, y, a, w.pointer()?, w.format()),
+        Format::F32 => gemm_f32(device, &sizes, y, (a, false), (w.pointer()?, false)),
+        format => gemm_half(device, &sizes, y, a, w.pointer()?, (format, Form::Units)),
     }
 }
 

@@ -3,10 +3,9 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUresult};
-
-use super::device::Core;
+use super::device::{Core, Held};
 use super::driver;
+use super::sys::{self, CUresult};
 use crate::device::HostBytes;
 use crate::error::Result;
 use crate::memory::{Purpose, Reservation};
@@ -14,6 +13,12 @@ use crate::memory::{Purpose, Reservation};
 /// Pages that are registered, and so cannot be evicted, until dropped.
 pub(super) struct Registration {
     core: Arc<Core>,
+    /// None once given back.
+    pages: Option<RegisteredPages>,
+}
+
+/// The pages of a registration. Dropped, they are registered no more: when no work on the device reads them.
+pub(super) struct RegisteredPages {
     address: usize,
     /// Keeps the pages mapped.
     _host: HostBytes,
@@ -40,7 +45,8 @@ impl Registration {
             code if driver::is_sticky(code) => core.check("cuMemHostRegister", code)?,
             _ => return Ok(None),
         }
-        let registration = Self { core: core.clone(), address, _host: host.clone(), _booked: booked };
+        let pages = RegisteredPages { address, _host: host.clone(), _booked: booked };
+        let registration = Self { core: core.clone(), pages: Some(pages) };
         let mut device = 0;
         // SAFETY: `device` is a place for the address; the range is registered.
         let code = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut device, address as *mut c_void, 0) };
@@ -52,11 +58,15 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        // Kernels that read the pages have to end first. An error is that of a lost device.
-        let entered = self.core.enter();
-        let _ = self.core.compute().synchronize("unregister");
-        // SAFETY: registered once, unregistered once, and nothing reads it any more.
+        if let Some(pages) = self.pages.take() {
+            self.core.give_back(Held::Registered(pages));
+        }
+    }
+}
+
+impl Drop for RegisteredPages {
+    fn drop(&mut self) {
+        // SAFETY: registered once, unregistered once, and nothing reads it any more. An error would be that of a lost device.
         unsafe { sys::cuMemHostUnregister(self.address as *mut c_void) };
-        drop(entered);
     }
 }

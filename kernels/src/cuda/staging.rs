@@ -1,10 +1,9 @@
 //! Host data on their way to and from the device: through page-locked buffers, which the device reads while the host goes on.
 
-use cudarc::driver::sys::{self, CUresult};
-
 use super::device::Core;
 use super::driver::{Event, Pinned, Stream, describe};
 use super::memory::Pointer;
+use super::sys::{self, CUresult};
 use crate::error::{KernelError, Result};
 use crate::memory::{Purpose, Reservation};
 

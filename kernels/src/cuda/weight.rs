@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::arena::{Arena, Block};
-use super::device::Core;
+use super::device::{Core, Held};
 use super::memory::{Buffer, Pointer, take};
 use super::registration::Registration;
 use crate::device::{Format, HostBytes};
@@ -24,6 +24,8 @@ enum Data {
     Host(HostBytes),
     Registered(Registration, HostBytes),
     Empty,
+    /// A shrink failed; what there was is given back.
+    Gone,
 }
 
 /// A matrix `[rows, columns]`, owned, uploaded, or read where the host has it.
@@ -97,23 +99,32 @@ impl Weight {
         (self.rows, self.columns)
     }
 
+    /// Whether it is read in the host's bytes that it was mapped from.
+    pub(super) fn reads_host(&self) -> bool {
+        matches!(self.data, Data::Host(_) | Data::Registered(..))
+    }
+
     /// How the numbers are stored.
     pub(super) fn format(&self) -> Format {
         self.format
     }
 
     /// Where the first row is. Work that is being recorded is taken to use the matrix: once it is dropped or moved the graph is not run any
-    /// more.
-    pub(super) fn pointer(&self) -> Pointer {
+    /// more. An error where a shrink has failed.
+    pub(super) fn pointer(&self) -> Result<Pointer> {
         if self.core.gate().is_capturing() {
             self.recorded.store(self.core.generation() + 1, Ordering::Relaxed);
         }
-        match &self.data {
+        Ok(match &self.data {
             Data::Owned(buffer) => buffer.pointer(),
             Data::Uploaded(block) => block.pointer(),
             Data::Host(bytes) | Data::Registered(_, bytes) => Pointer::new(bytes.bytes().as_ptr() as u64),
             Data::Empty => Pointer::NULL,
-        }
+            Data::Gone => {
+                let reason = format!("a matrix [{}, {}] was lost when it was shrunk; map it again", self.rows, self.columns);
+                return Err(KernelError::Device { operation: "weight", reason, lost: false });
+            }
+        })
     }
 
     /// The buffer of an owned matrix.
@@ -155,7 +166,7 @@ impl Weight {
         if bytes == 0 && !matches!(self.data, Data::Owned(_)) {
             self.data = Data::Empty;
         }
-        self.data = match std::mem::replace(&mut self.data, Data::Empty) {
+        self.data = match std::mem::replace(&mut self.data, Data::Gone) {
             Data::Host(host) => Data::Host(first(host, bytes)),
             Data::Registered(registration, host) if rows < self.rows => {
                 // Pages can be registered once, so the whole goes first.
@@ -177,13 +188,16 @@ impl Weight {
 
 impl Drop for Weight {
     fn drop(&mut self) {
+        // Not in the middle of another thread's recording, whose graph would be taken to have lost memory.
+        let entered = self.core.gate().enter();
         if self.recorded.load(Ordering::Relaxed) == self.core.generation() + 1 {
             self.core.forget_graphs();
         }
-        if let Data::Host(_) = self.data {
-            // The pages may be unmapped next. An error is that of a lost device, which reads nothing any more.
-            let _ = self.core.enter().and_then(|_entered| self.core.compute().synchronize("free"));
+        match std::mem::replace(&mut self.data, Data::Empty) {
+            Data::Host(pages) => self.core.give_back(Held::Pages(pages)),
+            data => drop(data),
         }
+        drop(entered);
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) fn embed(device: &CudaDevice, out: &mut Buffer, table: &Weight, ids: 
     let at = input(NAME, "ids", ids, &[count])?;
     check_ids(NAME, ids, count, rows)?;
     let numbers = count * columns;
-    let args = Args::new().pointer(out).pointer(table.pointer()).pointer(at);
+    let args = Args::new().pointer(out).pointer(table.pointer()?).pointer(at);
     let args = args.u32(size32(NAME, "count", count)?).u32(size32(NAME, "columns", columns)?).u32(number_of(table.format()));
     device.launch(NAME, Grid::linear(numbers, THREADS)?, args, Work { flops: 0, ..pass(table.format(), numbers, numbers + count) })
 }
@@ -62,7 +62,7 @@ pub(super) fn add_positions(
         format!("positions {start} to {start} + {sequence} were asked for, but the table has {rows}")
     })?;
     let numbers = batch * sequence * columns;
-    let args = Args::new().pointer(x).pointer(table.pointer()).u32(size32(NAME, "batch", batch)?);
+    let args = Args::new().pointer(x).pointer(table.pointer()?).u32(size32(NAME, "batch", batch)?);
     let args = args.u32(size32(NAME, "sequence", sequence)?).u32(size32(NAME, "columns", columns)?).u32(size32(NAME, "start", start)?);
     let work = Work { flops: numbers as u64, ..pass(table.format(), sequence * columns, 2 * numbers) };
     device.launch(NAME, Grid::linear(numbers, THREADS)?, args.u32(number_of(table.format())), work)
@@ -72,7 +72,7 @@ pub(super) fn row_l1(device: &CudaDevice, out: &mut Buffer, w: &Weight) -> Resul
     const NAME: &str = "row_l1";
     let (rows, columns) = w.shape();
     let out = output(NAME, "out", out, &[rows])?;
-    let args = Args::new().pointer(out).pointer(w.pointer()).u32(size32(NAME, "rows", rows)?).u32(size32(NAME, "columns", columns)?);
+    let args = Args::new().pointer(out).pointer(w.pointer()?).u32(size32(NAME, "rows", rows)?).u32(size32(NAME, "columns", columns)?);
     let grid = blocks(rows.div_ceil(ROWS_OF_BLOCK), THREADS)?;
     device.launch(NAME, grid, args.u32(number_of(w.format())), pass(w.format(), rows * columns, rows))
 }

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cudarc::driver::sys::{self, CUresult};
-
+use super::super::sys::{self, CUresult};
 use super::{ALIGNMENT, Block, out_of_memory, wait_for_users};
 use crate::cuda::device::Core;
 use crate::cuda::gauge;

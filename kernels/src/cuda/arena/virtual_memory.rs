@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use cudarc::driver::sys::{self, CUresult};
-
+use super::super::sys::{self, CUresult};
 use super::plain::too_large;
 use super::{ALIGNMENT, Block, out_of_memory, wait_for_users};
 use crate::cuda::device::Core;

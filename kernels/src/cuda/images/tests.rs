@@ -91,15 +91,32 @@ fn an_image_that_the_driver_refuses_gives_way_to_the_next_and_the_sources_come_l
         move |code: &[u8]| {
             let name = images.iter().find(|image| image.bytes == code).unwrap().name;
             offered.borrow_mut().push(name);
-            if Some(name) == wanted { Ok(name) } else { Err(format!("not {name}")) }
+            if Some(name) == wanted { Ok(name) } else { Err(Refusal::Image(format!("not {name}"))) }
         }
     };
     assert_eq!(first_loaded(&images, target, takes(Some("old")), no_compiler).unwrap(), ("sm_87 of old".to_owned(), "old"));
     assert_eq!(offered.take(), ["new", "old"]);
-    let rejections = first_loaded(&images, target, takes(None), no_compiler).unwrap_err();
+    let Err(NotLoaded::Rejected(rejections)) = first_loaded(&images, target, takes(None), no_compiler) else { panic!("not rejected") };
     assert_eq!(offered.take(), ["new", "old", "ptx"]);
     let said: Vec<String> = rejections.iter().map(Rejection::to_string).collect();
     assert_eq!(said, ["sm_87 of new: not new", "sm_87 of old: not old", "compute_80 of ptx: not ptx", "the sources: no compiler here"]);
+}
+
+#[test]
+fn a_device_that_is_full_or_fails_is_offered_no_further_image() {
+    let target = Target { driver: (13, 0), capability: (8, 7) };
+    let cases = [
+        (Refusal::Full("no memory".to_owned()), NotLoaded::Full("sm_87 of new: no memory".to_owned())),
+        (Refusal::DeviceFailed("gone".to_owned()), NotLoaded::DeviceFailed("sm_87 of new: gone".to_owned())),
+    ];
+    for (refusal, expected) in cases {
+        let offered = RefCell::new(0);
+        let load = |_: &[u8]| -> Result<(), Refusal> {
+            *offered.borrow_mut() += 1;
+            Err(refusal.clone())
+        };
+        assert_eq!((first_loaded(&images(), target, load, no_compiler), offered.take()), (Err(expected), 1));
+    }
 }
 
 #[test]
@@ -155,7 +172,7 @@ fn pinned_compiler(folder: &Path, target: Target) -> Option<Compiler> {
 fn nvrtc_compiles_the_sources_once_and_again_where_what_was_kept_is_broken() {
     let folder = tempfile::tempdir().unwrap();
     let Some(compiler) = pinned_compiler(folder.path(), Target { driver: (12, 9), capability: (8, 7) }) else { return };
-    let load = |code: &[u8]| if code.starts_with(b"\x7fELF") { Ok(code.to_vec()) } else { Err("no ELF".to_owned()) };
+    let load = |code: &[u8]| if code.starts_with(b"\x7fELF") { Ok(code.to_vec()) } else { Err(Refusal::Image("no ELF".to_owned())) };
     let (name, code) = compiler.load(load).unwrap();
     assert_eq!(name, "compiled for sm_87 by NVRTC 12.9");
     let (kept, again) = compiler.load(load).unwrap();
