@@ -65,6 +65,16 @@ pub enum AgentError {
         /// Sequence numbers that came again.
         repeated: u64,
     },
+    /// No engine serves any more.
+    #[error("no engine serves any more, and {failed} of {windows} windows have no verdict: {reason}; see to it and start the program again, or give --engine auto, with which another engine takes over")]
+    Unserved {
+        /// Windows without a verdict.
+        failed: u64,
+        /// All windows.
+        windows: u64,
+        /// What the last engine failed of.
+        reason: String,
+    },
     /// A mistake of the person who called the program.
     #[error("{0}")]
     Usage(String),

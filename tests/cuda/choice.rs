@@ -148,4 +148,9 @@ fn a_cuda_device_that_was_asked_for_by_name_fails_its_windows_in_order() {
     let failed = verdicts.iter().filter(|verdict| verdict["class"].is_null()).count();
     assert!(failed > 0 && failed < verdicts.len(), "{failed} of {} failed; {}", verdicts.len(), said.stderr);
     assert!(said.stderr.contains("every sequence number accounted for"), "{}", said.stderr);
+    let sentence = format!("no engine serves any more, and {failed} of {} windows have no verdict", verdicts.len());
+    assert_none(said.faults(1, &[&sentence]));
+    // However many windows fail, the log says once what of.
+    let lines = said.stderr.lines().filter(|line| line.contains("the engine failed")).count();
+    assert!(lines <= 2, "{lines} lines; {}", said.stderr);
 }

@@ -68,11 +68,13 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let active = store.path(store.active());
     let planned = planned_bytes(&active)?;
     let device = open_device(&engines, &budget, planned.saturating_add(source_bytes), goal.min(args.limit.unwrap_or(u64::MAX)))?;
-    let serving = serving.saturating_add(device.overhead_bytes());
-    let room = Room { goal, source_bytes, engine_bytes: device.overhead_bytes(), serving };
+    // A driver that was opened in vain leaves some of its memory behind.
+    let engine_bytes = device.overhead_bytes().saturating_add(engines.left_bytes());
+    let serving = serving.saturating_add(engine_bytes);
+    let room = Room { goal, source_bytes, engine_bytes, serving };
     let limit = args.limit.unwrap_or_else(|| if room.is_too_small() { goal.max(serving + serving / 2) } else { goal });
     let prune = prune_setup(context, args, &store, &room)?;
-    let needed = planned.saturating_add(device.overhead_bytes());
+    let needed = planned.saturating_add(engine_bytes);
     if limit < needed {
         return Err(AgentError::LimitTooSmall { what: format!("serving {}", args.model.display()), needed, limit });
     }
@@ -107,6 +109,9 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         snapshot.latency.p99_us,
         snapshot.queue_high_water
     );
+    if let Some(reason) = node.unserved().filter(|_| snapshot.failed > 0) {
+        return Err(AgentError::Unserved { failed: snapshot.failed, windows: snapshot.produced, reason: reason.to_string() });
+    }
     if context.stop.is_asked() || snapshot.is_complete() {
         Ok(())
     } else {
@@ -123,7 +128,13 @@ fn open_device(engines: &Engines, budget: &Arc<Budget>, needed: u64, room: u64) 
         return Ok(device);
     }
     let reason = format!("it takes {} beside the model, more than the budget of {} leaves", table::bytes(overhead), table::bytes(room));
-    Ok(engines.after(&device, LOOP_THREADS, budget, &reason)?.unwrap_or(device))
+    match engines.after(&device, LOOP_THREADS, budget, &reason)? {
+        Some(next) => {
+            engines.close(device, budget);
+            Ok(next)
+        }
+        None => Ok(device),
+    }
 }
 
 /// The source, and the bytes that it holds at most beside the model.
