@@ -38,10 +38,10 @@ fn cuda_parity_with_pytorch() {
 #[test]
 fn cuda_parity_with_pytorch_in_16_bits() {
     let Some((device, _emulator)) = real_or_emulated("") else { return };
-    for precision in [Precision::Exact, Precision::Fast] {
-        println!("{precision:?}");
-        let device = device.with_plan(Plan { precision, ..device.plan() });
-        compare_all(&device, Exactness::Logits(DType::F16, 3e-3));
-        compare_all(&device, Exactness::Logits(DType::Bf16, 2e-2));
-    }
+    compare_all(&device, Exactness::Logits(DType::F16, 3e-3));
+    compare_all(&device, Exactness::Logits(DType::Bf16, 2e-2));
+    // Rounding every activation to bf16 costs Gemma 3, whose states are large, more than that: so it is not the default.
+    let fast = device.with_plan(Plan { precision: Precision::Fast, ..device.plan() });
+    compare_all(&fast, Exactness::Logits(DType::F16, 3e-3));
+    compare_all(&fast, Exactness::Logits(DType::Bf16, 4e-2));
 }

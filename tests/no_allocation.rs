@@ -116,11 +116,11 @@ impl Sink for Switch {
     }
 }
 
-/// The allocations of a run on `device`.
-fn serve<D: Device>(device: &D, first: &Arc<Artifact>, second: &Arc<Artifact>) -> u64 {
+/// The allocations of a run of two engines, each on its device.
+fn serve<D: Device>(devices: [&D; 2], first: &Arc<Artifact>, second: &Arc<Artifact>) -> u64 {
     let budget = Arc::new(Budget::unlimited());
-    let engine = || NativeEngine::open(device, &budget, first).unwrap();
-    let next = Box::new(NativeEngine::open(device, &budget, second).unwrap());
+    let engine = || NativeEngine::open(devices[0], &budget, first).unwrap();
+    let next = Box::new(NativeEngine::open(devices[1], &budget, second).unwrap());
     let classes = first.manifest().architecture.classes().to_vec();
     let counts = CountingSink::default();
     let sinks: Vec<Box<dyn Sink>> =
@@ -155,7 +155,7 @@ fn judging_windows_allocates_nothing_also_across_a_swap() {
     let folder = tempfile::tempdir().unwrap();
     let [first, second] = [1, 2].map(|seed| write_model(&folder.path().join(format!("{seed}.esp")), seed));
     let device = |threads| CpuDevice::new(threads, Arc::new(Budget::unlimited())).unwrap();
-    let allocations = [1, 2].map(|threads| serve(&device(threads), &first, &second));
+    let allocations = [device(1), device(2)].map(|device| serve([&device; 2], &first, &second));
     assert_eq!(allocations, [0, 0], "allocations in {COUNTED} windows, with one thread and with two");
 }
 
@@ -166,9 +166,10 @@ fn cuda_judging_windows_allocates_nothing_also_across_a_swap() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     EXEMPT.set(true);
     let Some((device, emulator)) = device::real_or_emulated("") else { return };
+    let beside = espalier_kernels::CudaDevice::open(0, Arc::new(Budget::unlimited())).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let [first, second] = [1, 2].map(|seed| write_model(&folder.path().join(format!("{seed}.esp")), seed));
-    assert_eq!(serve(&device, &first, &second), 0, "allocations in {COUNTED} windows");
+    assert_eq!(serve([&device, &beside], &first, &second), 0, "allocations in {COUNTED} windows");
     if let Some(emulator) = emulator {
         let (graphs, launches) = (emulator.counter("graphs"), emulator.counter("graph_launches"));
         assert_eq!(graphs, 2, "a graph for each engine");

@@ -4,6 +4,20 @@
 //! exported graph in ONNX Runtime where it is asked for by name. [`Engines`] opens the one that was asked for; left the choice, it takes the GPU where one can be used, and says in one line why it was not taken. An engine that fails later is
 //! replaced by the next one ([`Engines::after`]); one that was asked for by name is never replaced.
 //!
+//! What a GPU takes is booked in the same [`Budget`] as the rest:
+//!
+//! | what | booked as | until |
+//! |--|--|--|
+//! | context and code of the driver, in the host's memory | the device's driver | the device is closed |
+//! | page-locked staging, 5 MiB of the host | activations | the device is closed |
+//! | weights, copied to device memory | weights, in whole granules (2 MiB) | the session ends |
+//! | weights, read in the mapped artifact (integrated) | weights, the file's bytes, as for the CPU | the session ends |
+//! | weights, mapped pages that are registered (integrated) | weights, whole pages, once | the session ends |
+//! | activations, KV cache, adapters, gradients, moments | their purpose, in whole granules | the buffer goes |
+//!
+//! Mapped pages that were copied leave the process as soon as they are; the largest tensor is booked beside the copy until all are. What the
+//! driver keeps in a discrete GPU's own memory for its context is not the program's, and not counted.
+//!
 //! A device has a type of its own and everything above it is generic, so [`OpenDevice`] names them all and
 //! [`on_device!`](crate::on_device) runs one expression on whichever it is.
 

@@ -61,7 +61,7 @@ pub struct Node {
     store: Store,
     budget: Arc<Budget>,
     engines: Engines,
-    /// Where the next engine is opened.
+    /// Where the newest engine runs.
     device: OpenDevice,
     handle: DiagnosisHandle,
     /// The artifact that the engine serves.
@@ -252,14 +252,23 @@ impl Node {
 
     /// An engine for an artifact; where the device refuses, on the next one.
     fn open(&mut self, path: &Path) -> Result<Served> {
-        match open_engine(&self.device, &self.budget, path) {
+        match self.open_beside(path) {
             Err(error) if is_device_failure(&error) => {
                 let before = self.device.kind();
                 self.leave_failed(&error);
-                if self.device.kind() == before { Err(error) } else { open_engine(&self.device, &self.budget, path) }
+                if self.device.kind() == before { Err(error) } else { self.open_beside(path) }
             }
             opened => opened,
         }
+    }
+
+    /// An engine on a device of its own, beside the one that serves: a device forgets the passes that it has recorded when memory of one of
+    /// them goes, and the memory of the engine that is replaced goes while the next one judges.
+    fn open_beside(&mut self, path: &Path) -> Result<Served> {
+        let device = self.device.beside(LOOP_THREADS, &self.budget)?;
+        let served = open_engine(&device, &self.budget, path)?;
+        self.device = device;
+        Ok(served)
     }
 
     /// A failed engine is replaced by a fresh one of the same artifact: another device may do what one could not, and a page that could not
