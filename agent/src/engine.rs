@@ -1,8 +1,9 @@
 //! Which engine computes: what was asked for, what is there, and what takes over.
 //!
 //! Two engines run the same operations: `cuda` on an NVIDIA GPU, and `cpu`, which is always there. A third, `ort`, runs an artifact's
-//! exported graph in ONNX Runtime where it is asked for by name. [`Engines`] opens the one that was asked for; left the choice, it takes the GPU where one can be used, and says in one line why it was not taken. An engine that fails later is
-//! replaced by the next one ([`Engines::after`]); one that was asked for by name is never replaced.
+//! exported graph in ONNX Runtime where it is asked for by name. [`Engines`] opens the one that was asked for; left the choice, it takes
+//! the GPU where one can be used, and says in one line why it was not taken. An engine that fails later is replaced by the next one
+//! ([`Engines::after`]); one that was asked for by name is never replaced.
 //!
 //! What a GPU takes is booked in the same [`Budget`] as the rest:
 //!
@@ -192,7 +193,7 @@ impl OpenDevice {
         Ok(match self {
             OpenDevice::Cpu(_) => OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?),
             #[cfg(feature = "ort")]
-            OpenDevice::Ort(..) => OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?),
+            OpenDevice::Ort(_, ort) => OpenDevice::Ort(CpuDevice::new(threads, budget.clone())?, *ort),
             #[cfg(feature = "cuda")]
             OpenDevice::Cuda(device, opened) => {
                 let beside = CudaDevice::open(0, budget.clone()).map_err(|reason| AgentError::Engine(reason.to_string()))?;

@@ -1,7 +1,10 @@
 //! `--engine ort` on the command line.
 
 use std::fs;
+use std::sync::Arc;
 
+use espalier_agent::engine::{Asked, EngineChoice, EngineKind, Engines};
+use espalier_runtime::Budget;
 use serde_json::Value;
 
 use crate::args;
@@ -38,6 +41,20 @@ fn windows_are_judged_as_the_cpu_judges_them() {
         evaluated[0]["accuracy"].as_f64().expect("an accuracy")
     };
     assert_eq!(accuracy("ort"), accuracy("cpu"));
+}
+
+/// The loop opens the engine of a pruned model beside the one that serves.
+#[test]
+fn an_engine_beside_onnx_runtime_is_onnx_runtime() {
+    if library().is_none() {
+        return;
+    }
+    let budget = Arc::new(Budget::unlimited());
+    let engines = Engines::new(Asked { engine: EngineChoice::Ort, ..Asked::default() });
+    let device = engines.open(1, &budget).expect("ONNX Runtime");
+    let beside = device.beside(1, &budget).expect("another");
+    assert_eq!([device.kind(), beside.kind()], [EngineKind::Ort; 2]);
+    assert!(!engines.may_move(), "it was asked for by name");
 }
 
 #[test]
