@@ -68,7 +68,7 @@ enum Command {
     Generate(generate::Args),
     /// Print what texts mean to a language model: the mean of its final hidden states, as JSON lines.
     Embed(embed::Args),
-    /// Write a model as a checkpoint folder or a GGUF file that other programs read.
+    /// Write a model as a checkpoint folder, a GGUF file or an ONNX graph that other programs read.
     Export(export::Args),
     /// Time a model on this machine.
     Bench(bench::Args),

@@ -3,6 +3,7 @@
 //! A dialect names tensors and lays them out in its own way ([`Dialect`]). [`import`] makes an artifact of a checkpoint and
 //! [`export_safetensors`] writes one back, without loss where the number format stays. [`for_each_source_tensor`] gives any tensors that
 //! have this crate's keys, gradients for one, the names and layouts of the source.
+//! [`export_onnx`] writes the network as a graph that reads its weights in the artifact.
 
 use crate::manifest::Manifest;
 use crate::tensor::Part;
