@@ -67,7 +67,8 @@ impl<D: Device> ParameterSource<D> for MappedSource<'_> {
         };
         let bytes = HostBytes { owner: artifact.map(), range: artifact.range(stored) };
         let weight = device.map_weight(bytes, format, rows, columns)?;
-        if !device.reads_in_place() {
+        // Pages that the device reads, in place or registered, stay and are counted where they are mapped.
+        if !device.reads_host(&weight) {
             artifact.unmap_pages(artifact.range(stored))?;
         }
         Ok(weight)

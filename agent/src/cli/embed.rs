@@ -1,5 +1,6 @@
 //! `espalier embed`
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -65,12 +66,19 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         sequences.push(ids);
     }
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(1);
-    let (device, budget) = context.device(args.engine, args.limit)?;
-    on_device!(&device, device => embed(context, args, &sequences, Scorer::open(device, &budget, &artifact, longest)?))
+    context.compute(context.device(args.engine, args.limit)?, |device, budget, shown| {
+        on_device!(device, device => embed(context, args, &sequences, Scorer::open(device, budget, &artifact, longest)?, shown))
+    })
 }
 
 /// Prints the embedding of every sequence.
-fn embed<D: Device>(context: &Context, args: &Args, sequences: &[Vec<u32>], mut scorer: Scorer<D>) -> Result<()> {
+fn embed<D: Device>(
+    context: &Context,
+    args: &Args,
+    sequences: &[Vec<u32>],
+    mut scorer: Scorer<D>,
+    shown: &Cell<bool>,
+) -> Result<()> {
     let mut embedding = vec![0.0; scorer.network().architecture.d_model];
     for (index, ids) in sequences.iter().enumerate() {
         context.stop.check()?;
@@ -80,6 +88,7 @@ fn embed<D: Device>(context: &Context, args: &Args, sequences: &[Vec<u32>], mut 
         }
         let line = serde_json::to_string(&Line { index, tokens: ids.len(), embedding: &embedding });
         let line = line.map_err(|error| AgentError::Usage(format!("the embedding of text {} cannot be written: {error}", index + 1)))?;
+        shown.set(true);
         if !print_while_read(&(line + "\n"))? {
             break;
         }

@@ -88,15 +88,16 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         data.split.test.iter().zip(&data.sets.tests).map(|(test, set)| (test.name.clone(), set.clone().with_noise(noise))).collect()
     };
     let predictions = |model: &Arc<Artifact>, asked| -> Result<Vec<Predictions>> {
-        let (device, budget) = context.any_device(args.engine, args.limit)?;
-        #[cfg(feature = "ort")]
-        if let OpenDevice::Ort(_, ort) = device {
-            let windows: Vec<&WindowSet> = sets.iter().map(|(_, windows)| windows).collect();
-            return predict_in_ort(ort, &budget, model, &windows, &context.stop);
-        }
-        on_device!(&device, device => {
-            let mut evaluator = Evaluator::open(device, &budget, model, asked)?;
-            sets.iter().map(|(_, windows)| evaluator.predict(windows, &context.stop)).collect()
+        context.compute(context.any_device(args.engine, args.limit)?, |device, budget, _| {
+            #[cfg(feature = "ort")]
+            if let OpenDevice::Ort(_, ort) = device {
+                let windows: Vec<&WindowSet> = sets.iter().map(|(_, windows)| windows).collect();
+                return predict_in_ort(*ort, budget, model, &windows, &context.stop);
+            }
+            on_device!(device, device => {
+                let mut evaluator = Evaluator::open(device, budget, model, asked.clone())?;
+                sets.iter().map(|(_, windows)| evaluator.predict(windows, &context.stop)).collect()
+            })
         })
     };
     let measured = predictions(&artifact, by_text)?;

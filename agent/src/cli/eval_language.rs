@@ -96,10 +96,11 @@ fn windows(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, pat
     }
     let text = read_text(path)?;
     let ids = Tokenizer::of(artifact)?.encode(&text, true)?;
-    let (device, budget) = context.device(computing.engine, computing.limit)?;
-    let result = on_device!(&device, device => {
-        let mut scorer = Scorer::open(device, &budget, artifact, window)?;
-        perplexity::of_text(&mut scorer, &ids, text.len(), window, args.windows, &mut Bar::new(), &context.stop)
+    let result = context.compute(context.device(computing.engine, computing.limit)?, |device, budget, _| {
+        on_device!(device, device => {
+            let mut scorer = Scorer::open(device, budget, artifact, window)?;
+            perplexity::of_text(&mut scorer, &ids, text.len(), window, args.windows, &mut Bar::new(), &context.stop)
+        })
     })?;
     if computing.json {
         return print_json(&result);
@@ -148,10 +149,11 @@ fn sequences(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, p
         sequences.push(Sequence { ids, first });
     }
     let longest = sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(1);
-    let (device, budget) = context.device(computing.engine, computing.limit)?;
-    let result = on_device!(&device, device => {
-        let mut scorer = Scorer::open(device, &budget, artifact, longest)?;
-        perplexity::of_sequences(&mut scorer, &sequences, &mut Bar::new(), &context.stop)
+    let result = context.compute(context.device(computing.engine, computing.limit)?, |device, budget, _| {
+        on_device!(device, device => {
+            let mut scorer = Scorer::open(device, budget, artifact, longest)?;
+            perplexity::of_sequences(&mut scorer, &sequences, &mut Bar::new(), &context.stop)
+        })
     })?;
     if computing.json {
         return print_json(&result);
@@ -185,16 +187,18 @@ fn questions(
     let file = task.file(data)?;
     let tokenizer = Tokenizer::of(artifact)?;
     let most = args.limit_examples.unwrap_or(usize::MAX);
-    let (device, budget) = context.device(computing.engine, computing.limit)?;
+    let opened = context.device(computing.engine, computing.limit)?;
     // Longer than any question of these sets with its solution, and a small KV cache.
     let capacity = artifact.manifest().architecture.context().min(1024);
     let mut table = Table::new(["task", task.name()]);
     if task == Task::Gsm8k {
         let mut questions = files::gsm8k(&file)?;
         questions.truncate(most);
-        let scores = on_device!(&device, device => {
-            let mut generator = Generator::open(device, &budget, artifact, capacity)?;
-            solution::solve(&mut generator, &tokenizer, capacity, &questions, &mut Bar::new(), &context.stop)
+        let scores = context.compute(opened, |device, budget, _| {
+            on_device!(device, device => {
+                let mut generator = Generator::open(device, budget, artifact, capacity)?;
+                solution::solve(&mut generator, &tokenizer, capacity, &questions, &mut Bar::new(), &context.stop)
+            })
         })?;
         if computing.json {
             return print_json(&Named { task: task.name(), scores });
@@ -204,9 +208,11 @@ fn questions(
     }
     let mut questions = if task == Task::Piqa { files::piqa(&file)? } else { files::arc(&file)? };
     questions.truncate(most);
-    let scores = on_device!(&device, device => {
-        let mut scorer = Scorer::open(device, &budget, artifact, capacity)?;
-        choice::ask(&mut scorer, &tokenizer, &questions, &mut Bar::new(), &context.stop)
+    let scores = context.compute(opened, |device, budget, _| {
+        on_device!(device, device => {
+            let mut scorer = Scorer::open(device, budget, artifact, capacity)?;
+            choice::ask(&mut scorer, &tokenizer, &questions, &mut Bar::new(), &context.stop)
+        })
     })?;
     if computing.json {
         return print_json(&Named { task: task.name(), scores });

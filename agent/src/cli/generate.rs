@@ -117,16 +117,19 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let tokenizer = Tokenizer::of(&artifact)?;
     let prompt = prompt_ids(args, &artifact, &tokenizer)?;
     check_length(&artifact, prompt.len(), args.max_tokens)?;
-    let (device, budget) = context.any_device(args.engine, None)?;
     let capacity = prompt.len() + args.max_tokens;
-    #[cfg(feature = "ort")]
-    if let OpenDevice::Ort(_, ort) = device {
-        let generator = OrtGenerator::open(ort.library, &budget, &artifact, capacity, ort.options)?;
-        return generate(context, args, &prompt, &tokenizer, sampling, generator);
-    }
-    on_device!(&device, device => {
-        let generator = Generator::open(device, &budget, &artifact, capacity)?;
-        generate(context, args, &prompt, &tokenizer, sampling, generator)
+    context.compute(context.any_device(args.engine, None)?, |device, budget, shown| {
+        #[cfg(feature = "ort")]
+        if let OpenDevice::Ort(_, ort) = device {
+            let generator = OrtGenerator::open(ort.library, budget, &artifact, capacity, ort.options)?;
+            return generate(context, args, &prompt, &tokenizer, sampling.clone(), generator);
+        }
+        on_device!(device, device => {
+            let generator = Generator::open(device, budget, &artifact, capacity)?;
+            // From here on the continuation may be printed as it comes.
+            shown.set(true);
+            generate(context, args, &prompt, &tokenizer, sampling.clone(), generator)
+        })
     })
 }
 

@@ -1,13 +1,14 @@
 //! The command line: one file a command.
 
 use std::io::Write;
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use clap::{Parser, Subcommand};
 use espalier_runtime::{Budget, PROCESS_BYTES};
 
-use crate::engine::{Asked, AskedOrt, EngineChoice, Engines, OpenDevice, Precision};
+use crate::engine::{Asked, AskedOrt, EngineChoice, Engines, OpenDevice, Precision, is_device_failure};
 use crate::error::{AgentError, Result};
 use crate::train::Stop;
 
@@ -136,6 +137,24 @@ impl Context {
         let budget = Arc::new(Budget::new(limit.unwrap_or(u64::MAX), PROCESS_BYTES));
         let asked = args.asked()?;
         Ok((self.engines.get_or_init(|| Engines::new(asked)).open(self.threads, &budget)?, budget))
+    }
+
+    /// Does `work` on a device that [`Context::device`] or [`Context::any_device`] has opened; where it has no room or fails, from the
+    /// start on the next, unless `work` has said that it has shown something already.
+    pub fn compute<T>(
+        &self,
+        (device, budget): (OpenDevice, Arc<Budget>),
+        mut work: impl FnMut(&OpenDevice, &Arc<Budget>, &Cell<bool>) -> Result<T>,
+    ) -> Result<T> {
+        let shown = Cell::new(false);
+        let error = match work(&device, &budget, &shown) {
+            Err(error) if is_device_failure(&error) && !shown.get() => error,
+            done => return done,
+        };
+        let engines = self.engines.get_or_init(Engines::default);
+        let Some(next) = engines.after(&device, self.threads, &budget, &error)? else { return Err(error) };
+        engines.close(device, &budget);
+        work(&next, &budget, &shown)
     }
 }
 

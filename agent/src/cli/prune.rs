@@ -204,9 +204,11 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|error| file_error("cannot make the folder", folder, &error))?;
     let calibration = by_text.as_ref().map_or(&data.sets.train as &dyn Examples, |[calibration, _]| calibration);
     let holdout = by_text.as_ref().map_or(&data.sets.holdout as &dyn Examples, |[_, holdout]| holdout);
-    let (budget, progress, stop) = (&budget, &mut Bar::new(), &context.stop);
-    let result = on_device!(device, device => {
-        Cascade { device, budget, calibration, holdout, options, folder, progress, stop }.run(&source)
+    let result = context.compute((device, budget), |device, budget, _| {
+        let (options, progress, stop) = (options.clone(), &mut Bar::new(), &context.stop);
+        on_device!(device.clone(), device => {
+            Cascade { device, budget, calibration, holdout, options, folder, progress, stop }.run(&source)
+        })
     })?;
     let last = result.stages.last().ok_or_else(|| AgentError::Training("the cascade had no stages".into()))?;
     publish(&last.path, &args.output)?;

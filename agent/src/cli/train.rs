@@ -141,7 +141,7 @@ impl Args {
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
     let data = args.data.open()?;
-    let (device, budget) = context.device(args.engine, args.limit)?;
+    let opened = context.device(args.engine, args.limit)?;
     if let Some(base) = &args.lora.lora {
         let given = train_lora::Given {
             base,
@@ -153,7 +153,9 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
             noise: args.noise,
             seed: args.seed,
         };
-        let trained = on_device!(&device, device => train_lora::train(device, &budget, &data, &given, &mut Bar::new(), &context.stop))?;
+        let trained = context.compute(opened, |device, budget, _| {
+            on_device!(device, device => train_lora::train(device, budget, &data, &given, &mut Bar::new(), &context.stop))
+        })?;
         return report(args, &data, &trained);
     }
     let per_epoch = data.sets.train.len().div_ceil(args.batch.max(1)) as f64;
@@ -166,8 +168,10 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         seed: args.seed,
     };
     let (size, output) = (args.size.size(), &args.output);
-    let trained = on_device!(&device, device => {
-        train_artifact(device, &budget, &data, size, options, output, &mut Bar::new(), &context.stop)
+    let trained = context.compute(opened, |device, budget, _| {
+        on_device!(device, device => {
+            train_artifact(device, budget, &data, size, options.clone(), output, &mut Bar::new(), &context.stop)
+        })
     })?;
     report(args, &data, &trained)
 }
