@@ -122,13 +122,13 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         #[cfg(feature = "ort")]
         if let OpenDevice::Ort(_, ort) = device {
             let generator = OrtGenerator::open(ort.library, budget, &artifact, capacity, ort.options)?;
-            return generate(context, args, &prompt, &tokenizer, sampling.clone(), generator);
+            return generate(context, args, &prompt, &tokenizer, sampling, generator);
         }
         on_device!(device, device => {
             let generator = Generator::open(device, budget, &artifact, capacity)?;
             // From here on the continuation may be printed as it comes.
             shown.set(true);
-            generate(context, args, &prompt, &tokenizer, sampling.clone(), generator)
+            generate(context, args, &prompt, &tokenizer, sampling, generator)
         })
     })
 }

@@ -170,7 +170,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let (size, output) = (args.size.size(), &args.output);
     let trained = context.compute(opened, |device, budget, _| {
         on_device!(device, device => {
-            train_artifact(device, budget, &data, size, options.clone(), output, &mut Bar::new(), &context.stop)
+            train_artifact(device, budget, &data, size, options, output, &mut Bar::new(), &context.stop)
         })
     })?;
     report(args, &data, &trained)

@@ -139,8 +139,14 @@ fn world(limit: u64, first: Fault) -> World {
     World { node, heard, factory: factory.id(), candidate: candidate.id(), faults, _place: place }
 }
 
-const ROOMY: Reading =
-    Reading { held_bytes: 50, working_set_bytes: 0, goal_bytes: 100, limit_bytes: u64::MAX, available_bytes: None, factory_bytes: u64::MAX };
+const ROOMY: Reading = Reading {
+    held_bytes: 50,
+    working_set_bytes: 0,
+    goal_bytes: 100,
+    limit_bytes: u64::MAX,
+    available_bytes: None,
+    factory_bytes: u64::MAX,
+};
 
 impl World {
     /// Asks for the candidate's swap, as if a compression had made it.
@@ -201,9 +207,8 @@ fn a_candidate_that_fails_is_rolled_back_and_never_committed() {
         world.accept_candidate();
         world.until("the end of the swap", |node| node.controller.state() != State::Swapping);
         let factory = world.factory;
-        world.until("the old model", |node| {
-            node.controller.state() == State::Serving && node.serving.handle.snapshot().model_id == factory
-        });
+        world
+            .until("the old model", |node| node.controller.state() == State::Serving && node.serving.handle.snapshot().model_id == factory);
         // As many windows of the old model as would commit the candidate.
         let judged = world.node.handle().snapshot().judged;
         world.until("more windows", |node| node.serving.handle.snapshot().judged > judged + 200);
