@@ -149,10 +149,6 @@ DEVICE void gemm_64(float* c, const float* a, const float* b, u32 m, u32 n, u32 
 
 }  // namespace products_tf32
 
-// Small tiles: four blocks leave a thread 128 registers, of which it needs fewer than 110; for six some compilers spill.
-#undef LEAST_BLOCKS
-#define LEAST_BLOCKS , 4
-
 KERNEL(128) gemm_tf32_64_nn(
     float* c,        // [splits, m, n]
     const float* a,  // [m, k]
@@ -171,6 +167,10 @@ KERNEL(128) gemm_tf32_64_nt(
 }
 EXPORT(gemm_tf32_64_nt)
 
+// For six blocks of this one some compilers spill; four leave a thread more registers than it needs.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 4
+
 KERNEL(128) gemm_tf32_64_tn(
     float* c,        // [splits, m, n]
     const float* a,  // [k, m]
@@ -179,6 +179,9 @@ KERNEL(128) gemm_tf32_64_tn(
     products_tf32::gemm_64<false, false>(c, a, b, m, n, k, k_split, alpha, flags);
 }
 EXPORT(gemm_tf32_64_tn)
+
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS
 
 KERNEL(128) gemm_tf32_64_tt(
     float* c,        // [splits, m, n]
