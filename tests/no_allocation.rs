@@ -134,7 +134,9 @@ fn serve<D: Device>(devices: [&D; 2], first: &Arc<Artifact>, second: &Arc<Artifa
         std::thread::yield_now();
     }
     assert!(handle.offer(next).unwrap().is_none());
-    let Some(Event::Swapped { old: Some(old), model_id, from, .. }) = handle.events().next_within(Duration::from_secs(10)) else { panic!("no swap") };
+    let Some(Event::Swapped { old: Some(old), model_id, from, .. }) = handle.events().next_within(Duration::from_secs(10)) else {
+        panic!("no swap")
+    };
     drop(old);
     SWAPPED.store(true, Ordering::Release);
     assert_eq!(model_id, second.id());

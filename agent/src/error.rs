@@ -66,7 +66,9 @@ pub enum AgentError {
         repeated: u64,
     },
     /// No engine serves any more.
-    #[error("no engine serves any more, and {failed} of {windows} windows have no verdict: {reason}; see to it and start the program again, or give --engine auto, with which another engine takes over")]
+    #[error(
+        "no engine serves any more, and {failed} of {windows} windows have no verdict: {reason}; see to it and start the program again, or give --engine auto, with which another engine takes over"
+    )]
     Unserved {
         /// Windows without a verdict.
         failed: u64,

@@ -72,13 +72,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
 }
 
 /// Prints the embedding of every sequence.
-fn embed<D: Device>(
-    context: &Context,
-    args: &Args,
-    sequences: &[Vec<u32>],
-    mut scorer: Scorer<D>,
-    shown: &Cell<bool>,
-) -> Result<()> {
+fn embed<D: Device>(context: &Context, args: &Args, sequences: &[Vec<u32>], mut scorer: Scorer<D>, shown: &Cell<bool>) -> Result<()> {
     let mut embedding = vec![0.0; scorer.network().architecture.d_model];
     for (index, ids) in sequences.iter().enumerate() {
         context.stop.check()?;

@@ -87,7 +87,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     } else {
         data.split.test.iter().zip(&data.sets.tests).map(|(test, set)| (test.name.clone(), set.clone().with_noise(noise))).collect()
     };
-    let predictions = |model: &Arc<Artifact>, asked| -> Result<Vec<Predictions>> {
+    let predictions = |model: &Arc<Artifact>, asked: Option<TextDiagnosis>| -> Result<Vec<Predictions>> {
         context.compute(context.any_device(args.engine, args.limit)?, |device, budget, _| {
             #[cfg(feature = "ort")]
             if let OpenDevice::Ort(_, ort) = device {

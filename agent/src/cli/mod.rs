@@ -1,7 +1,7 @@
 //! The command line: one file a command.
 
-use std::io::Write;
 use std::cell::Cell;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 

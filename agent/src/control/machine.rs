@@ -284,7 +284,9 @@ impl Controller {
                 self.condemn("the candidate could not be committed", &reason, actions);
             }
             (None, Event::HealthWindow { ok }) if self.serves_candidate() => self.health(ok, actions),
-            (None, Event::EngineFailed(reason)) if self.serves_candidate() => self.condemn("the candidate failed on probation", &reason, actions),
+            (None, Event::EngineFailed(reason)) if self.serves_candidate() => {
+                self.condemn("the candidate failed on probation", &reason, actions)
+            }
             // Windows go on while the commit is written, and while a condemned candidate waits to be replaced.
             (_, Event::HealthWindow { .. } | Event::EngineFailed(_)) if matches!(self.running, Running::Candidate { .. }) => {}
             (_, event) => {

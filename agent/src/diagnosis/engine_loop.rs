@@ -167,7 +167,9 @@ impl EngineLoop {
         self.shared.counters.engine_failed();
         let Some(engine) = self.engine.take() else { return };
         // Where so many events wait that there is no place for it, it stays, and is tried with the next window.
-        if let Some(Event::Failed { engine, .. }) = self.shared.events.add(Event::Failed { engine, sequence, model_id: self.model.0, error }) {
+        if let Some(Event::Failed { engine, .. }) =
+            self.shared.events.add(Event::Failed { engine, sequence, model_id: self.model.0, error })
+        {
             self.engine = Some(engine);
         }
     }
