@@ -138,6 +138,7 @@ pub enum OpenDevice {
 
 /// What opening a GPU took: what the device books itself, and on the host context and code of the driver, booked for as long as a device is
 /// open.
+#[cfg(feature = "cuda")]
 #[derive(Clone)]
 pub struct Opened {
     /// Bytes.

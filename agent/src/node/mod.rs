@@ -103,6 +103,8 @@ pub struct Node {
     serving: Serving,
     /// The model of the swap that the controller waits for.
     awaited: Option<u64>,
+    /// The candidate that has had its second chance.
+    spared: Option<u64>,
     controller: Controller,
     prune: Option<PruneSetup>,
     /// The limit that follows the commit; before it, the limit stays so that there is room to prune in.
@@ -177,6 +179,7 @@ impl Node {
             store,
             serving: Serving::new(engines, budget.clone(), handle, served, Box::new(open_engine)),
             awaited: None,
+            spared: None,
             budget,
             prune: options.prune,
             limit_after_commit: options.limit_after_commit,
@@ -314,15 +317,20 @@ impl Node {
         self.store.candidate().map(|candidate| candidate.id)
     }
 
-    /// The engine of a model has failed: leaves its device where that is to blame. A candidate gets another chance on another device and
-    /// nowhere else.
+    /// The engine of a model has failed: leaves its device where that is to blame. A candidate gets one more chance where
+    /// there is another device, and nowhere else.
     fn failed(&mut self, model_id: u64, error: &AgentError) -> Option<Event> {
         self.note_failure(format!("the engine failed: {error}"));
         let moved = self.serving.leave(error).unwrap_or_else(|error| {
             self.note_failure(format!("no other engine can take over: {error}"));
             false
         });
-        (self.candidate() == Some(model_id) && !(moved && is_device_failure(error))).then(|| Event::EngineFailed(error.to_string()))
+        if self.candidate() != Some(model_id) {
+            return None;
+        }
+        let spare = moved && is_device_failure(error) && self.spared != Some(model_id);
+        self.spared = Some(model_id);
+        (!spare).then(|| Event::EngineFailed(error.to_string()))
     }
 
     /// Where the loop has no engine, one of what it is to serve: a page that could not be read may be readable again, and another device
