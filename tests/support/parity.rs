@@ -81,7 +81,11 @@ impl Report {
     fn close(&mut self, tensor: &str, found: &[f32], expected: &[f32], tolerance: f32) {
         self.compared += 1;
         let largest = expected.iter().fold(f32::MIN_POSITIVE, |largest, x| largest.max(x.abs()));
-        let worst = found.iter().zip(expected).map(|(a, b)| if a.is_finite() && b.is_finite() { (a - b).abs() } else { f32::INFINITY }).fold(0.0, f32::max);
+        let worst = found
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| if a.is_finite() && b.is_finite() { (a - b).abs() } else { f32::INFINITY })
+            .fold(0.0, f32::max);
         self.worst = self.worst.max(worst / largest);
         if found.len() != expected.len() || worst > tolerance * largest {
             let name = &self.name;
