@@ -202,6 +202,16 @@ impl OpenDevice {
             }
         })
     }
+
+    /// As [`beside`](OpenDevice::beside), for work that this device's goes before: where kernels of both wait, a GPU starts this one's first.
+    pub fn behind(&self, threads: usize, budget: &Arc<Budget>) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if let OpenDevice::Cuda(device, opened) = self {
+            let behind = CudaDevice::open_beside(0, budget.clone()).map_err(|reason| AgentError::Engine(reason.to_string()))?;
+            return Ok(OpenDevice::Cuda(behind.with_plan(device.plan()), opened.clone()));
+        }
+        self.beside(threads, budget)
+    }
 }
 
 /// Opens engines, and says once why one was not taken.

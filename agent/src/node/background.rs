@@ -35,7 +35,7 @@ pub(super) struct CascadeJob {
     pub calibration: Arc<dyn Examples + Send>,
     pub holdout: Arc<dyn Examples + Send>,
     pub budget: Arc<Budget>,
-    /// The loop's device; the job opens one of its own beside it.
+    /// The loop's device; the job opens one of its own behind it.
     pub device: OpenDevice,
     /// Whether the CPU may take over.
     pub may_move: bool,
@@ -98,8 +98,8 @@ impl CascadeJob {
 
     /// The cascade on the loop's engine; where that fails or has no room for it, on the CPU from the start.
     fn cascade(&self, progress: &mut dyn Progress, stop: &Stop) -> Result<CascadeResult> {
-        let beside = self.device.beside(self.threads, &self.budget);
-        let error = match beside.and_then(|device| on_device!(device, device => self.cascade_on(device, progress, stop))) {
+        let behind = self.device.behind(self.threads, &self.budget);
+        let error = match behind.and_then(|device| on_device!(device, device => self.cascade_on(device, progress, stop))) {
             Err(error) if self.device.kind() != EngineKind::Cpu && self.may_move && is_device_failure(&error) => error,
             result => return result,
         };
