@@ -81,8 +81,10 @@ impl Staging {
         core.refuse_while_capturing("upload")?;
         // The memory may have been another buffer's, which work on the compute stream still reads.
         core.order(core.compute(), core.copies())?;
-        self.large.upload(core, core.copies(), to, from)?;
-        core.order(core.copies(), core.compute())
+        let uploaded = self.large.upload(core, core.copies(), to, from);
+        // Of a failed upload too: its first parts may still be on their way to memory that the caller gives back.
+        core.order(core.copies(), core.compute())?;
+        uploaded
     }
 
     /// Copies `from` to `to` and waits for it, and so for everything before it.
