@@ -172,6 +172,40 @@ fn registered_pages_are_given_back_in_a_shrink() {
     assert!(rows(&device, &weight) == numbers[..1_000_000]);
 }
 
+/// A host's bytes that hold nothing of use once they are dropped, as pages that are unmapped.
+struct Passing(Bytes);
+
+impl AsRef<[u8]> for Passing {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        std::hint::black_box(&mut self.0.0).fill(u64::MAX);
+    }
+}
+
+#[test]
+fn pages_that_a_shrink_gives_back_whole_have_been_read() {
+    let Some(emulator) = Emulator::start("integrated=1,pageable=1,lazy=1") else { return };
+    let device = emulator.device().for_model();
+    let numbers = sequence(300 * 100, 1.0);
+    let words: Vec<u64> = bytemuck::cast_slice::<f32, [u32; 2]>(&numbers).iter().map(|pair| bytemuck::cast(*pair)).collect();
+    // In-place reading asks for a multiple of 16.
+    let start = words.as_ptr() as usize % 16;
+    let owner = Arc::new(Passing(Bytes(words)));
+    let bytes = HostBytes { owner, range: start..numbers.len() * 4 };
+    let mut weight = device.map_weight(bytes, Format::F32, 299, 100).unwrap();
+    assert!(device.reads_host(&weight));
+    let (mut out, ids) = (device.zeros(100).unwrap(), device.indices(&[298]).unwrap());
+    device.embed(&mut out, &weight, &ids, 1).unwrap();
+    device.shrink_weights(&mut [(&mut weight, 0)]).unwrap();
+    let skipped = start / 4;
+    assert!(contents(&device, &out) == numbers[skipped + 29_800..skipped + 29_900], "the row was read when its pages had gone");
+}
+
 #[test]
 fn a_weight_whose_shrink_failed_is_an_error_and_the_cuda_device_goes_on() {
     let Some(emulator) = Emulator::start("integrated=1,fail_register=2") else { return };

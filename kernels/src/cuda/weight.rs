@@ -28,6 +28,16 @@ enum Data {
     Gone,
 }
 
+impl Data {
+    /// Gives back what holds the numbers: pages of the host once no work on the device reads them.
+    fn release(self, core: &Core) {
+        match self {
+            Data::Host(pages) => core.give_back(Held::Pages(pages)),
+            data => drop(data),
+        }
+    }
+}
+
 /// A matrix `[rows, columns]`, owned, uploaded, or read where the host has it.
 pub struct Weight {
     core: Arc<Core>,
@@ -164,7 +174,7 @@ impl Weight {
     fn keep(&mut self, rows: usize) -> Result<()> {
         let bytes = stored_bytes(self.format, rows, self.columns)?;
         if bytes == 0 && !matches!(self.data, Data::Owned(_)) {
-            self.data = Data::Empty;
+            std::mem::replace(&mut self.data, Data::Empty).release(&self.core);
         }
         self.data = match std::mem::replace(&mut self.data, Data::Gone) {
             Data::Host(host) => Data::Host(first(host, bytes)),
@@ -193,10 +203,7 @@ impl Drop for Weight {
         if self.recorded.load(Ordering::Relaxed) == self.core.generation() + 1 {
             self.core.forget_graphs();
         }
-        match std::mem::replace(&mut self.data, Data::Empty) {
-            Data::Host(pages) => self.core.give_back(Held::Pages(pages)),
-            data => drop(data),
-        }
+        std::mem::replace(&mut self.data, Data::Empty).release(&self.core);
         drop(entered);
     }
 }
