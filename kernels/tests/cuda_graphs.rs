@@ -224,6 +224,37 @@ fn a_refused_allocation_of_another_user_disturbs_no_recording() {
 }
 
 #[test]
+fn a_graph_of_one_thread_leaves_the_intermediate_numbers_of_others_alone() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let device = emulator.device().with_plan(Plan { multiprocessors: Some(64), ..Plan::default() });
+    let operands = |value| {
+        let mut a = device.zeros(9 * 900).unwrap();
+        device.fill(&mut a, 9 * 900, value).unwrap();
+        (a, device.zeros(81).unwrap())
+    };
+    let ((ones, mut of_ones), (twos, mut of_twos)) = (operands(1.0), operands(2.0));
+    let (mut graph, done) = (Graph::default(), AtomicBool::new(false));
+    for _ in 0..2 {
+        device.replay(&mut graph, || product(&device, &mut of_ones, &ones)).unwrap();
+    }
+    assert!(graph.is_recorded());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                device.replay(&mut graph, || product(&device, &mut of_ones, &ones)).unwrap();
+            }
+        });
+        let mut products = Vec::new();
+        for _ in 0..200 {
+            product(&device, &mut of_twos, &twos).unwrap();
+            products.push(first(&device, &of_twos));
+        }
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(products, [3600.0; 200]);
+    });
+}
+
+#[test]
 fn a_driver_that_refuses_graphs_is_asked_less_and_less() {
     let Some(emulator) = Emulator::start("refuse_graphs=3") else { return };
     let device = emulator.device();

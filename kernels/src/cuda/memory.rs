@@ -1,11 +1,13 @@
 //! Numbers on the device.
 
 use std::marker::PhantomData;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::arena::{Arena, Block};
 use super::device::{Core, Held, lock};
+use super::gate::Entered;
 use super::sys;
 use crate::device::NO_TARGET;
 use crate::error::{KernelError, Result};
@@ -185,6 +187,21 @@ impl<T> Drop for Storage<T> {
         }
         drop(block);
         drop(entered);
+    }
+}
+
+/// Intermediate numbers of an operation. A recorded graph may use the same memory, so no other thread comes in between two launches of the
+/// operation, and runs one.
+pub(super) struct Scratch<'a> {
+    pub buffer: Buffer,
+    /// Left after the buffer has gone back.
+    pub _entered: Entered<'a>,
+}
+
+impl Deref for Scratch<'_> {
+    type Target = Buffer;
+    fn deref(&self) -> &Buffer {
+        &self.buffer
     }
 }
 

@@ -42,7 +42,7 @@ use arena::Arena;
 use device::Core;
 use driver::Priority;
 use launch::{Args, Grid, Work};
-use memory::Pointer;
+use memory::{Pointer, Scratch};
 
 pub use counters::KernelCount;
 pub use gauge::device_bytes;
@@ -158,10 +158,11 @@ impl CudaDevice {
         self.core.functions().launch(&self.core, kernel, grid, args, work)
     }
 
-    /// `len` numbers of whatever value for the time of an operation: the next one gets the same memory.
-    fn scratch(&self, len: usize) -> Result<Buffer> {
-        let _entered = self.core.enter()?;
-        self.core.scratch().take(&self.core, len)
+    /// `len` numbers of whatever value for the time of an operation: the next one gets the same memory. Other threads wait until they are
+    /// dropped.
+    fn scratch(&self, len: usize) -> Result<Scratch<'_>> {
+        let entered = self.core.enter()?;
+        Ok(Scratch { buffer: self.core.scratch().take(&self.core, len)?, _entered: entered })
     }
 }
 

@@ -2,7 +2,7 @@
 //! `products_half.cu`; few tokens go to `gemv.rs`.
 
 use super::launch::{Args, Grid, Work};
-use super::memory::{Buffer, Pointer};
+use super::memory::{Buffer, Pointer, Scratch};
 use super::weight::Weight;
 use super::{CudaDevice, gemv, input, output, size32};
 use crate::device::{Format, Product};
@@ -301,7 +301,7 @@ fn gemm_half(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Poin
 }
 
 /// For every row of x the power of two that suits f16.
-fn row_scales(device: &CudaDevice, sizes: &Sizes, x: Pointer, flags: u32) -> Result<Buffer> {
+fn row_scales<'a>(device: &'a CudaDevice, sizes: &Sizes, x: Pointer, flags: u32) -> Result<Scratch<'a>> {
     let scales = device.scratch(sizes.m)?;
     let (m, _, k) = sizes.args32()?;
     let args = Args::new().pointer(scales.pointer()).pointer(x).u32(m).u32(k).u32(flags & VECTOR_A);
