@@ -30,8 +30,8 @@ use espalier_kernels::{CudaDevice, Device, Result, Unlimited};
 
 use cases::Case;
 
-/// What is read before every run: more than the 50 MB of second-level cache that the largest device has.
-const FLUSH_NUMBERS: usize = 32 << 20;
+/// What is read before every run, 256 MiB: twice the 128 MB of second-level cache that the largest device has.
+const FLUSH_NUMBERS: usize = 64 << 20;
 
 /// The command line.
 struct Args {
