@@ -56,7 +56,7 @@ impl Drop for Context {
 /// What the clones of a device, and all that lives on it, share. Fields are dropped in this order: the context goes last.
 pub(super) struct Core {
     functions: Functions,
-    staging: Mutex<Option<Staging>>,
+    staging: Mutex<Staging>,
     scratch: ScratchCache,
     arenas: Mutex<HashMap<Purpose, Arc<Arena>>>,
     /// What was dropped while work was recorded, to be given back afterwards.
@@ -135,9 +135,10 @@ impl Core {
         let functions = Functions::load(Target { driver: version, capability }, &name)?;
         let handle = || Ok((Stream::new(priority)?, Stream::new(priority)?, Event::new(false)?));
         let (compute, copies, order) = handle().map_err(|error| not_started(&name, error))?;
-        let core = Arc::new(Self {
+        let staging = Staging::new(ledger.clone()).map_err(|error| not_started(&name, error))?;
+        Ok(Arc::new(Self {
             functions,
-            staging: Mutex::new(None),
+            staging: Mutex::new(staging),
             scratch: ScratchCache::default(),
             arenas: Mutex::default(),
             deferred: Mutex::default(),
@@ -151,10 +152,7 @@ impl Core {
             ledger,
             attributes,
             context,
-        });
-        let staging = Staging::new(&core).map_err(|error| not_started(&name, error))?;
-        *lock(&core.staging) = Some(staging);
-        Ok(core)
+        }))
     }
 
     pub fn attributes(&self) -> &Attributes {
@@ -262,10 +260,7 @@ impl Core {
 
     /// The buffers through which the host's data pass.
     pub fn with_staging<R>(&self, work: impl FnOnce(&mut Staging) -> Result<R>) -> Result<R> {
-        match &mut *lock(&self.staging) {
-            Some(staging) => work(staging),
-            None => Err(KernelError::Device { operation: "staging", reason: "the device is being opened".into(), lost: false }),
-        }
+        work(&mut lock(&self.staging))
     }
 
     /// Copies on the compute stream. The caller is inside [`enter`](Core::enter), and the ranges do not overlap.

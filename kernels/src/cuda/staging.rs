@@ -1,11 +1,13 @@
 //! Host data on their way to and from the device: through page-locked buffers, which the device reads while the host goes on.
 
+use std::sync::Arc;
+
 use super::device::Core;
 use super::driver::{Event, Pinned, Stream, describe};
 use super::memory::Pointer;
 use super::sys::{self, CUresult};
 use crate::error::{KernelError, Result};
-use crate::memory::{Purpose, Reservation};
+use crate::memory::{Ledger, Purpose, Reservation};
 
 /// A part for windows, indices and results: a copy of this length takes about as long as starting it (128 KiB at 25 GB/s: 5 µs), and eight
 /// of them are as many windows on their way as anyone has.
@@ -63,10 +65,10 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Takes the buffers. The context is current.
-    pub fn new(core: &Core) -> Result<Self> {
+    /// Takes the buffers, booked in `ledger`. The context is current.
+    pub fn new(ledger: Arc<dyn Ledger>) -> Result<Self> {
         let bytes = SMALL_BYTES * SMALL_PARTS + LARGE_BYTES * LARGE_PARTS;
-        let _booked = Reservation::new(core.ledger().clone(), Purpose::Activations, bytes as u64)?;
+        let _booked = Reservation::new(ledger, Purpose::Activations, bytes as u64)?;
         Ok(Self { small: Ring::new(SMALL_BYTES, SMALL_PARTS)?, large: Ring::new(LARGE_BYTES, LARGE_PARTS)?, _booked })
     }
 
