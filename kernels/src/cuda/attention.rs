@@ -36,8 +36,7 @@ impl Sizes {
         require(operation, window != Some(0), || "a window of no keys was given; a query sees at least its own".to_string())?;
         require(operation, head_dim > 0 || heads == 0, || "a head has no dimensions".to_string())?;
         input(operation, "groups", groups, &[heads])?;
-        // The largest is asked for its own sake: a recorded graph stands for groups up to this one.
-        groups.largest(heads);
+        groups.note_checked(heads);
         if let Some((head, group)) = groups.host(heads).iter().enumerate().find(|(_, group)| **group as usize >= group_count) {
             let detail = format!("head {head} names KV group {group}, but there are {group_count} groups");
             return Err(KernelError::Shape { operation, detail });

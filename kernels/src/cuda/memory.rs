@@ -161,14 +161,13 @@ impl Indices {
         &self.host[..count.min(self.host.len())]
     }
 
-    /// The largest of the first `count` indices, those aside that are [`NO_TARGET`].
-    pub(super) fn largest(&self, count: usize) -> Option<u32> {
+    /// Says that the first `count` indices were checked. Work that is being recorded stands for indices up to the largest of them, those
+    /// aside that are [`NO_TARGET`].
+    pub(super) fn note_checked(&self, count: usize) {
+        let Some(block) = self.block.as_ref().filter(|block| block.core().gate().is_capturing()) else { return };
         let largest = self.host(count).iter().copied().filter(|index| *index != NO_TARGET).max();
-        if let Some(block) = self.block.as_ref().filter(|block| block.core().gate().is_capturing()) {
-            self.note_recording(block.core());
-            self.recorded_largest.fetch_min(largest.unwrap_or(0), Ordering::Relaxed);
-        }
-        largest
+        self.note_recording(block.core());
+        self.recorded_largest.fetch_min(largest.unwrap_or(0), Ordering::Relaxed);
     }
 }
 

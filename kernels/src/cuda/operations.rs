@@ -93,7 +93,7 @@ impl Device for CudaDevice {
     }
 
     fn reads_in_place(&self) -> bool {
-        self.attributes().integrated && self.attributes().pageable
+        self.attributes().reads_in_place()
     }
 
     fn reads_host(&self, weight: &Weight) -> bool {

@@ -112,6 +112,11 @@ fn attribute(device: sys::CUdevice, attribute: Attribute) -> u32 {
 }
 
 impl Attributes {
+    /// Whether mapped weights are read where the host has them, through its page tables.
+    pub fn reads_in_place(&self) -> bool {
+        self.integrated && self.pageable
+    }
+
     /// Those of a device under a driver of version `driver`.
     pub(super) fn of(device: sys::CUdevice, driver: i32) -> Self {
         let is = |name| attribute(device, name) != 0;

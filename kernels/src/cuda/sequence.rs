@@ -12,8 +12,7 @@ const STRIPE: usize = 32;
 
 /// Refuses an index that a table of `rows` has no row for.
 pub(super) fn check_ids(operation: &'static str, ids: &Indices, count: usize, rows: usize) -> Result<()> {
-    // The largest is asked for its own sake: a recorded graph stands for indices up to this one.
-    ids.largest(count);
+    ids.note_checked(count);
     match ids.host(count).iter().enumerate().find(|(_, id)| **id as usize >= rows) {
         Some((position, id)) => Err(KernelError::Shape {
             operation,

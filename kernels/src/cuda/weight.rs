@@ -82,7 +82,7 @@ impl Weight {
         let part = first(host.clone(), needed);
         let data = if needed == 0 {
             Data::Empty
-        } else if attributes.integrated && attributes.pageable && aligned {
+        } else if attributes.reads_in_place() && aligned {
             Data::Host(part)
         } else {
             let in_place = attributes.integrated && attributes.registers && aligned && needed >= REGISTERED_FROM_BYTES;

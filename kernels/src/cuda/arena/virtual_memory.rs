@@ -44,28 +44,24 @@ pub(super) struct Extents {
 }
 
 /// What the driver is asked for: memory of this device, for nobody else.
-fn properties(core: &Core) -> sys::CUmemAllocationProp {
+fn properties(device: sys::CUdevice) -> sys::CUmemAllocationProp {
     // SAFETY: the driver's struct of numbers and null pointers, for which zero means "nothing asked for".
     let mut properties: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
     properties.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
-    properties.location = location(core);
+    properties.location = location(device);
     properties
 }
 
-fn location(core: &Core) -> sys::CUmemLocation {
-    sys::CUmemLocation { type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: core.handle() }
+fn location(device: sys::CUdevice) -> sys::CUmemLocation {
+    sys::CUmemLocation { type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device }
 }
 
 /// The granularity of the device's allocations; none where the driver does not tell.
 pub(in crate::cuda) fn granularity(device: sys::CUdevice) -> Option<u64> {
     let mut bytes = 0;
-    // SAFETY: as in `properties`.
-    let mut properties: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
-    properties.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
-    properties.location = sys::CUmemLocation { type_: sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device };
     let option = sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
     // SAFETY: both are places that live through the call.
-    let code = unsafe { sys::cuMemGetAllocationGranularity(&mut bytes, &properties, option) };
+    let code = unsafe { sys::cuMemGetAllocationGranularity(&mut bytes, &properties(device), option) };
     // A power of two, so that every block that starts in a granule is aligned.
     (code == CUresult::CUDA_SUCCESS && (bytes as u64).is_power_of_two() && bytes as u64 >= ALIGNMENT).then_some(bytes as u64)
 }
@@ -258,7 +254,7 @@ impl Extent {
     ) -> std::result::Result<sys::CUmemGenericAllocationHandle, (&'static str, CUresult)> {
         let mut handle = 0;
         // SAFETY: both are places that live through the call.
-        match unsafe { sys::cuMemCreate(&mut handle, granule as usize, &properties(core), 0) } {
+        match unsafe { sys::cuMemCreate(&mut handle, granule as usize, &properties(core.handle()), 0) } {
             CUresult::CUDA_SUCCESS => {}
             code => return Err(("cuMemCreate", code)),
         }
@@ -276,7 +272,7 @@ impl Extent {
     /// Lets the device read and write granules, by one call for every run of neighbours.
     fn allow(&self, core: &Core, purpose: Purpose, numbers: &[u64], granule: u64) -> Result<()> {
         let flags = sys::CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-        let access = sys::CUmemAccessDesc { location: location(core), flags };
+        let access = sys::CUmemAccessDesc { location: location(core.handle()), flags };
         for run in numbers.chunk_by(|a, b| a + 1 == *b) {
             let bytes = run.len() as u64 * granule;
             // SAFETY: the granules of the run are mapped, and `access` lives through the call.
