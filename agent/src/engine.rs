@@ -313,10 +313,11 @@ impl Engines {
     }
 }
 
-/// Whether the device or its memory failed, rather than the model or the input: then another engine may do.
+/// Whether the device or its memory failed, rather than the model or the input: then another engine may do. A limit that is too small for
+/// the work may do for another engine, because a driver takes a part of it.
 pub fn is_device_failure(error: &AgentError) -> bool {
     match error {
-        AgentError::Engine(_) => true,
+        AgentError::Engine(_) | AgentError::LimitTooSmall { .. } => true,
         AgentError::Kernel(error) | AgentError::Runtime(RuntimeError::Kernel(error)) => !matches!(error, KernelError::Shape { .. }),
         _ => false,
     }
