@@ -321,14 +321,15 @@ impl Node {
     /// there is another device, and nowhere else.
     fn failed(&mut self, model_id: u64, error: &AgentError) -> Option<Event> {
         self.note_failure(format!("the engine failed: {error}"));
-        let moved = self.serving.leave(error).unwrap_or_else(|error| {
-            self.note_failure(format!("no other engine can take over: {error}"));
-            false
-        });
+        let moved = is_device_failure(error)
+            && self.serving.leave(error).unwrap_or_else(|error| {
+                self.note_failure(format!("no other engine can take over: {error}"));
+                false
+            });
         if self.candidate() != Some(model_id) {
             return None;
         }
-        let spare = moved && is_device_failure(error) && self.spared != Some(model_id);
+        let spare = moved && self.spared != Some(model_id);
         self.spared = Some(model_id);
         (!spare).then(|| Event::EngineFailed(error.to_string()))
     }
