@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use espalier_kernels::Device;
 use espalier_models::Artifact;
-use espalier_runtime::{Budget, Classifier, Generator, Plan, gauges};
+use espalier_runtime::{Budget, Classifier, Continues, Generator, Plan, gauges};
 
 #[cfg(feature = "cuda")]
 use super::bench_kernels::{self, KernelLine};
