@@ -72,6 +72,16 @@ pub enum Precision {
     Fast,
 }
 
+impl Precision {
+    /// The word on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Exact => "exact",
+            Precision::Fast => "fast",
+        }
+    }
+}
+
 /// What a person asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Asked {
