@@ -314,11 +314,16 @@ impl Engines {
         self.left.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Reservation::bytes).sum()
     }
 
+    /// Bytes of the host beside what is planned for the CPU where `device` serves: its own overhead, and what is left of drivers that were
+    /// closed.
+    pub fn beside_bytes(&self, device: &OpenDevice) -> u64 {
+        device.overhead_bytes().saturating_add(self.left_bytes())
+    }
+
     /// Says a line unless it was said before: a command may open a device several times.
     fn say(&self, level: log::Level, line: String) {
-        if !self.said.lock().unwrap_or_else(PoisonError::into_inner).contains(&line) {
+        if self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(line.clone()) {
             log::log!(level, "{line}");
-            self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(line);
         }
     }
 }

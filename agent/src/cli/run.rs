@@ -69,7 +69,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let planned = planned_bytes(&active)?;
     let device = open_device(&engines, &budget, planned.saturating_add(source_bytes), goal.min(args.limit.unwrap_or(u64::MAX)))?;
     // A driver that was opened in vain leaves some of its memory behind.
-    let engine_bytes = device.overhead_bytes().saturating_add(engines.left_bytes());
+    let engine_bytes = engines.beside_bytes(&device);
     let serving = serving.saturating_add(engine_bytes);
     let room = Room { goal, source_bytes, engine_bytes, serving };
     let limit = args.limit.unwrap_or_else(|| if room.is_too_small() { goal.max(serving + serving / 2) } else { goal });
