@@ -95,7 +95,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
 }
 
 fn say(text: &str) {
-    eprintln!("{text}");
+    super::tell(format_args!("{text}"));
 }
 
 /// An empty folder for the results; a folder that is not a demo's is left alone.

@@ -9,7 +9,7 @@ use espalier_models::Artifact;
 use espalier_runtime::OrtGenerator;
 use espalier_runtime::{Continues, GenerationSpeed, Generator, Sampling};
 
-use super::{Context, EngineArgs, print_json};
+use super::{Context, EngineArgs, print_json, tell};
 #[cfg(feature = "ort")]
 use crate::engine::OpenDevice;
 use crate::error::{AgentError, Result, file_error};
@@ -295,17 +295,17 @@ fn generated_gb_per_second(speed: &GenerationSpeed, pass_bytes: u64) -> f64 {
 
 /// The speed, on standard error.
 fn report(speed: &GenerationSpeed, generated: usize, pass_bytes: u64) {
-    eprintln!(
+    tell(format_args!(
         "prompt: {} tokens in {:.2} s, {:.1} tokens/s, weights read at {:.1} GB/s",
         speed.prompt_tokens,
         speed.prompt_time.as_secs_f64(),
         rate(speed.prompt_tokens, speed.prompt_time),
         prompt_gb_per_second(speed, pass_bytes)
-    );
-    eprintln!(
+    ));
+    tell(format_args!(
         "generated: {generated} tokens in {:.2} s, {:.1} tokens/s, weights read at {:.1} GB/s",
         speed.generated_time.as_secs_f64(),
         rate(speed.generated_passes, speed.generated_time),
         generated_gb_per_second(speed, pass_bytes)
-    );
+    ));
 }

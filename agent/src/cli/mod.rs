@@ -210,6 +210,11 @@ pub(crate) fn print_while_read(text: &str) -> Result<bool> {
     }
 }
 
+/// Says a line on standard error; a reader that has gone away is no failure.
+pub(crate) fn tell(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Prints a value as JSON.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text =
