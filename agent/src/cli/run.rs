@@ -101,11 +101,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let accounted = if snapshot.is_complete() { "every sequence number accounted for" } else { "SEQUENCE NUMBERS ARE NOT ACCOUNTED FOR" };
     tell(format_args!(
         "{gaps}; {accounted}; missing {}, repeated {}; latency p50 {} µs, p99 {} µs; queue at most {}",
-        snapshot.missing,
-        snapshot.repeated,
-        snapshot.latency.p50_us,
-        snapshot.latency.p99_us,
-        snapshot.queue_high_water
+        snapshot.missing, snapshot.repeated, snapshot.latency.p50_us, snapshot.latency.p99_us, snapshot.queue_high_water
     ));
     if let Some(reason) = node.unserved().filter(|_| snapshot.failed > 0) {
         return Err(AgentError::Unserved { failed: snapshot.failed, windows: snapshot.produced, reason: reason.to_string() });
