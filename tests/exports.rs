@@ -12,7 +12,9 @@ use espalier_agent::prune::{LayerSelection, Selection};
 use espalier_kernels::{CpuDevice, Device, Unlimited};
 use espalier_models::checkpoint::{export_gguf, export_safetensors, import};
 use espalier_models::{Artifact, Error, Units};
-use espalier_runtime::{Budget, Generator, Input, Keep, LogitRows, Network, Pass, Residency, Sampling, Workspace, WorkspaceSize};
+use espalier_runtime::{
+    Budget, Continues, Generator, Input, Keep, LogitRows, Network, Pass, Residency, Sampling, Workspace, WorkspaceSize,
+};
 use safetensors::tensor::{Dtype, TensorView};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;

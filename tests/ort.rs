@@ -8,7 +8,7 @@ use std::path::Path;
 use espalier_models::architecture::Input as InputKind;
 use espalier_models::checkpoint::{OnnxOptions, export_onnx};
 #[cfg(feature = "ort")]
-use espalier_runtime::{Budget, Input, OrtGenerator, OrtLibrary, OrtModel, OrtOptions, Sampling};
+use espalier_runtime::{Budget, Continues, Input, OrtGenerator, OrtLibrary, OrtModel, OrtOptions, Sampling};
 use safetensors::tensor::{Dtype, TensorView};
 
 #[path = "ort/cases.rs"]

@@ -9,7 +9,9 @@ use espalier_agent::train::{Quiet, Stop};
 use espalier_kernels::{CpuDevice, Device, NO_TARGET, Unlimited};
 use espalier_models::checkpoint::import;
 use espalier_models::{Artifact, DType};
-use espalier_runtime::{Budget, Generator, Input, Keep, LogitRows, Network, Pass, Residency, Sampling, Scorer, Workspace, WorkspaceSize};
+use espalier_runtime::{
+    Budget, Continues, Generator, Input, Keep, LogitRows, Network, Pass, Residency, Sampling, Scorer, Workspace, WorkspaceSize,
+};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 

@@ -72,6 +72,16 @@ pub enum Precision {
     Fast,
 }
 
+impl Precision {
+    /// The word on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Exact => "exact",
+            Precision::Fast => "fast",
+        }
+    }
+}
+
 /// What a person asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Asked {
@@ -314,19 +324,25 @@ impl Engines {
         self.left.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Reservation::bytes).sum()
     }
 
+    /// Bytes of the host beside what is planned for the CPU where `device` serves: its own overhead, and what is left of drivers that were
+    /// closed.
+    pub fn beside_bytes(&self, device: &OpenDevice) -> u64 {
+        device.overhead_bytes().saturating_add(self.left_bytes())
+    }
+
     /// Says a line unless it was said before: a command may open a device several times.
     fn say(&self, level: log::Level, line: String) {
-        if !self.said.lock().unwrap_or_else(PoisonError::into_inner).contains(&line) {
+        if self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(line.clone()) {
             log::log!(level, "{line}");
-            self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(line);
         }
     }
 }
 
-/// Whether the device or its memory failed, rather than the model or the input: then another engine may do.
+/// Whether the device or its memory failed, rather than the model or the input: then another engine may do. A limit that is too small for
+/// the work may do for another engine, because a driver takes a part of it.
 pub fn is_device_failure(error: &AgentError) -> bool {
     match error {
-        AgentError::Engine(_) => true,
+        AgentError::Engine(_) | AgentError::LimitTooSmall { .. } => true,
         AgentError::Kernel(error) | AgentError::Runtime(RuntimeError::Kernel(error)) => !matches!(error, KernelError::Shape { .. }),
         _ => false,
     }

@@ -29,6 +29,61 @@ pub struct Generator<D: Device> {
     _choosing: Reservation,
 }
 
+/// A session that reads tokens and says what may come next.
+pub trait Continues {
+    /// Reads tokens and returns the logits `[vocabulary]` after the last one.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Input`] where a token is unknown or there are more than the session's capacity; any other where the pass fails.
+    fn read(&mut self, ids: &[u32]) -> Result<&[f32]>;
+
+    /// Logits after a token.
+    fn vocabulary(&self) -> usize;
+
+    /// Tokens that one pass reads at most.
+    fn block(&self) -> usize;
+
+    /// Bytes of weights that one pass over the network reads.
+    fn pass_bytes(&self) -> u64;
+
+    /// Continues `prompt` by up to `max_tokens` tokens and hands each to `emit`, which ends the continuation by returning false.
+    /// `uniform` yields numbers in [0, 1) and is only asked when the temperature is not 0.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Input`] where the prompt is empty or the settings of the sampling are impossible; else as [`read`](Self::read).
+    fn generate(
+        &mut self,
+        prompt: &[u32],
+        max_tokens: usize,
+        sampling: Sampling,
+        uniform: &mut dyn FnMut() -> f64,
+        emit: &mut dyn FnMut(u32) -> bool,
+    ) -> Result<GenerationSpeed> {
+        if prompt.is_empty() {
+            return Err(RuntimeError::Input("the prompt has no tokens".into()));
+        }
+        let mut sampler = Sampler::new(sampling, self.vocabulary())?;
+        sampler.observe(prompt);
+        let mut speed = GenerationSpeed { prompt_tokens: prompt.len(), ..GenerationSpeed::default() };
+        speed.prompt_passes = prompt.len().div_ceil(self.block());
+        let started = Instant::now();
+        let mut logits = self.read(prompt)?;
+        speed.prompt_time = started.elapsed();
+        let started = Instant::now();
+        while speed.generated_tokens < max_tokens {
+            let next = sampler.choose(logits, uniform)?;
+            speed.generated_tokens += 1;
+            if !emit(next) || speed.generated_tokens == max_tokens {
+                break;
+            }
+            logits = self.read(&[next])?;
+            speed.generated_passes += 1;
+        }
+        speed.generated_time = started.elapsed();
+        Ok(speed)
+    }
+}
+
 /// How long a continuation took, reading the prompt and writing apart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GenerationSpeed {
@@ -100,18 +155,14 @@ impl<D: Device> Generator<D> {
         Ok(Self { network, workspace, cache, logits, pass_bytes: pass_bytes(artifact), _mapped: mapped, _choosing: choosing })
     }
 
-    /// Bytes of weights that one pass over the network reads.
-    pub fn pass_bytes(&self) -> u64 {
-        self.pass_bytes
-    }
-
     /// Forgets all tokens, for another sequence.
     pub fn clear(&mut self) {
         self.cache.clear();
     }
+}
 
-    /// Reads tokens and returns the logits `[vocabulary]` after the last one.
-    pub fn read(&mut self, ids: &[u32]) -> Result<&[f32]> {
+impl<D: Device> Continues for Generator<D> {
+    fn read(&mut self, ids: &[u32]) -> Result<&[f32]> {
         if self.cache.len() + ids.len() > self.cache.capacity() {
             let (used, capacity) = (self.cache.len(), self.cache.capacity());
             return Err(RuntimeError::Input(format!("{} more tokens after {used} do not fit the session's {capacity}", ids.len())));
@@ -128,37 +179,15 @@ impl<D: Device> Generator<D> {
         Ok(&self.logits)
     }
 
-    /// Continues `prompt` by up to `max_tokens` tokens and hands each to `emit`, which ends the continuation by returning false.
-    /// `uniform` yields numbers in [0, 1) and is only asked when the temperature is not 0.
-    pub fn generate(
-        &mut self,
-        prompt: &[u32],
-        max_tokens: usize,
-        sampling: Sampling,
-        uniform: &mut dyn FnMut() -> f64,
-        emit: &mut dyn FnMut(u32) -> bool,
-    ) -> Result<GenerationSpeed> {
-        if prompt.is_empty() {
-            return Err(RuntimeError::Input("the prompt has no tokens".into()));
-        }
-        let mut sampler = Sampler::new(sampling, self.logits.len())?;
-        sampler.observe(prompt);
-        let mut speed = GenerationSpeed { prompt_tokens: prompt.len(), ..GenerationSpeed::default() };
-        speed.prompt_passes = prompt.len().div_ceil(self.workspace.size().sequence);
-        let started = Instant::now();
-        self.read(prompt)?;
-        speed.prompt_time = started.elapsed();
-        let started = Instant::now();
-        while speed.generated_tokens < max_tokens {
-            let next = sampler.choose(&self.logits, uniform)?;
-            speed.generated_tokens += 1;
-            if !emit(next) || speed.generated_tokens == max_tokens {
-                break;
-            }
-            self.read(&[next])?;
-            speed.generated_passes += 1;
-        }
-        speed.generated_time = started.elapsed();
-        Ok(speed)
+    fn vocabulary(&self) -> usize {
+        self.logits.len()
+    }
+
+    fn block(&self) -> usize {
+        self.workspace.size().sequence
+    }
+
+    fn pass_bytes(&self) -> u64 {
+        self.pass_bytes
     }
 }

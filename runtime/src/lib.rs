@@ -33,7 +33,7 @@ pub use classify::Classifier;
 pub use error::{Result, RuntimeError};
 pub use forward::{Input, Pass};
 pub use gates::{GateGradients, Gates, LayerGateGradients};
-pub use generate::{GenerationSpeed, Generator};
+pub use generate::{Continues, GenerationSpeed, Generator};
 pub use gradients::Gradients;
 pub use kv_cache::KvCache;
 pub use load::DeviceTensors;

@@ -158,9 +158,10 @@ fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, p: f32) {
     if p >= 1.0 {
         return;
     }
-    let wanted = f64::from(p) * total(candidates);
+    let all = total(candidates);
+    let wanted = f64::from(p) * all;
     // Tokens as unlikely as this hold, all together, less than what the nucleus may leave out: they need not be sorted.
-    let least = 0.5 * (total(candidates) - wanted) / candidates.len() as f64;
+    let least = 0.5 * (all - wanted) / candidates.len() as f64;
     candidates.retain(|(weight, _)| f64::from(*weight) > least);
     candidates.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let mut before = 0.0;

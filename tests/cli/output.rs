@@ -48,6 +48,8 @@ fn a_command_line_that_cannot_be_is_a_usage_error() {
     };
     refuse(&args!["grow"], &["grow"]);
     refuse(&args!["inspect"], &["<MODEL>"]);
+    refuse(&args!["demo", "--output", place.out("demo"), "--engine", "ort"], &["engine ort", "--engine cpu or cuda"]);
+    refuse(&args!["demo", "--output", place.out("demo"), "--engine", "cpu", "--precision", "fast"], &["--precision", "--engine cpu"]);
     refuse(&args!["inspect", world.model, "--colour"], &["--colour"]);
     refuse(&args!["inspect", world.model, "--threads", "0"], &["--threads", "1..=1024"]);
     refuse(&args!["train", "-o", place.out("model.esp")], &["no recordings", "--data"]);

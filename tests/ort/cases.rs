@@ -10,7 +10,9 @@ use espalier_kernels::{CpuDevice, Device, Unlimited};
 use espalier_models::architecture::Input as InputKind;
 use espalier_models::checkpoint::import;
 use espalier_models::{Artifact, DType, Units};
-use espalier_runtime::{Budget, Generator, Input, Keep, LogitRows, Network, Pass, Residency, Sampling, Workspace, WorkspaceSize};
+use espalier_runtime::{
+    Budget, Continues, Generator, Input, Keep, LogitRows, Network, Pass, Residency, Sampling, Workspace, WorkspaceSize,
+};
 
 pub type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 

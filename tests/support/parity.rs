@@ -17,8 +17,8 @@ use espalier_models::checkpoint::{Absent, adapter_target, for_each_source_tensor
 use espalier_models::tensor::layer_tensors;
 use espalier_models::{Artifact, DType, Dialect, TensorKey};
 use espalier_runtime::{
-    Adapter, Budget, DeviceTensors, GateGradients, Gates, Generator, Gradients, Input, Keep, LogitRows, Network, Pass, Residency, Sampling,
-    Workspace, WorkspaceSize,
+    Adapter, Budget, Continues, DeviceTensors, GateGradients, Gates, Generator, Gradients, Input, Keep, LogitRows, Network, Pass,
+    Residency, Sampling, Workspace, WorkspaceSize,
 };
 use safetensors::SafeTensors;
 

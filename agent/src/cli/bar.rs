@@ -35,6 +35,6 @@ impl Progress for Bar {
 
     fn end(&mut self, summary: &str) {
         self.bar.finish_and_clear();
-        eprintln!("{}: {summary}", self.what);
+        super::tell(format_args!("{}: {summary}", self.what));
     }
 }

@@ -1,17 +1,16 @@
 //! `espalier bench`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use espalier_kernels::Device;
 use espalier_models::Artifact;
-use espalier_runtime::{Budget, Classifier, Generator, Plan, gauges};
+use espalier_runtime::{Budget, Classifier, Continues, Generator, Plan, gauges};
 
 #[cfg(feature = "cuda")]
 use super::bench_kernels::{self, KernelLine};
 use super::{Context, EngineArgs, print, print_json};
-#[cfg(feature = "cuda")]
 use crate::engine::OpenDevice;
 use crate::error::Result;
 use crate::evaluate::latency;
@@ -34,7 +33,7 @@ pub struct Args {
 }
 
 /// From nothing to the first verdict or token.
-#[derive(serde::Serialize)]
+#[derive(Clone, Copy, serde::Serialize)]
 struct Start {
     /// Mapping the file and checking all but its data.
     open_ms: f64,
@@ -84,22 +83,37 @@ fn kernels(device: &OpenDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, 
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
-    let cold = start(context, args, true)?;
-    let warm = start(context, args, false)?;
+    let started = |cold| context.compute(context.device(args.engine, None)?, |device, budget, _| start(device, budget, &args.model, cold));
+    let starts = [started(true)?, started(false)?];
     let artifact = Arc::new(Artifact::open(&args.model)?);
-    let (device, budget) = context.device(args.engine, None)?;
+    let count = args.count.max(1);
+    let timing =
+        context.compute(context.device(args.engine, None)?, |device, budget, _| timed(device, budget, &artifact, count, starts))?;
+    if args.json {
+        return print_json(&timing);
+    }
+    let what = if artifact.manifest().architecture.patches() > 0 { "window" } else { "token" };
+    print(&format!("{}\n", table_of(&timing, what)))?;
+    #[cfg(feature = "cuda")]
+    if let Some(kernels) = &timing.kernels {
+        print(&format!("\n{}\n", bench_kernels::table_of(kernels)))?;
+    }
+    Ok(())
+}
+
+/// Times `count` windows or tokens.
+fn timed(device: &OpenDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize, [cold, warm]: [Start; 2]) -> Result<Timing> {
     let manifest = artifact.manifest();
     let patches = manifest.architecture.patches();
-    let count = args.count.max(1);
     let (p50_ms, p99_ms) = if patches > 0 {
-        let timed = on_device!(&device, device => latency(device, &budget, &artifact, count))?;
+        let timed = on_device!(device, device => latency(device, budget, artifact, count))?;
         (timed.p50_ms, timed.p99_ms)
     } else {
-        on_device!(&device, device => tokens(device, &budget, &artifact, count))?
+        on_device!(device, device => tokens(device, budget, artifact, count))?
     };
     let held = gauges::held()?.total();
     let positions = patches.max(1) as f64;
-    let timing = Timing {
+    Ok(Timing {
         cold,
         warm,
         p50_ms,
@@ -111,17 +125,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         planned_bytes: Plan::serving(manifest, artifact.file_bytes()).total(),
         device: device.name(),
         #[cfg(feature = "cuda")]
-        kernels: kernels(&device, &budget, &artifact, count)?,
-    };
-    if args.json {
-        return print_json(&timing);
-    }
-    print(&format!("{}\n", table_of(&timing, if patches > 0 { "window" } else { "token" })))?;
-    #[cfg(feature = "cuda")]
-    if let Some(kernels) = &timing.kernels {
-        print(&format!("\n{}\n", bench_kernels::table_of(kernels)))?;
-    }
-    Ok(())
+        kernels: kernels(device, budget, artifact, count)?,
+    })
 }
 
 fn table_of(timing: &Timing, what: &str) -> Table {
@@ -143,26 +148,24 @@ fn table_of(timing: &Timing, what: &str) -> Table {
 }
 
 /// Opens the artifact and judges one window or token; with `cold`, after its pages have been given back.
-fn start(context: &Context, args: &Args, cold: bool) -> Result<Start> {
-    let path = &args.model;
+fn start(device: &OpenDevice, budget: &Arc<Budget>, path: &Path, cold: bool) -> Result<Start> {
     if cold {
         let artifact = Artifact::open(path)?;
         artifact.release(0..usize::try_from(artifact.file_bytes()).unwrap_or(usize::MAX))?;
     }
-    let (device, budget) = context.device(args.engine, None)?;
     let before = gauges::anonymous_bytes()?;
     let started = Instant::now();
     let artifact = Arc::new(Artifact::open(path)?);
     let open_ms = started.elapsed().as_secs_f64() * 1e3;
     let open_anonymous_bytes = gauges::anonymous_bytes()?.saturating_sub(before);
     if artifact.manifest().architecture.patches() > 0 {
-        on_device!(&device, device => {
-            let mut classifier = Classifier::open(device, &budget, &artifact, 1)?;
+        on_device!(device, device => {
+            let mut classifier = Classifier::open(device, budget, &artifact, 1)?;
             let window: Vec<f32> = (0..classifier.window()).map(|index| if index % 2 == 0 { 1.0 } else { -1.0 }).collect();
             classifier.classify(&window)?;
         });
     } else {
-        on_device!(&device, device => drop(Generator::open(device, &budget, &artifact, 1)?.read(&[0])?));
+        on_device!(device, device => drop(Generator::open(device, budget, &artifact, 1)?.read(&[0])?));
     }
     let first_ms = started.elapsed().as_secs_f64() * 1e3;
     let (chunks_checked, chunks) = artifact.chunks_checked();

@@ -18,7 +18,7 @@ use super::{Context, EngineArgs};
 use crate::control::{State, Thresholds};
 use crate::data::Data;
 use crate::diagnosis::{Clip, Diagnosis, Options, Pace, Recordings};
-use crate::engine::{EngineChoice, Engines};
+use crate::engine::Engines;
 use crate::error::{AgentError, Result, file_error};
 use crate::node::{LOOP_THREADS, Node, NodeOptions, NodeView, PruneSetup, artifact_id, open_engine, planned_bytes, stages_folder};
 use crate::prune::{CascadeOptions, Target};
@@ -78,6 +78,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     if !(args.squeeze.is_finite() && args.squeeze > 1.0) {
         return Err(AgentError::Usage(format!("a squeeze by {} squeezes nothing; give more than 1, such as 6", args.squeeze)));
     }
+    args.engine.check_ours()?;
+    args.engine.asked()?;
     prepare(&args.output)?;
     let started = Instant::now();
     let data = recordings(args)?;
@@ -93,7 +95,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
 }
 
 fn say(text: &str) {
-    eprintln!("{text}");
+    super::tell(format_args!("{text}"));
 }
 
 /// An empty folder for the results; a folder that is not a demo's is left alone.
@@ -122,10 +124,11 @@ fn recordings(args: &Args) -> Result<DataArgs> {
 }
 
 /// This program again, as a process of its own.
-fn espalier(subcommand: &str, threads: usize, engine: EngineChoice, data: Option<&DataArgs>) -> Result<Command> {
+fn espalier(subcommand: &str, threads: usize, engine: EngineArgs, data: Option<&DataArgs>) -> Result<Command> {
     let program = std::env::current_exe().map_err(|error| file_error("cannot find", Path::new("this program"), &error))?;
     let mut command = Command::new(program);
-    command.arg(subcommand).arg("--json").arg("--threads").arg(threads.to_string()).args(["--engine", engine.name()]);
+    command.arg(subcommand).arg("--json").arg("--threads").arg(threads.to_string()).args(["--engine", engine.engine.name()]);
+    command.args(engine.precision.iter().flat_map(|precision| ["--precision", precision.name()]));
     if let Some(DataArgs { data, split }) = data {
         command.args(data.iter().flat_map(|data| [Path::new("--data"), data.as_path()]));
         command.args(split.iter().flat_map(|split| ["--split", split]));
@@ -144,7 +147,7 @@ fn json(mut command: Command) -> Result<serde_json::Value> {
 }
 
 fn train(context: &Context, args: &Args, data: &DataArgs, factory: &Path) -> Result<()> {
-    let mut command = espalier("train", context.threads, args.engine.engine, Some(data))?;
+    let mut command = espalier("train", context.threads, args.engine, Some(data))?;
     command.arg("--output").arg(factory);
     let numbers = [
         ("--steps", args.steps),
@@ -166,7 +169,7 @@ fn serve(context: &Context, args: &Args, data_args: &DataArgs, factory: &Path) -
     let engines = Engines::new(args.engine.asked()?);
     let device = engines.open(LOOP_THREADS, &budget)?;
     // The story is about the model: what the engine takes is left to it.
-    let engine_bytes = device.overhead_bytes();
+    let engine_bytes = engines.beside_bytes(&device);
     let (limit, goal) = (planned + planned / 2 + engine_bytes, (planned as f64 / args.squeeze) as u64 + engine_bytes);
     budget.set_limit(limit);
     budget.set_goal(limit);
@@ -347,10 +350,10 @@ fn measure(context: &Context, args: &Args, data: &DataArgs, factory: &Path, run:
 fn measure_one(context: &Context, args: &Args, data: &DataArgs, name: &str, path: &Path, artifact: &Artifact) -> Result<Row> {
     context.stop.check()?;
     // One thread, as the loop judges.
-    let mut bench = espalier("bench", 1, args.engine.engine, None)?;
+    let mut bench = espalier("bench", 1, args.engine, None)?;
     bench.arg(path);
     let bench = json(bench)?;
-    let mut eval = espalier("eval", context.threads, args.engine.engine, Some(data))?;
+    let mut eval = espalier("eval", context.threads, args.engine, Some(data))?;
     eval.arg(path).arg("--seed").arg(args.seed.to_string());
     let eval = json(eval)?;
     let number = |value: &serde_json::Value| value.as_f64().unwrap_or(f64::NAN);

@@ -4,13 +4,12 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use espalier_kernels::Device;
 use espalier_models::Artifact;
 #[cfg(feature = "ort")]
 use espalier_runtime::OrtGenerator;
-use espalier_runtime::{GenerationSpeed, Generator, Sampling};
+use espalier_runtime::{Continues, GenerationSpeed, Generator, Sampling};
 
-use super::{Context, EngineArgs, print_json};
+use super::{Context, EngineArgs, print_json, tell};
 #[cfg(feature = "ort")]
 use crate::engine::OpenDevice;
 use crate::error::{AgentError, Result, file_error};
@@ -133,45 +132,6 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     })
 }
 
-/// What continues a prompt, as [`Generator`] does.
-trait Continues {
-    fn continued(
-        &mut self,
-        prompt: &[u32],
-        max_tokens: usize,
-        sampling: Sampling,
-        uniform: &mut dyn FnMut() -> f64,
-        emit: &mut dyn FnMut(u32) -> bool,
-    ) -> Result<GenerationSpeed>;
-    /// Bytes of weights that a pass reads.
-    fn pass_bytes(&self) -> u64;
-}
-
-macro_rules! continues {
-    ([$($parameter:tt)*], $generator:ty) => {
-        impl $($parameter)* Continues for $generator {
-            fn continued(
-                &mut self,
-                prompt: &[u32],
-                max_tokens: usize,
-                sampling: Sampling,
-                uniform: &mut dyn FnMut() -> f64,
-                emit: &mut dyn FnMut(u32) -> bool,
-            ) -> Result<GenerationSpeed> {
-                Ok(self.generate(prompt, max_tokens, sampling, uniform, emit)?)
-            }
-
-            fn pass_bytes(&self) -> u64 {
-                self.pass_bytes()
-            }
-        }
-    };
-}
-
-continues!([<D: Device>], Generator<D>);
-#[cfg(feature = "ort")]
-continues!([], OrtGenerator);
-
 /// Continues the prompt, and prints as it goes.
 fn generate(
     context: &Context,
@@ -184,7 +144,7 @@ fn generate(
     let mut rng = Rng::new(args.seed);
     let mut writer = Writer::new(tokenizer, prompt, args)?;
     let speed = generator
-        .continued(prompt, args.max_tokens, sampling, &mut || rng.uniform(), &mut |id| !context.stop.is_asked() && writer.push(id))?;
+        .generate(prompt, args.max_tokens, sampling, &mut || rng.uniform(), &mut |id| !context.stop.is_asked() && writer.push(id))?;
     if context.stop.is_asked() {
         writer.finish = Finish::Interrupted;
     }
@@ -335,17 +295,17 @@ fn generated_gb_per_second(speed: &GenerationSpeed, pass_bytes: u64) -> f64 {
 
 /// The speed, on standard error.
 fn report(speed: &GenerationSpeed, generated: usize, pass_bytes: u64) {
-    eprintln!(
+    tell(format_args!(
         "prompt: {} tokens in {:.2} s, {:.1} tokens/s, weights read at {:.1} GB/s",
         speed.prompt_tokens,
         speed.prompt_time.as_secs_f64(),
         rate(speed.prompt_tokens, speed.prompt_time),
         prompt_gb_per_second(speed, pass_bytes)
-    );
-    eprintln!(
+    ));
+    tell(format_args!(
         "generated: {generated} tokens in {:.2} s, {:.1} tokens/s, weights read at {:.1} GB/s",
         speed.generated_time.as_secs_f64(),
         rate(speed.generated_passes, speed.generated_time),
         generated_gb_per_second(speed, pass_bytes)
-    );
+    ));
 }

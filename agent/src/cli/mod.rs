@@ -107,6 +107,15 @@ fn forever(text: &str) -> std::result::Result<&'static Path, std::convert::Infal
 }
 
 impl EngineArgs {
+    /// Refuses ONNX Runtime, for work that only our own engines do.
+    pub fn check_ours(self) -> Result<()> {
+        if self.engine == EngineChoice::Ort {
+            let why = "engine ort judges windows with a signal model (eval, run) and continues texts (generate)";
+            return Err(AgentError::Usage(format!("{why}, nothing else; give --engine cpu or cuda")));
+        }
+        Ok(())
+    }
+
     /// What is asked of the engines.
     pub fn asked(self) -> Result<Asked> {
         let engine = self.engine;
@@ -125,10 +134,7 @@ impl EngineArgs {
 impl Context {
     /// A device of the engine that was asked for, within `limit` bytes, for work that only our own engines do.
     pub fn device(&self, args: EngineArgs, limit: Option<u64>) -> Result<(OpenDevice, Arc<Budget>)> {
-        if args.engine == EngineChoice::Ort {
-            let why = "engine ort judges windows with a signal model (eval, run) and continues texts (generate)";
-            return Err(AgentError::Usage(format!("{why}, nothing else; give --engine cpu or cuda")));
-        }
+        args.check_ours()?;
         self.any_device(args, limit)
     }
 
@@ -202,6 +208,11 @@ pub(crate) fn print_while_read(text: &str) -> Result<bool> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(crate::error::file_error("cannot write to", &PathBuf::from("standard output"), &error)),
     }
+}
+
+/// Says a line on standard error; a reader that has gone away is no failure.
+pub(crate) fn tell(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Prints a value as JSON.

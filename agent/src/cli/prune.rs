@@ -191,20 +191,20 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     data.check()?;
     let (device, budget) = context.device(args.engine, args.limit)?;
     let by_text = by_text(&budget, &source, [&data.sets.train, &data.sets.holdout])?;
-    let needed = budget.used() + source.file_bytes() + options.needed_bytes(source.manifest());
-    if needed > budget.limit() {
-        return Err(AgentError::LimitTooSmall { what: format!("pruning {}", args.model.display()), needed, limit: budget.limit() });
-    }
-    // The whole map is booked: a device that prunes serves this model at the same time.
-    let _mapped = Reservation::new(budget.clone(), Purpose::Weights, source.file_bytes())?;
     let sampler = Sampler::start()?;
     let scratch = tempfile::tempdir_in(folder_of(&args.output))
         .map_err(|error| file_error("cannot make a folder in", folder_of(&args.output), &error))?;
     let folder = args.stages.as_deref().unwrap_or(scratch.path());
-    std::fs::create_dir_all(folder).map_err(|error| file_error("cannot make the folder", folder, &error))?;
     let calibration = by_text.as_ref().map_or(&data.sets.train as &dyn Examples, |[calibration, _]| calibration);
     let holdout = by_text.as_ref().map_or(&data.sets.holdout as &dyn Examples, |[_, holdout]| holdout);
     let result = context.compute((device, budget), |device, budget, _| {
+        let needed = budget.used() + source.file_bytes() + options.needed_bytes(source.manifest());
+        if needed > budget.limit() {
+            return Err(AgentError::LimitTooSmall { what: format!("pruning {}", args.model.display()), needed, limit: budget.limit() });
+        }
+        // The whole map is booked: a device that prunes serves this model at the same time.
+        let _mapped = Reservation::new(budget.clone(), Purpose::Weights, source.file_bytes())?;
+        std::fs::create_dir_all(folder).map_err(|error| file_error("cannot make the folder", folder, &error))?;
         let (options, progress, stop) = (options.clone(), &mut Bar::new(), &context.stop);
         on_device!(device.clone(), device => {
             Cascade { device, budget, calibration, holdout, options, folder, progress, stop }.run(&source)

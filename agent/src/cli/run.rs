@@ -1,6 +1,5 @@
 //! `espalier run`
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use espalier_runtime::{Budget, PROCESS_BYTES};
 
 use super::data::DataArgs;
 use super::prune::RecoveryArgs;
-use super::{Context, EngineArgs};
+use super::{Context, EngineArgs, tell};
 use crate::control::Thresholds;
 use crate::diagnosis::{Diagnosis, JsonLines, Options, Pace, RawStream, Recordings, Sink, Source};
 use crate::engine::{Engines, OpenDevice};
@@ -69,7 +68,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let planned = planned_bytes(&active)?;
     let device = open_device(&engines, &budget, planned.saturating_add(source_bytes), goal.min(args.limit.unwrap_or(u64::MAX)))?;
     // A driver that was opened in vain leaves some of its memory behind.
-    let engine_bytes = device.overhead_bytes().saturating_add(engines.left_bytes());
+    let engine_bytes = engines.beside_bytes(&device);
     let serving = serving.saturating_add(engine_bytes);
     let room = Room { goal, source_bytes, engine_bytes, serving };
     let limit = args.limit.unwrap_or_else(|| if room.is_too_small() { goal.max(serving + serving / 2) } else { goal });
@@ -91,7 +90,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     node.run(&context.stop, &mut |_| true)?;
     let snapshot = node.handle().wait()?;
     for (seconds, event) in &node.log {
-        eprintln!("{seconds:8.1} s  {event}");
+        tell(format_args!("{seconds:8.1} s  {event}"));
     }
     let mut gaps = format!("{} windows: {} judged", snapshot.produced, snapshot.judged);
     for (count, word) in [(snapshot.unusable, "unusable"), (snapshot.failed, "failed"), (snapshot.dropped, "dropped")] {
@@ -100,15 +99,10 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         }
     }
     let accounted = if snapshot.is_complete() { "every sequence number accounted for" } else { "SEQUENCE NUMBERS ARE NOT ACCOUNTED FOR" };
-    let _ = writeln!(
-        std::io::stderr(),
+    tell(format_args!(
         "{gaps}; {accounted}; missing {}, repeated {}; latency p50 {} µs, p99 {} µs; queue at most {}",
-        snapshot.missing,
-        snapshot.repeated,
-        snapshot.latency.p50_us,
-        snapshot.latency.p99_us,
-        snapshot.queue_high_water
-    );
+        snapshot.missing, snapshot.repeated, snapshot.latency.p50_us, snapshot.latency.p99_us, snapshot.queue_high_water
+    ));
     if let Some(reason) = node.unserved().filter(|_| snapshot.failed > 0) {
         return Err(AgentError::Unserved { failed: snapshot.failed, windows: snapshot.produced, reason: reason.to_string() });
     }

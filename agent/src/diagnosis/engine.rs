@@ -18,7 +18,11 @@ pub type Host = Box<dyn FnOnce(&mut (dyn FnMut() + Send)) + Send>;
 
 /// Turns one normalised window at a time into class probabilities.
 pub trait Engine: Send {
-    /// Probabilities `[classes]` of a normalised window `[window]`. After its first window an engine allocates nothing.
+    /// Probabilities `[classes]` of a normalised window `[window]`.
+    ///
+    /// # Errors
+    /// [`AgentError::Usage`](crate::error::AgentError::Usage) where this window cannot be judged, after which the engine serves on; any other
+    /// error is the engine's own, and the engine is replaced.
     fn classify(&mut self, window: &[f32]) -> Result<&[f32]>;
     /// Identifies the model's contents.
     fn model_id(&self) -> u64;
@@ -45,7 +49,7 @@ pub fn host_on<D: Device>(device: &D) -> Host {
     }
 }
 
-/// An artifact on a device of ours.
+/// An artifact on a device of ours. After its second window, of which a device may have recorded the pass, it allocates nothing.
 pub struct NativeEngine<D: Device> {
     classifier: Classifier<D>,
     model_id: u64,

@@ -1,4 +1,4 @@
-//! The verdict path: window, engine, verdict, sinks. Nothing here allocates unless something fails.
+//! The verdict path: window, engine, verdict, sinks. The path itself allocates nothing unless something fails; an engine may.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -44,12 +44,14 @@ pub(super) struct EngineLoop {
     retry: Duration,
     /// Whether waiting for another engine is worth while: once none came in time, windows fail at once until there is one.
     patient: bool,
+    /// Windows that an engine has refused.
+    refused: u64,
 }
 
 impl EngineLoop {
     pub fn new(shared: Arc<Shared>, engine: Box<dyn Engine>, sinks: Vec<Box<dyn Sink>>, retry: Duration) -> Self {
         let (slot, model) = (Slot::new(engine.window()), (engine.model_id(), engine.level()));
-        Self { shared, engine: Some(engine), model, sinks, slot, recorder: Recorder::new(), retry, patient: true }
+        Self { shared, engine: Some(engine), model, sinks, slot, recorder: Recorder::new(), retry, patient: true, refused: 0 }
     }
 
     /// Runs until the source has ended, someone stops it, or a sink refuses. Windows that are then left are dropped and counted.
@@ -135,7 +137,8 @@ impl EngineLoop {
         }
     }
 
-    /// Probabilities of the window in the slot, and the time the engine took; none where it failed and no other came in time.
+    /// Probabilities of the window in the slot, and the time the engine took; none where it refused the window, or failed and no other came
+    /// in time.
     fn classify(&mut self, sequence: u64) -> Option<(Probabilities, Duration)> {
         let mut deadline = None;
         loop {
@@ -143,6 +146,11 @@ impl EngineLoop {
                 let started = Instant::now();
                 match attempt(engine.as_mut(), &self.slot.samples) {
                     Ok(probabilities) => return Some((probabilities, started.elapsed())),
+                    // The window is at fault: another engine would refuse it too.
+                    Err(AgentError::Usage(reason)) => {
+                        self.warn_of_refused(sequence, &reason);
+                        return None;
+                    }
                     Err(error) => self.hand_out(sequence, error),
                 }
             }
@@ -159,6 +167,14 @@ impl EngineLoop {
                     return None;
                 }
             }
+        }
+    }
+
+    /// Says why a window was refused: of the first, the second, the fourth and so on, since a bad stream may be all such windows.
+    fn warn_of_refused(&mut self, sequence: u64, reason: &str) {
+        self.refused = self.refused.saturating_add(1);
+        if self.refused.is_power_of_two() {
+            log::warn!("window {sequence} cannot be judged: {reason} ({} such windows so far)", self.refused);
         }
     }
 

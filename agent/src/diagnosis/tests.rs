@@ -18,6 +18,8 @@ struct FakeEngine {
     takes: Duration,
     /// Fails from this call on.
     fails_from: u64,
+    /// Refuses this call's window.
+    refuses: Option<u64>,
     /// Gives this instead.
     answer: Option<Vec<f32>>,
     /// Does not answer before it is set.
@@ -34,6 +36,7 @@ impl FakeEngine {
             classes: ["up".to_string(), "down".to_string()].to_vec(),
             takes: Duration::ZERO,
             fails_from: u64::MAX,
+            refuses: None,
             answer: None,
             gate: Arc::new(AtomicBool::new(true)),
             panics: false,
@@ -50,6 +53,9 @@ impl Engine for FakeEngine {
         self.calls += 1;
         if self.calls > self.fails_from {
             return Err(AgentError::Infeasible("the engine is broken".to_string()));
+        }
+        if self.refuses == Some(self.calls) {
+            return Err(AgentError::Usage("the window has no words".to_string()));
         }
         if !self.takes.is_zero() {
             thread::sleep(self.takes);
@@ -187,6 +193,16 @@ fn unusable_windows_are_reported_and_the_rest_judged() {
     let constant = State::Unusable(BadWindow::Constant);
     assert_eq!(states, [State::Verdict, constant, State::Unusable(BadWindow::NotFinite { index: 3 }), State::Verdict]);
     assert_eq!((snapshot.judged, snapshot.unusable, snapshot.compute.count), (2, 2, 2));
+    assert!(snapshot.is_complete());
+}
+
+#[test]
+fn a_window_that_the_engine_refuses_has_failed_and_the_engine_serves_on() {
+    let engine = FakeEngine { refuses: Some(2), ..FakeEngine::new(1) };
+    let (snapshot, heard) = run(Options::default(), engine, memory(vec![(noise(4), None)]));
+    let states: Vec<_> = heard.verdicts.iter().map(|verdict| verdict.state).collect();
+    assert_eq!(states, [State::Verdict, State::Failed, State::Verdict, State::Verdict]);
+    assert_eq!((snapshot.judged, snapshot.failed, snapshot.engine_failures), (3, 1, 0));
     assert!(snapshot.is_complete());
 }
 

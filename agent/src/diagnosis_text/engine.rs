@@ -16,6 +16,8 @@ pub struct TextEngine<D: Device> {
     scorer: Scorer<D>,
     prompts: Prompts,
     model_id: u64,
+    /// The labels' first tokens.
+    firsts: Vec<u32>,
     losses: Vec<f64>,
     probabilities: Vec<f32>,
 }
@@ -37,15 +39,15 @@ impl<D: Device> TextEngine<D> {
     pub fn with(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, diagnosis: TextDiagnosis) -> Result<Self> {
         let prompts = Prompts::open(budget, artifact, diagnosis)?;
         let scorer = Scorer::open(device, budget, artifact, prompts.token_limit())?;
-        Ok(Self { scorer, prompts, model_id: artifact.id(), losses: Vec::new(), probabilities: Vec::new() })
+        let firsts = prompts.labels().iter().filter_map(|label| label.first().copied()).collect();
+        Ok(Self { scorer, prompts, model_id: artifact.id(), firsts, losses: Vec::new(), probabilities: Vec::new() })
     }
 
     /// Probabilities `[classes]` of a normalised window: the likelihoods of the labels, divided by their sum.
     pub fn judge(&mut self, window: &[f32]) -> Result<&[f32]> {
         let mut ids = self.prompts.prompt(window)?;
         let (before, labels) = (ids.len(), self.prompts.labels());
-        let firsts: Vec<u32> = labels.iter().filter_map(|label| label.first().copied()).collect();
-        self.scorer.next_losses(&ids, &firsts, &mut self.losses)?;
+        self.scorer.next_losses(&ids, &self.firsts, &mut self.losses)?;
         for (label, loss) in labels.iter().zip(&mut self.losses).filter(|(label, _)| label.len() > 1) {
             ids.truncate(before);
             ids.extend_from_slice(label);

@@ -50,7 +50,8 @@ const MOST_NOTES: usize = 1000;
 /// Different failures that are remembered; after so many others one is worth a line again.
 const MOST_FAILURES: usize = 64;
 
-/// How long windows may wait without a verdict before a line says so: more than any replacement of an engine should take.
+/// How long windows may wait without a verdict before a line says so: far longer than an engine takes for a window. A replacement may take
+/// longer, but while the supervisor is at work on one it does not look, and when the other engine serves the time counts anew.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 
 /// Whether verdicts come.
@@ -62,6 +63,11 @@ struct Watchdog {
 }
 
 impl Watchdog {
+    /// Begins again: an engine's time counts from when it began to serve.
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
+
     /// Whether windows have waited too long; true once, until a verdict comes again.
     fn is_stuck(&mut self, answered: u64, waits: bool) -> bool {
         match self.answered {
@@ -283,6 +289,7 @@ impl Node {
             match heard {
                 // An engine that replaces a failed one is no answer to the controller.
                 Heard::Serves(model_id) => {
+                    self.watchdog.reset();
                     if self.awaited == Some(model_id) {
                         self.awaited = None;
                         events.push(Event::Swapped);
@@ -321,14 +328,15 @@ impl Node {
     /// there is another device, and nowhere else.
     fn failed(&mut self, model_id: u64, error: &AgentError) -> Option<Event> {
         self.note_failure(format!("the engine failed: {error}"));
-        let moved = self.serving.leave(error).unwrap_or_else(|error| {
-            self.note_failure(format!("no other engine can take over: {error}"));
-            false
-        });
+        let moved = is_device_failure(error)
+            && self.serving.leave(error).unwrap_or_else(|error| {
+                self.note_failure(format!("no other engine can take over: {error}"));
+                false
+            });
         if self.candidate() != Some(model_id) {
             return None;
         }
-        let spare = moved && is_device_failure(error) && self.spared != Some(model_id);
+        let spare = moved && self.spared != Some(model_id);
         self.spared = Some(model_id);
         (!spare).then(|| Event::EngineFailed(error.to_string()))
     }

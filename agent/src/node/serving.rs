@@ -81,7 +81,7 @@ impl Serving {
 
     /// What the engine takes beside the model.
     pub fn overhead_bytes(&self) -> u64 {
-        self.device.as_ref().map_or(0, OpenDevice::overhead_bytes).saturating_add(self.engines.left_bytes())
+        self.device.as_ref().map_or_else(|| self.engines.left_bytes(), |device| self.engines.beside_bytes(device))
     }
 
     /// The device, for work beside the loop.

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Instant;
 
 use espalier_kernels::{Purpose, Reservation};
 use espalier_models::Artifact;
@@ -13,8 +12,7 @@ use super::model::{check_context, check_ids, run_bytes};
 use super::session::{Inputs, OrtOptions, OrtSession, failed};
 use crate::budget::Budget;
 use crate::error::{Result, RuntimeError};
-use crate::generate::{GenerationSpeed, check_language_model, choosing_bytes, pass_bytes};
-use crate::sampling::{Sampler, Sampling};
+use crate::generate::{Continues, check_language_model, choosing_bytes, pass_bytes};
 
 /// Prompt tokens that are read at once: the graph makes logits of each.
 const PROMPT_BLOCK: usize = 32;
@@ -99,13 +97,10 @@ impl OrtGenerator {
         }
         Ok(())
     }
+}
 
-    /// Reads tokens and returns the logits `[vocabulary]` after the last one.
-    ///
-    /// # Errors
-    /// [`RuntimeError::Input`] where a token is unknown or there are more than the session's capacity; [`RuntimeError::Ort`] where the graph
-    /// fails.
-    pub fn read(&mut self, ids: &[u32]) -> Result<&[f32]> {
+impl Continues for OrtGenerator {
+    fn read(&mut self, ids: &[u32]) -> Result<&[f32]> {
         if ids.len() > self.capacity - self.len {
             let (used, capacity) = (self.len, self.capacity);
             return Err(RuntimeError::Input(format!("{} more tokens after {used} do not fit the session's {capacity}", ids.len())));
@@ -119,45 +114,15 @@ impl OrtGenerator {
         Ok(&self.logits)
     }
 
-    /// Continues `prompt` by up to `max_tokens` tokens and hands each to `emit`, which ends the continuation by returning false.
-    /// `uniform` yields numbers in [0, 1) and is only asked when the temperature is not 0.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn generate(
-        &mut self,
-        prompt: &[u32],
-        max_tokens: usize,
-        sampling: Sampling,
-        uniform: &mut dyn FnMut() -> f64,
-        emit: &mut dyn FnMut(u32) -> bool,
-    ) -> Result<GenerationSpeed> {
-        if prompt.is_empty() {
-            return Err(RuntimeError::Input("the prompt has no tokens".into()));
-        }
-        let mut sampler = Sampler::new(sampling, self.session.artifact().manifest().architecture.output_width())?;
-        sampler.observe(prompt);
-        let mut speed = GenerationSpeed { prompt_tokens: prompt.len(), ..GenerationSpeed::default() };
-        speed.prompt_passes = prompt.len().div_ceil(PROMPT_BLOCK);
-        let started = Instant::now();
-        self.read(prompt)?;
-        speed.prompt_time = started.elapsed();
-        let started = Instant::now();
-        while speed.generated_tokens < max_tokens {
-            let next = sampler.choose(&self.logits, uniform)?;
-            speed.generated_tokens += 1;
-            if !emit(next) || speed.generated_tokens == max_tokens {
-                break;
-            }
-            self.read(&[next])?;
-            speed.generated_passes += 1;
-        }
-        speed.generated_time = started.elapsed();
-        Ok(speed)
+    fn vocabulary(&self) -> usize {
+        self.session.artifact().manifest().architecture.output_width()
     }
 
-    /// Bytes of weights that one pass over the network reads.
-    pub fn pass_bytes(&self) -> u64 {
+    fn block(&self) -> usize {
+        PROMPT_BLOCK
+    }
+
+    fn pass_bytes(&self) -> u64 {
         pass_bytes(self.session.artifact())
     }
 }

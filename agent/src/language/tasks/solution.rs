@@ -1,7 +1,7 @@
 //! Solutions that end in a number.
 
 use espalier_kernels::Device;
-use espalier_runtime::{Generator, Sampling};
+use espalier_runtime::{Continues, Generator, Sampling};
 
 use super::{Share, prompt};
 use crate::error::{AgentError, Result};
