@@ -10,6 +10,7 @@
 #
 # target/gpu may be copied anywhere; it holds this script as well.
 set -euo pipefail
+called_in=$PWD
 cd "$(dirname "$0")"
 [ -d bin ] && folder=$PWD || folder=$(cd .. && pwd)/target/gpu
 
@@ -71,9 +72,30 @@ case ${1:-} in
 esac
 command -v python3 >/dev/null || fail "python3 is missing; install it (no packages are needed)"
 [ -x "$folder/bin/espalier" ] || fail "$folder holds no programs; run benches/gpu.sh --prepare on the build machine and bring that folder"
-if [ "${1:-}" = --dry-run ]; then
+arguments=()
+dry_run=
+while [ $# -gt 0 ]; do
+    case $1 in
+    --dry-run) dry_run=true ;;
+    --out | --out=*)
+        if [ "$1" = --out ]; then
+            [ $# -gt 1 ] || fail "--out needs a file"
+            shift
+        fi
+        out=${1#--out=}
+        [ -n "$out" ] || fail "--out needs a file"
+        # It was meant where the script was called.
+        [[ $out = /* ]] || out=$called_in/$out
+        arguments+=(--out "$out")
+        ;;
+    *) fail "unexpected argument \`$1\`; it takes --out FILE and --dry-run" ;;
+    esac
+    shift
+done
+if [ -n "$dry_run" ]; then
+    arguments+=(--dry-run)
     [ -x ../scripts/emulator.sh ] || fail "--dry-run needs the emulator, and so the sources; run it in the repository"
     LD_LIBRARY_PATH=$(../scripts/emulator.sh)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
     export LD_LIBRARY_PATH
 fi
-exec python3 "$folder/measure.py" "$@"
+exec python3 "$folder/measure.py" "${arguments[@]}"

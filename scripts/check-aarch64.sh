@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Builds the program for 64-bit ARM (Jetson, DGX Spark) and runs the tests of the model and kernel crates, those on the CUDA emulator
 # among them, under qemu. Needs a Rust toolchain with rustup and, on a Debian system, the packages gcc-aarch64-linux-gnu,
-# g++-aarch64-linux-gnu and qemu-user; with CI=true they are installed where they are missing and the user may.
+# g++-aarch64-linux-gnu, libc6-dev-arm64-cross, libstdc++-12-dev-arm64-cross and qemu-user; with CI=true they are installed where they are
+# missing and the user may.
 #
 #   scripts/check-aarch64.sh [--build]     --build: build the program, run no tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=aarch64-unknown-linux-gnu
-packages=(gcc-aarch64-linux-gnu g++-aarch64-linux-gnu qemu-user)
+packages=(gcc-aarch64-linux-gnu g++-aarch64-linux-gnu libc6-dev-arm64-cross libstdc++-12-dev-arm64-cross qemu-user)
 # Where Debian's cross packages have the C library.
 sysroot=/usr/aarch64-linux-gnu
 
@@ -18,7 +19,7 @@ fail() {
 
 case ${1:-} in
 -h | --help)
-    sed -n '2,6s/^# \{0,1\}//p' "$0"
+    sed -n '2,7s/^# \{0,1\}//p' "$0"
     exit
     ;;
 '' | --build) ;;
@@ -29,7 +30,7 @@ there() {
 }
 if ! there && [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "${packages[@]}" libc6-dev-arm64-cross libstdc++-12-dev-arm64-cross
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "${packages[@]}"
 fi
 there || fail "the cross compiler or qemu is missing; install the packages ${packages[*]}"
 command -v rustup >/dev/null || fail "rustup is missing; install a Rust toolchain by rustup, or one that has the target $target"

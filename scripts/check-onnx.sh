@@ -15,28 +15,11 @@ fail() {
     exit 1
 }
 
-prepare=
-case ${1:-} in
--h | --help)
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
-    exit
-    ;;
---prepare) prepare=true ;;
-'') ;;
-*) fail "unexpected argument \`$1\`; it takes --prepare or none" ;;
-esac
-python=${PYTHON:-python3}
-command -v "$python" >/dev/null || fail "$python is missing; install Python 3.11"
-"$python" -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" ||
-    fail "$python is not Python 3.11, for which the packages are pinned; give another in PYTHON"
-command -v cargo >/dev/null || fail "cargo is missing; install a Rust toolchain"
-if ! cmp -s scripts/check-onnx.txt "$venv/installed.txt"; then
-    rm -rf "$venv"
-    "$python" -m venv "$venv" || fail "$python cannot make a virtual environment; install python3.11-venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r scripts/check-onnx.txt ||
-        fail "pip could not install scripts/check-onnx.txt; check the network"
-    cp scripts/check-onnx.txt "$venv/installed.txt"
-fi
+# shellcheck source=scripts/python-venv.sh
+. scripts/python-venv.sh
+
+only_prepare 8 "${1:-}"
+python_venv check-onnx "$venv"
 [ -z "$prepare" ] || exit 0
 cargo test --quiet -p espalier --test ort -- --ignored
 "$venv/bin/python" scripts/check_onnx.py target/onnx-exports tests/parity || fail "graphs differ (exit status $?)"

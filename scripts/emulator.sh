@@ -7,7 +7,8 @@
 #                                                   --out: where to build; by default target/emulator, with the machine's name
 #                                                   behind it where CXX is a cross compiler
 #
-# CXX names the compiler; the tests of a cross compiler (aarch64-linux-gnu-g++) need the runner in RUNNER (qemu-aarch64 -L SYSROOT). ESPALIER_EMULATOR sets up the device and its faults; kernels/emulator/settings.hpp lists the words.
+# CXX names the compiler; the tests of a cross compiler (aarch64-linux-gnu-g++) need the runner in RUNNER (qemu-aarch64 -L SYSROOT).
+# ESPALIER_EMULATOR sets up the device and its faults; kernels/emulator/settings.hpp lists the words.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,7 +22,7 @@ test=
 while [ $# -gt 0 ]; do
     case $1 in
     -h | --help)
-        sed -n '2,10s/^# \{0,1\}//p' "$0"
+        sed -n '2,11s/^# \{0,1\}//p' "$0"
         exit
         ;;
     --test) test=true ;;

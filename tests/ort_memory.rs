@@ -71,7 +71,7 @@ fn f32_weights_are_not_copied_and_the_limit_holds() {
     println!("the first session: {first} anonymous bytes");
     assert!(first < weights / 4, "{first} anonymous bytes, with what ONNX Runtime itself needs, for {weights} of weights");
     println!("f32: {anonymous} anonymous bytes, {booked} booked, {weights} of weights");
-    assert!(anonymous < weights / 8, "{anonymous} anonymous bytes for {weights} of weights");
+    assert!(anonymous < weights / 32, "{anonymous} anonymous bytes for {weights} of weights");
     assert!(booked >= weights + anonymous, "{booked} booked for {weights} mapped and {anonymous} anonymous");
     let (copied, booked) = held(&half, options);
     println!("bf16: {copied} anonymous bytes, {booked} booked");

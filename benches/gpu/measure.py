@@ -157,7 +157,8 @@ class Measurement:
             room = shutil.disk_usage(scratch).free
             device = self.results.get("device") or {}
             if size == "1.2 B" and (room < LARGE_DISK_BYTES or device.get("free_bytes", 0) < LARGE_DEVICE_BYTES):
-                self.steps.append({"step": f"token, {size}", "failed": f"{room} bytes of disk or {device.get('free_bytes')} of the device are too few"})
+                reason = f"{room} bytes of disk or {device.get('free_bytes')} of the device are too few"
+                self.steps.append({"step": f"token, {size}", "skipped": reason})
                 continue
             checkpoint, artifact = scratch / "checkpoint", scratch / "language.esp"
             started = time.monotonic()
@@ -180,11 +181,17 @@ class Measurement:
             except Wrong as wrong:
                 self.results["wrong"] = f"the device does not compute what it should ({wrong}); nothing was timed"
                 return 1
-            for part in [self.kernels, lambda: self.signal_models(Path(scratch)), lambda: self.language_models(Path(scratch))]:
+            parts = [
+                ("kernels", self.kernels),
+                ("signal models", lambda: self.signal_models(Path(scratch))),
+                ("language models", lambda: self.language_models(Path(scratch))),
+            ]
+            for name, part in parts:
+                # Whatever is wrong with one, the others are still worth their time.
                 try:
                     part()
-                except (OSError, ValueError, KeyError) as broken:
-                    self.steps.append({"step": "a part", "failed": f"{type(broken).__name__}: {broken}"})
+                except Exception as broken:
+                    self.steps.append({"step": name, "failed": f"{type(broken).__name__}: {broken}"})
         return 1 if any("failed" in step for step in self.steps) else 0
 
 
@@ -194,9 +201,12 @@ def main():
     parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
     measurement = Measurement(arguments.dry_run)
-    code = measurement.everything()
-    measurement.results["seconds"] = round(time.monotonic() - measurement.started, 1)
-    arguments.out.write_text(json.dumps(measurement.results, indent=1) + "\n")
+    try:
+        code = measurement.everything()
+    finally:
+        # What was measured before an interruption is kept.
+        measurement.results["seconds"] = round(time.monotonic() - measurement.started, 1)
+        arguments.out.write_text(json.dumps(measurement.results, indent=1) + "\n")
     print(f"\n{summary(measurement.results)}\n{arguments.out}")
     return code
 

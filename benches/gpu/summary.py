@@ -1,4 +1,4 @@
-"""The figures of results.json in a few lines, beside what issue and docs/cuda.md expect of them."""
+"""The figures of results.json in a few lines, beside what a copy or a read reaches on the same device and what PyTorch takes."""
 
 
 def table(rows):
@@ -15,7 +15,7 @@ def peers(results):
 def kernel_rows(results):
     ceiling = max(results.get("ceilings", {}).get(name) or 0 for name in ("copy", "read"))
     by_torch = peers(results)
-    rows = [("case", "kernel", "µs", "GB/s", "of copy", "TFLOP/s", "PyTorch µs")]
+    rows = [("case", "kernel", "µs", "GB/s", "of copy or read", "TFLOP/s", "PyTorch µs")]
     for line in results.get("kernels", []):
         if line["what"] != "case":
             rows.append((line.get("case", line["what"]), line.get("reason", "cut short"), "", "", "", "", ""))
@@ -64,5 +64,6 @@ def summary(results):
     parts += [f"{name}: {value}" for name, value in results.get("ceilings", {}).items()]
     parts += ["", table(kernel_rows(results)), "", table(pass_rows(results)), "", table(model_rows(results)), ""]
     parts += [f"FAILED {step['step']}: {step['failed']}" for step in results["steps"] if "failed" in step]
+    parts += [f"skipped {step['step']}: {step['skipped']}" for step in results["steps"] if "skipped" in step]
     parts.append(f"{results.get('seconds', '?')} s")
     return "\n".join(parts)

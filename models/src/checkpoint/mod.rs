@@ -17,6 +17,7 @@ mod import;
 mod names;
 mod onnx;
 mod open;
+mod place;
 mod pytorch;
 mod report;
 mod safetensors;

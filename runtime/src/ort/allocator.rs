@@ -3,9 +3,10 @@
 //! An allocator is registered with the environment, and sessions are told to use it. It takes memory in the name of the [`Account`] that
 //! the calling thread has [entered](Account::enter), and of the last one that any thread entered where ONNX Runtime's own threads ask.
 //!
-//! While a graph is loaded, a refusal is a null pointer, which ONNX Runtime reports as an error. While a graph runs it would read through
-//! that pointer: then memory is given all the same, and the account says so afterwards. A session therefore books what a run can take
-//! before the first one.
+//! While a graph is loaded, a refusal is a null pointer to the thread that loads, which ONNX Runtime reports as an error. While a graph runs
+//! it would read through that pointer: then memory is given all the same, and the account says so afterwards. A session therefore books what
+//! a run can take before the first one. A thread that has entered no account may work for any session, also one that runs, and is never
+//! refused.
 
 use std::alloc::Layout;
 use std::cell::RefCell;
@@ -35,7 +36,7 @@ struct State {
     peak: u64,
     /// Bytes taken from the ledger: at least those that are out, but for what is `over`.
     booked: u64,
-    /// Whether a refusal is a null pointer.
+    /// Whether a refusal is a null pointer to a thread that has entered.
     strict: bool,
     /// The first refusal.
     refusal: Option<KernelError>,
@@ -54,13 +55,13 @@ impl Account {
     }
 
     /// Runs `work`, whose allocations this account takes; returns the first refusal too, whatever `work` made of it. `strict`: a refusal is
-    /// a null pointer.
+    /// a null pointer to the calling thread; others get their memory, and the refusal is returned.
     pub(super) fn enter<T>(self: &Arc<Self>, strict: bool, work: impl FnOnce() -> T) -> (T, Option<KernelError>) {
         self.state().strict = strict;
         *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(self);
-        let before = ENTERED.replace(Some(self.clone()));
+        let entered = Entered(ENTERED.replace(Some(self.clone())));
         let result = work();
-        ENTERED.replace(before);
+        drop(entered);
         (result, self.state().refusal.take())
     }
 
@@ -104,8 +105,8 @@ impl Account {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether `bytes` may go out.
-    fn take(&self, bytes: u64) -> bool {
+    /// Whether `bytes` may go out, to a thread that has `entered` this account or to another.
+    fn take(&self, bytes: u64, entered: bool) -> bool {
         let mut state = self.state();
         let used = state.used.saturating_add(bytes);
         let more = used.saturating_sub(state.booked);
@@ -114,7 +115,7 @@ impl Account {
                 Ok(()) => state.booked += more,
                 Err(refusal) => {
                     state.refusal.get_or_insert(refusal);
-                    if state.strict {
+                    if state.strict && entered {
                         return false;
                     }
                 }
@@ -128,6 +129,16 @@ impl Account {
     fn give_back(&self, bytes: u64) {
         let mut state = self.state();
         state.used = state.used.saturating_sub(bytes);
+    }
+}
+
+/// The account that the calling thread had entered before; entered again when this is dropped, in a panic too.
+struct Entered(Option<Arc<Account>>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        // What is replaced is dropped after the cell is free again.
+        drop(ENTERED.replace(self.0.take()));
     }
 }
 
@@ -184,10 +195,11 @@ fn failed(error: ort::Error) -> RuntimeError {
     RuntimeError::Ort(format!("ONNX Runtime takes no allocator of ours: {}", error.message()))
 }
 
-/// The account that the calling thread's allocations belong to.
-fn account() -> Option<Arc<Account>> {
+/// The account that the calling thread's allocations belong to, and whether the thread has entered it.
+fn account() -> Option<(Arc<Account>, bool)> {
     let entered = ENTERED.try_with(|entered| entered.borrow().clone()).ok().flatten();
-    entered.or_else(|| LAST.lock().unwrap_or_else(PoisonError::into_inner).upgrade())
+    let last = || LAST.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+    entered.map(|account| (account, true)).or_else(|| last().map(|account| (account, false)))
 }
 
 /// A block of `bytes`, or null.
@@ -195,18 +207,18 @@ fn block(bytes: usize) -> *mut c_void {
     let Some(whole) = bytes.checked_add(ALIGNMENT) else { return ptr::null_mut() };
     let Ok(layout) = Layout::from_size_align(whole, ALIGNMENT) else { return ptr::null_mut() };
     let account = account();
-    if account.as_ref().is_some_and(|account| !account.take(whole as u64)) {
+    if account.as_ref().is_some_and(|(account, entered)| !account.take(whole as u64, *entered)) {
         return ptr::null_mut();
     }
     // SAFETY: the layout is not empty.
     let start = unsafe { std::alloc::alloc(layout) };
     if start.is_null() {
-        if let Some(account) = account {
+        if let Some((account, _)) = account {
             account.give_back(whole as u64);
         }
         return ptr::null_mut();
     }
-    let head = Head { account: account.map_or(ptr::null(), Arc::into_raw), bytes: whole };
+    let head = Head { account: account.map_or(ptr::null(), |(account, _)| Arc::into_raw(account)), bytes: whole };
     // SAFETY: the block has room for the head, at an alignment that fits it, and for what follows.
     unsafe {
         start.cast::<Head>().write(head);
@@ -247,8 +259,35 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
 
+    /// `LAST` is one for the process: one test enters at a time.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+    #[test]
+    fn a_thread_that_entered_nothing_is_never_refused() {
+        let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let budget = Arc::new(Budget::new(1000, 0));
+        let account = Account::new(budget.clone(), Purpose::Weights);
+        let work = || std::thread::spawn(|| block(5000) as usize).join().unwrap();
+        let (start, refusal) = account.enter(true, work);
+        assert!(start != 0, "another session's run may have asked");
+        assert!(matches!(refusal, Some(KernelError::OutOfBudget { .. })), "the load fails all the same: {refusal:?}");
+        assert_eq!((account.used(), budget.used()), (5000 + 64, 0));
+        // SAFETY: `block` made it, and it is given back once.
+        unsafe { release(ptr::null_mut(), start as *mut c_void) };
+        assert_eq!(account.used(), 0);
+    }
+
+    #[test]
+    fn a_panic_leaves_the_account() {
+        let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let account = Account::new(Arc::new(Budget::new(1000, 0)), Purpose::Weights);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| account.enter(true, || panic!("on purpose"))));
+        assert!(panicked.is_err() && ENTERED.with_borrow(Option::is_none));
+    }
+
     #[test]
     fn blocks_are_booked_and_given_back() {
+        let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let budget = Arc::new(Budget::new(10_000, 0));
         let account = Account::new(budget.clone(), Purpose::Activations);
         let (blocks, refusal) = account.enter(true, || [block(1000), block(2000), block(9000)]);

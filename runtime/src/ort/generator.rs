@@ -73,16 +73,15 @@ impl OrtGenerator {
         Ok(generator)
     }
 
-    /// Books the largest passes and runs them: a block of the prompt behind all others.
+    /// Books the largest pass, a block of the prompt behind all others, for good, and runs the graph once: a session that opens can read.
     fn try_out(&mut self) -> Result<()> {
         let artifact = self.session.artifact().clone();
         let manifest = artifact.manifest();
         let block = self.capacity.clamp(1, PROMPT_BLOCK);
         let most = run_bytes(&manifest.architecture, &manifest.shape(), 1, block, self.capacity.saturating_sub(block));
-        let Self { session, carried, logits, .. } = self;
-        session.try_out(most, |session| pass(session, carried, &vec![0; block], logits))?;
-        // What the trial took at its end is less than what the longest sequence will: the bound stays booked.
+        // What the trial takes is less than what the longest sequence will: the bound stays booked.
         self.session.book(most)?;
+        pass(&mut self.session, &mut self.carried, &vec![0; block], &mut self.logits)?;
         self.clear()
     }
 

@@ -113,17 +113,21 @@ fn folders() -> Vec<PathBuf> {
     folders
 }
 
-/// `libonnxruntime.so` of a folder, or the last of the names with a version.
+/// `libonnxruntime.so` of a folder, or that with the highest version in its name.
 fn library_in(folder: &Path) -> Option<PathBuf> {
     let plain = folder.join("libonnxruntime.so");
     if plain.is_file() {
         return std::path::absolute(plain).ok();
     }
     let names = std::fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    let versioned = |path: &PathBuf| {
-        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("libonnxruntime.so.")) && path.is_file()
-    };
-    std::path::absolute(names.filter(versioned).max()?).ok()
+    let versioned = names.filter(|path| path.is_file()).filter_map(|path| Some((version(&path)?, path)));
+    std::path::absolute(versioned.max()?.1).ok()
+}
+
+/// The numbers behind `libonnxruntime.so.`; none where the name is another or has other words there.
+fn version(path: &Path) -> Option<Vec<u64>> {
+    let numbers = path.file_name()?.to_str()?.strip_prefix("libonnxruntime.so.")?;
+    numbers.split('.').map(|number| number.parse().ok()).collect()
 }
 
 /// The number of this processor's kind in the head of an ELF file; none for kinds that are not told apart.
@@ -197,9 +201,23 @@ mod tests {
     fn a_name_with_a_version_is_found() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(library_in(folder.path()), None);
-        std::fs::write(folder.path().join("libonnxruntime.so.1.31.1"), b"").unwrap();
-        assert_eq!(library_in(folder.path()), Some(folder.path().join("libonnxruntime.so.1.31.1")));
-        std::fs::write(folder.path().join("libonnxruntime.so"), b"").unwrap();
-        assert_eq!(library_in(folder.path()), Some(folder.path().join("libonnxruntime.so")));
+        // What is found when this file has come as well.
+        let cases = [
+            ("libonnxruntime.so.1.31.1.part", None),
+            ("libonnxruntime.so.1.9.0", Some("libonnxruntime.so.1.9.0")),
+            ("libonnxruntime.so.1.31.1", Some("libonnxruntime.so.1.31.1")),
+            ("libonnxruntime.so.1", Some("libonnxruntime.so.1.31.1")),
+            ("libonnxruntime.so.1.31.2", Some("libonnxruntime.so.1.31.2")),
+            ("libonnxruntime.so", Some("libonnxruntime.so")),
+        ];
+        let mut wrong = Vec::new();
+        for (name, expected) in cases {
+            std::fs::write(folder.path().join(name), b"").unwrap();
+            let found = library_in(folder.path());
+            if found != expected.map(|name| folder.path().join(name)) {
+                wrong.push(format!("with {name}: expected {expected:?}, found {found:?}"));
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 }

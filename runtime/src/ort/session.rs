@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ffi::c_void;
+use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -54,6 +55,7 @@ impl OrtSession {
         cache: bool,
         options: OrtOptions,
     ) -> Result<Self> {
+        let folder = folder(artifact.path())?;
         let mapped = Reservation::new(budget.clone(), Purpose::Weights, artifact.file_bytes())?;
         let graph = onnx_graph(artifact, cache)?;
         let nodes = NODE_BYTES.saturating_mul(graph.nodes as u64);
@@ -61,7 +63,7 @@ impl OrtSession {
         let weights = Account::new(budget.clone(), Purpose::Weights);
         // Computing the copies takes two more of each, for which ONNX Runtime does not ask the allocator.
         let loading = Reservation::new(budget.clone(), Purpose::Weights, graph.copied_bytes.saturating_mul(3))?;
-        let (session, refusal) = weights.enter(true, || load(library, artifact, &graph, options));
+        let (session, refusal) = weights.enter(true, || load(library, artifact, folder, &graph, options));
         let session = match (session, refusal) {
             (_, Some(refusal)) => return Err(refusal.into()),
             (session, None) => session.map_err(|error| failed(artifact, "load", &error))?,
@@ -119,7 +121,15 @@ pub(super) fn failed(artifact: &Artifact, what: &str, error: &ort::Error) -> Run
     RuntimeError::Ort(format!("ONNX Runtime cannot {what} the graph of {}: {}", artifact.path().display(), error.message()))
 }
 
-fn load(library: &OrtLibrary, artifact: &Artifact, graph: &OnnxGraph, options: OrtOptions) -> ort::Result<Session> {
+/// The folder of the artifact at `path`, by the text that ONNX Runtime takes for it.
+fn folder(path: &Path) -> Result<&str> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let refuse =
+        || format!("ONNX Runtime cannot find {}: the path of its folder is no UTF-8 text; move the artifact to another", path.display());
+    folder.to_str().ok_or_else(|| RuntimeError::Ort(refuse()))
+}
+
+fn load(library: &OrtLibrary, artifact: &Artifact, folder: &str, graph: &OnnxGraph, options: OrtOptions) -> ort::Result<Session> {
     let mut builder = Session::builder(&library.environment)?
         .with_env_allocators()?
         .with_prepacking(options.prepack)?
@@ -127,8 +137,7 @@ fn load(library: &OrtLibrary, artifact: &Artifact, graph: &OnnxGraph, options: O
         .with_memory_pattern(false)?
         .with_intra_threads(options.threads)?;
     // The graph names the artifact's file, which ONNX Runtime looks for although it is given every weight.
-    let folder = artifact.path().parent().filter(|folder| !folder.as_os_str().is_empty()).and_then(|folder| folder.to_str());
-    builder = builder.with_config_entry("session.model_external_initializers_file_folder_path", folder.unwrap_or("."))?;
+    builder = builder.with_config_entry("session.model_external_initializers_file_folder_path", folder)?;
     for weight in &graph.weights {
         builder = with_weight(builder, artifact, weight)?;
     }
@@ -163,4 +172,20 @@ fn with_weight(builder: SessionBuilder, artifact: &Artifact, weight: &Weight) ->
     // SAFETY: the value was just made and is owned by no one else.
     let value: DynValue = unsafe { Value::from_ptr(value, Some(&Allocator::default())) };
     builder.with_initializer(&weight.name, value).map_err(ort::Error::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_no_text_is_refused() {
+        assert_eq!(folder(Path::new("model.esp")).unwrap(), ".");
+        assert_eq!(folder(Path::new("models/model.esp")).unwrap(), "models");
+        let refusal = folder(&Path::new(OsStr::from_bytes(b"\xff")).join("model.esp")).unwrap_err().to_string();
+        assert!(refusal.contains("is no UTF-8 text"), "{refusal}");
+    }
 }

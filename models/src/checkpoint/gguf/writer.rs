@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::Value;
@@ -16,8 +15,8 @@ use super::reader::{DEFAULT_ALIGNMENT, Gguf};
 use super::vocabulary::add_tokenizer;
 use super::{names, rotary, understand};
 use crate::architecture::{Architecture, AttentionSpan, Positions, Residual, RotaryScaling};
-use crate::artifact::folder;
 use crate::checkpoint::dialects::{Described, Held, uniform_units};
+use crate::checkpoint::place::place_file;
 use crate::checkpoint::streams::{Planned, gather, plan};
 use crate::checkpoint::tensors::Tensors;
 use crate::error::{Error, Result};
@@ -153,27 +152,22 @@ fn rotary_factors(architecture: &Architecture) -> Vec<f32> {
 
 /// Writes the file beside `out`, checks what its head says, and puts it in its place.
 fn write(source: &dyn TensorSource, manifest: &Manifest, header: Header, factors: &[f32], planned: &[Planned], out: &Path) -> Result<()> {
-    let rights = std::fs::Permissions::from_mode(0o666);
-    let temporary = tempfile::Builder::new().prefix(".export").suffix(".part").permissions(rights).tempfile_in(folder(out));
-    let mut temporary = temporary.map_err(Error::io("create a file beside", out))?;
     let (head, bytes) = header.finish();
-    let start = |file: &mut File| file.write_all(&head).and_then(|()| file.set_len(bytes));
-    start(temporary.as_file_mut()).map_err(Error::io("write", out))?;
-    check_head(manifest, temporary.path())?;
-    let mut file = BufWriter::with_capacity(1 << 18, temporary.as_file_mut());
-    file.seek(SeekFrom::Start(head.len() as u64)).map_err(Error::io("write", out))?;
-    if !factors.is_empty() {
-        write_tensor(&mut file, DType::F32, factors).map_err(Error::io("write", out))?;
-    }
-    for planned in planned {
-        let numbers = gather(&planned.tensor, source)?;
-        write_tensor(&mut file, planned.dtype, &numbers).map_err(Error::io("write", out))?;
-    }
-    file.flush().and_then(|()| file.get_ref().sync_all()).map_err(Error::io("write", out))?;
-    drop(file);
-    temporary.persist(out).map_err(|error| Error::io("rename a finished file to", out)(error.error))?;
-    let folder = folder(out);
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("make durable", folder))
+    place_file(out, |temporary| {
+        let start = |file: &mut File| file.write_all(&head).and_then(|()| file.set_len(bytes));
+        start(temporary.as_file_mut()).map_err(Error::io("write", out))?;
+        check_head(manifest, temporary.path())?;
+        let mut file = BufWriter::with_capacity(1 << 18, temporary.as_file_mut());
+        file.seek(SeekFrom::Start(head.len() as u64)).map_err(Error::io("write", out))?;
+        if !factors.is_empty() {
+            write_tensor(&mut file, DType::F32, factors).map_err(Error::io("write", out))?;
+        }
+        for planned in planned {
+            let numbers = gather(&planned.tensor, source)?;
+            write_tensor(&mut file, planned.dtype, &numbers).map_err(Error::io("write", out))?;
+        }
+        file.flush().map_err(Error::io("write", out))
+    })
 }
 
 /// Writes the numbers of a tensor and the padding after them.

@@ -16,12 +16,11 @@
 //! copied and the graph file is small. It then belongs to these bytes in this folder. ONNX Runtime maps f32 weights and computes on
 //! the mapped pages when its session option `session.disable_prepacking` is 1; weights in 16 bits it converts to f32 when it loads.
 
-use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::artifact::{Artifact, folder};
+use crate::checkpoint::place::place_file;
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
 
@@ -114,7 +113,10 @@ pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Res
         let advice = if options.embed { "; leave out --embed and write it into the artifact's folder" } else { "" };
         return Err(refuse(format!("it would have {} bytes, but readers of ONNX files take at most {MAX_BYTES}{advice}", model.len())));
     }
-    write(&model, &artifact.map(), out)?;
+    place_file(out, |temporary| {
+        let mut file = BufWriter::with_capacity(1 << 18, temporary.as_file_mut());
+        model.write(&artifact.map(), &mut file).and_then(|()| file.flush()).map_err(Error::io("write", out))
+    })?;
     let external_bytes = if options.embed { 0 } else { weights as u64 };
     Ok(OnnxExport { nodes, file_bytes: model.len() as u64, external_bytes, copied_bytes })
 }
@@ -161,19 +163,4 @@ fn signal_properties(manifest: &Manifest) -> Vec<(&'static str, String)> {
         properties.push(("espalier.sample_rate_hz", sample_rate_hz.to_string()));
     }
     properties
-}
-
-/// Writes the file beside `out` and puts it in its place.
-fn write(model: &Message, weights: &[u8], out: &Path) -> Result<()> {
-    // Like any new file: readable as the process's umask allows.
-    let rights = std::fs::Permissions::from_mode(0o666);
-    let temporary = tempfile::Builder::new().prefix(".export").suffix(".part").permissions(rights).tempfile_in(folder(out));
-    let mut temporary = temporary.map_err(Error::io("create a file beside", out))?;
-    let mut file = BufWriter::with_capacity(1 << 18, temporary.as_file_mut());
-    let written = model.write(weights, &mut file).and_then(|()| file.flush()).and_then(|()| file.get_ref().sync_all());
-    drop(file);
-    written.map_err(Error::io("write", out))?;
-    temporary.persist(out).map_err(|error| Error::io("rename a finished file to", out)(error.error))?;
-    let folder = folder(out);
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("make durable", folder))
 }
