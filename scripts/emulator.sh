@@ -46,6 +46,8 @@ flags=(-std=c++20 -O3 -g1 -fPIC -pthread -fvisibility=hidden -fno-strict-aliasin
     -Wall -Wextra -Wno-restrict -Wno-missing-field-initializers -Wno-unknown-pragmas -Wno-psabi -Ikernels/emulator -Ikernels/src/cuda)
 case $machine in
 x86_64*) if grep -qw fma /proc/cpuinfo && grep -qw avx2 /proc/cpuinfo; then flags+=(-march=x86-64-v3); fi ;;
+# Stacks end at a guard of one page, while the compiler probes for one of 64 KiB here, and would step over it.
+aarch64*) flags+=(--param=stack-clash-protection-guard-size=12) ;;
 esac
 version=$("$compiler" --version | head -1)
 

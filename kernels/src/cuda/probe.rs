@@ -188,11 +188,11 @@ pub(super) fn find_device(ordinal: usize) -> std::result::Result<sys::CUdevice, 
     let count = usize::try_from(count).unwrap_or(0);
     let absent = Unavailable::NoDevice { ordinal, count };
     match i32::try_from(ordinal) {
-        Ok(number) if ordinal < count => {
-            // SAFETY: `device` is a place for the handle.
-            let code = unsafe { sys::cuDeviceGet(&mut device, number) };
-            if code == CUresult::CUDA_SUCCESS { Ok(device) } else { Err(absent) }
-        }
+        // SAFETY: `device` is a place for the handle.
+        Ok(number) if ordinal < count => match unsafe { sys::cuDeviceGet(&mut device, number) } {
+            CUresult::CUDA_SUCCESS => Ok(device),
+            code => Err(Unavailable::DriverFailed(driver::describe(code))),
+        },
         _ => Err(absent),
     }
 }

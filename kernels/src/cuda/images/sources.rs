@@ -66,9 +66,12 @@ pub fn changed<'a>(then: &'a str, now: &'a str) -> Vec<&'a str> {
     let only = |listing: &'a str, other: &'a str| {
         listing.lines().filter(move |line| !other.lines().any(|known| known == *line)).filter_map(|line| line.split_once("  "))
     };
-    let mut files: Vec<&str> = only(now, then).chain(only(then, now)).map(|(_, file)| file).collect();
-    let mut seen = Vec::new();
-    files.retain(|file| !seen.contains(file) && (seen.push(*file), true).1);
+    let mut files = Vec::new();
+    for (_, file) in only(now, then).chain(only(then, now)) {
+        if !files.contains(&file) {
+            files.push(file);
+        }
+    }
     files
 }
 
