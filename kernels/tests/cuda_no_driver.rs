@@ -22,7 +22,10 @@ fn without_a_cuda_driver_the_reason_is_said() {
     let folder = tempfile::tempdir().unwrap();
     let (source, library) = (folder.path().join("other.c"), folder.path().join("libcuda.so"));
     std::fs::write(&source, "int cuInit(unsigned flags) { return flags ? 1 : 0; }\n").unwrap();
-    let compiled = Command::new("cc").args(["-shared", "-fPIC", "-Wl,-soname,libcuda.so", "-o"]).arg(&library).arg(&source).status();
+    // As for the emulator, CXX names the compiler of a machine that is emulated.
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "cc".into());
+    let options = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so", "-x", "c"];
+    let compiled = Command::new(compiler).args(options).arg(&source).arg("-o").arg(&library).status();
     if !compiled.is_ok_and(|status| status.success()) {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "a C compiler is needed in CI");
         return eprintln!("SKIPPED: there is no C compiler for a library that is not a driver");
