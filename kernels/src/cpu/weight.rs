@@ -68,7 +68,7 @@ fn view(bytes: &[u8], format: Format, rows: usize, columns: usize) -> Result<Vie
     let overflow = || KernelError::Shape { operation: "map_weight", detail: format!("[{rows}, {columns}] does not fit in memory") };
     let stored_rows = match format {
         Format::F16Pairs | Format::Bf16Pairs => rows.div_ceil(2),
-        Format::F32 | Format::F16 | Format::Bf16 => rows,
+        _ => rows,
     };
     let len = stored_rows.checked_mul(columns).ok_or_else(overflow)?;
     Ok(match format {
@@ -77,6 +77,10 @@ fn view(bytes: &[u8], format: Format, rows: usize, columns: usize) -> Result<Vie
         Format::Bf16 => View::Bf16(HalfRows { data: numbers(bytes, len, rows, columns, format)?, columns, half: Bf16 }),
         Format::F16Pairs => View::F16Pairs(HalfPairs { data: numbers(bytes, len, rows, columns, format)?, columns, half: F16 }),
         Format::Bf16Pairs => View::Bf16Pairs(HalfPairs { data: numbers(bytes, len, rows, columns, format)?, columns, half: Bf16 }),
+        Format::Q8 | Format::Q4 | Format::Q8Units | Format::Q4Units => {
+            let detail = format!("a {format:?} matrix was given; expected f32, f16 or bf16");
+            return Err(KernelError::Shape { operation: "map_weight", detail });
+        }
     })
 }
 
