@@ -5,10 +5,13 @@
 
 use std::ops::Range;
 
+use pulp::{Arch, Simd, WithSimd};
+
+use super::gemv;
 use super::half::{F16, Half};
 use super::real::Real;
-use super::vector::{self, LANES, vectorized};
-use super::weight::{Matrix, widened_dots};
+use super::vector::{self, vectorized};
+use super::weight::{Matrix, widen, widened_dots};
 use crate::format::BLOCK;
 
 /// How quants are packed.
@@ -21,9 +24,19 @@ pub trait Quants: Copy + Send + Sync + 'static {
     const MINIMUM: bool;
     /// The quants of a block along a row.
     fn block(bytes: &[u8]) -> [f32; BLOCK];
+    /// The quants of up to [`CHUNK`] blocks along a row, as [`halves`](Quants::halves) says.
+    fn chunk(bytes: &[u8], numbers: &mut [f32; CHUNK * BLOCK]);
+    /// Where [`chunk`](Quants::chunk) writes the two halves of block `block`.
+    fn halves(block: usize) -> [usize; 2];
     /// The quant of row `row` of the group whose 4 bytes are `word`.
     fn of_group(word: u32, row: usize) -> f32;
 }
+
+/// Blocks along a row whose quants are written out at a time: 2 KiB of f32.
+pub const CHUNK: usize = 16;
+
+/// Numbers in half a block, the widest register's.
+const HALF: usize = BLOCK / 2;
 
 /// i8, symmetric.
 #[derive(Clone, Copy)]
@@ -45,6 +58,16 @@ impl Quants for Eight {
         numbers
     }
     #[inline(always)]
+    fn chunk(bytes: &[u8], numbers: &mut [f32; CHUNK * BLOCK]) {
+        for (number, &byte) in numbers.iter_mut().zip(bytes) {
+            *number = f32::from(byte as i8);
+        }
+    }
+    #[inline(always)]
+    fn halves(block: usize) -> [usize; 2] {
+        [block * BLOCK, block * BLOCK + HALF]
+    }
+    #[inline(always)]
     fn of_group(word: u32, row: usize) -> f32 {
         ((word << (24 - 8 * row as u32)) as i32 >> 24) as f32
     }
@@ -62,6 +85,19 @@ impl Quants for Four {
             numbers[i + BLOCK / 2] = f32::from(bytes[i] >> 4);
         }
         numbers
+    }
+    /// All low halves, then all high ones.
+    #[inline(always)]
+    fn chunk(bytes: &[u8], numbers: &mut [f32; CHUNK * BLOCK]) {
+        let (low, high) = numbers.split_at_mut(CHUNK * HALF);
+        for ((low, high), &byte) in low.iter_mut().zip(high).zip(bytes) {
+            *low = f32::from(byte & 15);
+            *high = f32::from(byte >> 4);
+        }
+    }
+    #[inline(always)]
+    fn halves(block: usize) -> [usize; 2] {
+        [block * HALF, (CHUNK + block) * HALF]
     }
     #[inline(always)]
     fn of_group(word: u32, row: usize) -> f32 {
@@ -113,19 +149,25 @@ impl<Q: Quants> Matrix<f32> for BlockRows<'_, Q> {
     }
     fn dots(&self, y: &mut [f32], rows: Range<usize>, x: &[f32], accumulate: bool) {
         let blocks = x.len().div_ceil(BLOCK);
-        f32::with_scratch(blocks * (BLOCK + 1), |scratch| {
-            let (padded, sums) = scratch.split_at_mut(blocks * BLOCK);
-            let x = if x.len() == padded.len() {
-                x
-            } else {
-                padded[..x.len()].copy_from_slice(x);
-                padded[x.len()..].fill(0.0);
-                padded
-            };
+        f32::with_scratch(blocks * (BLOCK + 1 + ROWS), |scratch| {
+            let (padded, scratch) = scratch.split_at_mut(blocks * BLOCK);
+            let (sums, scratch) = scratch.split_at_mut(blocks);
+            padded[..x.len()].copy_from_slice(x);
+            padded[x.len()..].fill(0.0);
             if Q::MINIMUM {
-                block_sums(&mut *sums, x);
+                block_sums(&mut *sums, padded);
             }
-            row_dots(self.from_row(rows.start), y, x, sums, accumulate);
+            for (row, y) in rows.step_by(ROWS).zip(y.chunks_mut(ROWS)) {
+                let w = self.from_row(row);
+                let count = y.len() * blocks;
+                let wide = &mut scratch[..count];
+                if Q::MINIMUM {
+                    widen(F16, &mut *wide, &w.minima[..count]);
+                    gemv::dots(y, wide, blocks, sums, 1.0, accumulate);
+                }
+                widen(F16, &mut *wide, &w.scales[..count]);
+                Arch::new().dispatch(RowDots { y, w, scales: wide, x: padded, accumulate: accumulate || Q::MINIMUM });
+            }
         });
     }
     fn axpys(&self, y: &mut [f32], columns: Range<usize>, a: &[f32]) {
@@ -154,8 +196,8 @@ impl<Q: Quants> Matrix<f32> for BlockUnits<'_, Q> {
     }
 }
 
-/// Blocks whose scales are widened together.
-const SCALES: usize = LANES;
+/// Rows whose scales are widened together.
+const ROWS: usize = 16;
 
 vectorized! {
     /// Sums of blocks.
@@ -166,40 +208,56 @@ vectorized! {
     }
 }
 
-vectorized! {
-    /// `y[i] = W[i] · x` of whole blocks, `sums` those of the blocks of `x` where blocks have minima.
-    fn row_dots<Q: Quants>(w: Stored<'_, Q>, y: &mut [f32], x: &[f32], sums: &[f32], accumulate: bool) {
+/// `y[i] = Σ scale · (q · x)` over the blocks of row `i`, without minima; added to `y` where `accumulate`.
+struct RowDots<'a, Q> {
+    y: &'a mut [f32],
+    w: Stored<'a, Q>,
+    /// `[rows, blocks]`.
+    scales: &'a [f32],
+    /// Whole blocks.
+    x: &'a [f32],
+    accumulate: bool,
+}
+
+impl<Q: Quants> WithSimd for RowDots<'_, Q> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { y, w, scales, x, accumulate } = self;
         let blocks = x.len() / BLOCK;
+        let mut numbers = [0.0; CHUNK * BLOCK];
         for (i, y) in y.iter_mut().enumerate() {
             let quants = &w.quants[i * blocks * Q::BLOCK_BYTES..][..blocks * Q::BLOCK_BYTES];
-            let scales = &w.scales[i * blocks..][..blocks];
-            let minima = if Q::MINIMUM { &w.minima[i * blocks..][..blocks] } else { &[] };
-            let mut lanes = [0.0; LANES];
-            for (minima, sums) in minima.chunks(LANES).zip(sums.chunks(LANES)) {
-                for ((lane, &minimum), &sum) in lanes.iter_mut().zip(minima).zip(sums) {
-                    *lane += F16::widen(minimum) * sum;
-                }
-            }
-            let parts = quants.chunks(SCALES * Q::BLOCK_BYTES).zip(x.chunks(SCALES * BLOCK)).zip(scales.chunks(SCALES));
+            let scales = &scales[i * blocks..][..blocks];
+            let mut sums = f32::splat(simd, 0.0);
+            let parts = quants.chunks(CHUNK * Q::BLOCK_BYTES).zip(x.chunks(CHUNK * BLOCK)).zip(scales.chunks(CHUNK));
             for ((quants, x), scales) in parts {
-                let wide = widened::<SCALES>(scales);
-                for ((quants, x), &scale) in quants.chunks_exact(Q::BLOCK_BYTES).zip(x.chunks_exact(BLOCK)).zip(&wide) {
-                    add_block(&mut lanes, &Q::block(quants), x, scale);
+                Q::chunk(quants, &mut numbers);
+                for (block, (x, &scale)) in x.chunks_exact(BLOCK).zip(scales).enumerate() {
+                    let halves = Q::halves(block).map(|start| &numbers[start..][..HALF]);
+                    sums = <f32 as Real>::mul_add(simd, f32::splat(simd, scale), block_product(simd, halves, x), sums);
                 }
             }
-            let dot = vector::total(lanes);
+            let dot = f32::sum(simd, sums);
             *y = if accumulate { *y + dot } else { dot };
         }
     }
 }
 
-/// `lanes += scale · q · x`.
+/// The product of a block's halves with `x`, a register's worth of sums.
 #[inline(always)]
-fn add_block(lanes: &mut [f32; LANES], quants: &[f32; BLOCK], x: &[f32], scale: f32) {
-    let x = &x[..BLOCK];
-    for l in 0..LANES {
-        lanes[l] += scale * (quants[l] * x[l] + quants[l + LANES] * x[l + LANES]);
+fn block_product<S: Simd>(simd: S, halves: [&[f32]; 2], x: &[f32]) -> <f32 as Real>::Vector<S> {
+    let lanes = f32::lanes::<S>();
+    assert!(HALF.is_multiple_of(lanes) && x.len() == BLOCK && halves[0].len() == HALF && halves[1].len() == HALF);
+    let mut sums = f32::splat(simd, 0.0);
+    for at in (0..HALF).step_by(lanes) {
+        for (half, q) in halves.iter().enumerate() {
+            // SAFETY: at + lanes ≤ HALF, the length of a half; x holds two.
+            let (q, x) = unsafe { (f32::load(simd, q.as_ptr().add(at)), f32::load(simd, x.as_ptr().add(half * HALF + at))) };
+            sums = <f32 as Real>::mul_add(simd, q, x, sums);
+        }
     }
+    sums
 }
 
 /// Up to `N` scales or minima, zeros behind them.

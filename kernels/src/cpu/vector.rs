@@ -49,11 +49,11 @@ macro_rules! vectorized {
 pub(super) use vectorized;
 
 /// Independent sums in a reduction, so that it is neither one long chain of additions nor as inexact as one.
-pub const LANES: usize = 16;
+const LANES: usize = 16;
 
 /// Adds the lanes pairwise.
 #[inline(always)]
-pub fn total<T: Real>(mut lanes: [T; LANES]) -> T {
+fn total<T: Real>(mut lanes: [T; LANES]) -> T {
     let mut n = LANES / 2;
     while n > 0 {
         for i in 0..n {

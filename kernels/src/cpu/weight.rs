@@ -101,7 +101,9 @@ fn planes<Q>(bytes: &[u8], format: Format, rows: usize, columns: usize, packing:
     let bytes: &[u8] = numbers(bytes, planes.bytes(), rows, columns, format)?;
     let halves = |plane: Range<usize>| {
         bytemuck::try_cast_slice(&bytes[plane]).map_err(|_| {
-            shape(format!("a {format:?} matrix [{rows}, {columns}] starts at an odd address; it is read in place and has to start at an even one"))
+            shape(format!(
+                "a {format:?} matrix [{rows}, {columns}] starts at an odd address; it is read in place and has to start at an even one"
+            ))
         })
     };
     Ok(Stored { quants: &bytes[planes.quants], scales: halves(planes.scales)?, minima: halves(planes.minima)?, columns, packing })
@@ -244,7 +246,8 @@ impl<H: Half> Matrix<f32> for HalfRows<'_, H> {
 }
 
 vectorized! {
-    fn widen<H: Half>(_half: H, to: &mut [f32], from: &[u16]) {
+    /// Widens 16-bit numbers.
+    pub fn widen<H: Half>(_half: H, to: &mut [f32], from: &[u16]) {
         for (to, &from) in to.iter_mut().zip(from) {
             *to = H::widen(from);
         }
