@@ -218,6 +218,13 @@ static inline uint32_t __float_as_uint(float x) { return __builtin_bit_cast(uint
 static inline float __uint_as_float(uint32_t x) { return __builtin_bit_cast(float, x); }
 static inline int __float_as_int(float x) { return __builtin_bit_cast(int, x); }
 static inline float __int_as_float(int x) { return __builtin_bit_cast(float, x); }
+// Byte i of the result is the byte of y:x, x the lower four, that the i-th four bits of the selector name.
+static inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+    const uint64_t bytes = uint64_t(y) << 32 | x;
+    uint32_t result = 0;
+    for (int i = 0; i < 4; i++) result |= uint32_t(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+    return result;
+}
 static inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 static inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(uint32_t(x)); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }

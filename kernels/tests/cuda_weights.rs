@@ -101,6 +101,86 @@ fn shrinking_a_model_packs_its_weights_and_gives_memory_back() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
+/// Quants of every kind in a host's bytes: byte `i` is `i` times an odd number, scales and minima are halves around 1.
+fn quantised(format: Format, rows: usize, columns: usize) -> HostBytes {
+    let planes = format.planes(rows, columns).unwrap();
+    let mut words = vec![0_u64; planes.bytes().div_ceil(8) + 8];
+    let start = words.as_ptr().align_offset(64) * 8;
+    let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut words)[start..start + planes.bytes()];
+    bytes[planes.quants].iter_mut().enumerate().for_each(|(i, byte)| *byte = (i * 37 % 251) as u8);
+    for (plane, factor) in [(planes.scales, 11), (planes.minima, 13)] {
+        let halves = bytes[plane].chunks_exact_mut(2).enumerate();
+        halves.for_each(|(i, half)| half.copy_from_slice(&(0x3800 + (i * factor % 1021) as u16).to_le_bytes()));
+    }
+    HostBytes { range: start..start + planes.bytes(), owner: Arc::new(Bytes(words)) }
+}
+
+/// A quantised matrix, `(format, rows, kept)`, whose planes are moved together; some by less than it would take to close the gap.
+const QUANTISED_SHRINKS: [(Format, usize, usize); 12] = [
+    (Format::Q8, 3000, 2999),
+    (Format::Q8, 3000, 1000),
+    (Format::Q8, 3000, 1),
+    (Format::Q4, 3000, 2990),
+    (Format::Q4, 3000, 700),
+    (Format::Q4, 3000, 0),
+    (Format::Q8Units, 3008, 2976),
+    (Format::Q8Units, 3008, 32),
+    (Format::Q4Units, 3001, 3001),
+    (Format::Q4Units, 3001, 2976),
+    (Format::Q4Units, 3001, 64),
+    (Format::Q4Units, 3001, 0),
+];
+
+#[test]
+fn shrinking_quantised_weights_keeps_every_plane() {
+    let (columns, mut failed) = (1001, Vec::new());
+    for settings in ["", "vmm=0", "integrated=1,pageable=1"] {
+        let Some(emulator) = Emulator::start(settings) else { return };
+        let ledger = Limited::new(1 << 40);
+        let device = emulator.device_of(ledger.clone()).for_model();
+        let map = |format, rows| device.map_weight(quantised(format, rows, columns), format, rows, columns).unwrap();
+        let mut weights: Vec<_> = QUANTISED_SHRINKS.iter().map(|&(format, rows, kept)| (map(format, rows), kept)).collect();
+        let before: Vec<_> = weights.iter().map(|(weight, _)| rows(&device, weight)).collect();
+        device.shrink_weights(&mut weights.iter_mut().map(|(weight, kept)| (weight, *kept)).collect::<Vec<_>>()).unwrap();
+        for (((weight, kept), before), case) in weights.iter().zip(&before).zip(QUANTISED_SHRINKS) {
+            if rows(&device, weight) != before[..kept * columns] {
+                failed.push(format!("{settings} {case:?}: other numbers"));
+            }
+        }
+        // A plane that is left where it is may stand a sixty-fourth of its length too high.
+        let needed: usize = QUANTISED_SHRINKS.iter().map(|(format, _, kept)| format.planes(*kept, columns).unwrap().bytes()).sum();
+        let (after, booked) = (device.weight_bytes(), ledger.of(Purpose::Weights));
+        if after > (needed as u64 + needed as u64 / 32).next_multiple_of(GRANULE) || booked != after {
+            failed.push(format!("{settings}: {after} bytes are left, of which {needed} are needed and {booked} are booked"));
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn a_shrink_refuses_parts_of_blocks_and_planes_in_registered_pages() {
+    let cases = [
+        ("", Format::Q8Units, 33, "33 rows of a Q8Units matrix of 2000 were to be kept; its blocks are 32 rows: keep a multiple"),
+        ("", Format::Q4Units, 1999, "1999 rows of a Q4Units matrix of 2000 were to be kept; its blocks are 32 rows: keep a multiple"),
+        ("integrated=1", Format::Q8, 1000, "its planes lie apart in pages that are registered as a whole"),
+    ];
+    let mut failed = Vec::new();
+    for (settings, format, kept, expected) in cases {
+        let Some(emulator) = Emulator::start(settings) else { return };
+        let device = emulator.device().for_model();
+        let mut weight = device.map_weight(quantised(format, 2000, 1001), format, 2000, 1001).unwrap();
+        let before = rows(&device, &weight);
+        match device.shrink_weights(&mut [(&mut weight, kept)]) {
+            Err(KernelError::Shape { operation: "shrink", detail }) if detail.contains(expected) => {}
+            other => failed.push(format!("{format:?}, {kept} rows: {other:?}")),
+        }
+        if rows(&device, &weight) != before {
+            failed.push(format!("{format:?}, {kept} rows: a refused shrink changes nothing"));
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
 #[test]
 fn shrinking_needs_every_weight_of_the_model() {
     let Some(emulator) = Emulator::start("") else { return };

@@ -51,20 +51,7 @@ impl<D: Device> ParameterSource<D> for MappedSource<'_> {
         if self.residency == Residency::Streamed {
             artifact.unmap_pages(artifact.range(stored))?;
         }
-        let format = match (stored.dtype, stored.layout) {
-            (DType::F32, _) => Format::F32,
-            (DType::F16, Layout::Rows) => Format::F16,
-            (DType::F16, Layout::Interleaved) => Format::F16Pairs,
-            (DType::Bf16, Layout::Rows) => Format::Bf16,
-            (DType::Bf16, Layout::Interleaved) => Format::Bf16Pairs,
-            (DType::Q8 | DType::Q4, _) => {
-                let path = artifact.path().display();
-                return Err(RuntimeError::Input(format!(
-                    "{path}: tensor {key} is {:?}, which no engine here runs yet; expected f32, f16 or bf16",
-                    stored.dtype
-                )));
-            }
-        };
+        let format = kernel_format(stored.dtype, stored.layout);
         let bytes = HostBytes { owner: artifact.map(), range: artifact.range(stored) };
         let weight = device.map_weight(bytes, format, rows, columns)?;
         // Pages that the device reads, in place or registered, stay and are counted where they are mapped.
@@ -84,6 +71,21 @@ impl<D: Device> ParameterSource<D> for MappedSource<'_> {
             )));
         }
         upload(device, &numbers)
+    }
+}
+
+/// How the kernels call what an artifact stores as `dtype` in `layout`.
+pub fn kernel_format(dtype: DType, layout: Layout) -> Format {
+    match (dtype, layout) {
+        (DType::F32, _) => Format::F32,
+        (DType::F16, Layout::Rows) => Format::F16,
+        (DType::F16, Layout::Interleaved) => Format::F16Pairs,
+        (DType::Bf16, Layout::Rows) => Format::Bf16,
+        (DType::Bf16, Layout::Interleaved) => Format::Bf16Pairs,
+        (DType::Q8, Layout::Rows) => Format::Q8,
+        (DType::Q8, Layout::Interleaved) => Format::Q8Units,
+        (DType::Q4, Layout::Rows) => Format::Q4,
+        (DType::Q4, Layout::Interleaved) => Format::Q4Units,
     }
 }
 
@@ -167,5 +169,35 @@ impl<D: Device> TensorSource for DeviceTensors<'_, D> {
 
     fn contains(&self, key: TensorKey) -> bool {
         self.tensors.iter().any(|(candidate, ..)| *candidate == key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use espalier_models::formats;
+
+    use super::*;
+
+    /// A matrix's bytes are written by one crate and read by another: both have to mean the same.
+    #[test]
+    fn kernels_find_the_planes_where_artifacts_write_them() {
+        let mut wrong = Vec::new();
+        for dtype in [DType::F32, DType::F16, DType::Bf16, DType::Q8, DType::Q4] {
+            for layout in [Layout::Rows, Layout::Interleaved] {
+                if (dtype, layout) == (DType::F32, Layout::Interleaved) {
+                    continue;
+                }
+                for (rows, columns) in [(0, 5), (5, 0), (1, 1), (1, 33), (3, 5), (32, 32), (33, 4), (96, 576), (usize::MAX / 2, 8)] {
+                    let stored = formats::Format { dtype, layout, rows, columns };
+                    let read = kernel_format(dtype, layout);
+                    let planes = formats::blocks::Planes::of(&stored).map(|planes| (planes.quants, planes.scales, planes.minima));
+                    let kernel_planes = read.planes(rows, columns).map(|planes| (planes.quants, planes.scales, planes.minima));
+                    if planes != kernel_planes || stored.bytes() != read.stored_bytes(rows, columns) {
+                        wrong.push(format!("{stored:?}: {planes:?}, {:?}; kernels {kernel_planes:?}", stored.bytes()));
+                    }
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
     }
 }

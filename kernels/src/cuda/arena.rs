@@ -21,7 +21,7 @@ use crate::memory::Purpose;
 use plain::Plain;
 use virtual_memory::Extents;
 
-pub(super) use virtual_memory::granularity;
+pub(super) use virtual_memory::{copy_down, granularity};
 
 /// Blocks start at multiples of this: what the widest load and a whole sector of the second-level cache ask for, and what the driver's
 /// own allocator gives.

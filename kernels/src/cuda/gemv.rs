@@ -3,6 +3,7 @@
 use super::launch::{Args, Grid};
 use super::memory::Pointer;
 use super::products::{ACCUMULATE, Sizes, VECTOR_B, flag, multiprocessors, summed, vector};
+use super::products_quantized::unexpected;
 use super::weights::number_bytes;
 use super::{CudaDevice, size32};
 use crate::device::Format;
@@ -18,9 +19,10 @@ macro_rules! gemv_kernels {
         [concat!($name, "_1"), concat!($name, "_4"), concat!($name, "_8")]
     };
 }
+pub(super) use gemv_kernels;
 
 /// The kernel for `m` tokens.
-fn for_tokens(kernels: [&'static str; 3], m: usize) -> &'static str {
+pub(super) fn for_tokens(kernels: [&'static str; 3], m: usize) -> &'static str {
     match m {
         0 | 1 => kernels[0],
         2..=4 => kernels[1],
@@ -31,9 +33,9 @@ fn for_tokens(kernels: [&'static str; 3], m: usize) -> &'static str {
 /// The rows and columns of 16 bytes of a matrix.
 fn chunk(format: Format) -> (usize, usize) {
     match format {
-        Format::F32 => (1, 4),
         Format::F16 | Format::Bf16 => (1, 8),
         Format::F16Pairs | Format::Bf16Pairs => (2, 4),
+        _ => (1, 4),
     }
 }
 
@@ -47,6 +49,7 @@ pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Point
         Format::Bf16 => gemv_kernels!("gemv_rows_bf16"),
         Format::F16Pairs => gemv_kernels!("gemv_rows_f16_pairs"),
         Format::Bf16Pairs => gemv_kernels!("gemv_rows_bf16_pairs"),
+        Format::Q8 | Format::Q4 | Format::Q8Units | Format::Q4Units => return Err(unexpected(sizes.operation, format)),
     };
     let (m, rows, columns) = sizes.args32()?;
     let (_, chunk_columns) = chunk(format);
@@ -73,6 +76,7 @@ pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Poin
         Format::Bf16 => gemv_kernels!("gemv_units_bf16"),
         Format::F16Pairs => gemv_kernels!("gemv_units_f16_pairs"),
         Format::Bf16Pairs => gemv_kernels!("gemv_units_bf16_pairs"),
+        Format::Q8 | Format::Q4 | Format::Q8Units | Format::Q4Units => return Err(unexpected(sizes.operation, format)),
     };
     let (m, columns, rows) = sizes.args32()?;
     let (chunk_rows, chunk_columns) = chunk(format);

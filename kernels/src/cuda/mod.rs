@@ -15,6 +15,7 @@ mod elementwise;
 mod gate;
 mod gauge;
 mod gemv;
+mod gemv_quantized;
 mod graph;
 mod images;
 mod launch;
@@ -22,8 +23,10 @@ mod loss;
 mod memory;
 mod norm;
 mod operations;
+mod planes;
 mod probe;
 mod products;
+mod products_quantized;
 mod registration;
 mod rotary;
 mod sequence;
@@ -103,7 +106,8 @@ impl CudaDevice {
     /// Keeps the first rows of every weight, `(weight, rows)`, moves what is kept together, and gives the rest of the memory back.
     ///
     /// The weights are all that were mapped through this device since [`for_model`](CudaDevice::for_model), or a shape error says that some
-    /// are missing. After another error they hold nothing of use and have to be mapped again.
+    /// are missing. Quantised weights whose blocks run along 32 rows keep a multiple of 32, and those whose pages are registered where the
+    /// host has them keep all rows: a shape error says so. After another error they hold nothing of use and have to be mapped again.
     pub fn shrink_weights(&self, weights: &mut [(&mut Weight, usize)]) -> Result<()> {
         weight::shrink(&self.core, &self.weights, weights)
     }

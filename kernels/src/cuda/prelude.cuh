@@ -5,7 +5,7 @@
 // emulator it defines the types, the conversions and the reductions, and emulator.hpp, included in the middle, has the rest:
 //
 //   __global__ __device__ __forceinline__, threadIdx blockIdx blockDim gridDim, __syncthreads __syncwarp, __shfl_*_sync __ballot_sync,
-//   atomicAdd, __ldg, __expf, the C maths functions,
+//   atomicAdd, __ldg, __byte_perm, __expf, the C maths functions,
 //   KERNEL EXPORT SHARED DYNAMIC_SHARED, cp_async_16 cp_async_commit cp_async_wait, ldmatrix_x4 ldmatrix_x4_trans,
 //   mma_f16 mma_bf16 mma_tf32.
 #pragma once
@@ -24,6 +24,7 @@ typedef unsigned short u16;  // also the bits of an f16 or a bf16
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef int i32;
+typedef signed char i8;
 
 // 8 and 16 bytes that one instruction loads or stores; the address must be a multiple of their size.
 struct VECTOR(8) float2_ {
@@ -143,6 +144,17 @@ DEVICE u32 pack_bf16(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
     return bits;
 }
+// a * b + c of two numbers at once, rounded once.
+DEVICE u32 fma_f16x2(u32 a, u32 b, u32 c) {
+    u32 bits;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(bits) : "r"(a), "r"(b), "r"(c));
+    return bits;
+}
+DEVICE u32 fma_bf16x2(u32 a, u32 b, u32 c) {
+    u32 bits;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(bits) : "r"(a), "r"(b), "r"(c));
+    return bits;
+}
 // The bits of the nearest number with 10 bits of mantissa, ties away from zero.
 DEVICE u32 to_tf32(float x) {
     u32 bits;
@@ -183,6 +195,23 @@ DEVICE u16 f32_to_bf16(float x) {
 }
 DEVICE u32 pack_f16(float low, float high) { return u32(f32_to_f16(low)) | u32(f32_to_f16(high)) << 16; }
 DEVICE u32 pack_bf16(float low, float high) { return u32(f32_to_bf16(low)) | u32(f32_to_bf16(high)) << 16; }
+// Rounded by way of f32, which changes nothing where the sum has at most 24 bits.
+DEVICE u32 fma_f16x2(u32 a, u32 b, u32 c) {
+    u16 bits[2];
+    for (u32 i = 0; i < 2; i++) {
+        const double product = double(f16_to_f32(u16(a >> 16 * i))) * f16_to_f32(u16(b >> 16 * i));
+        bits[i] = f32_to_f16(float(product + f16_to_f32(u16(c >> 16 * i))));
+    }
+    return u32(bits[0]) | u32(bits[1]) << 16;
+}
+DEVICE u32 fma_bf16x2(u32 a, u32 b, u32 c) {
+    u16 bits[2];
+    for (u32 i = 0; i < 2; i++) {
+        const double product = double(bits_float(a >> 16 * i << 16)) * bits_float(b >> 16 * i << 16);
+        bits[i] = f32_to_bf16(float(product + bits_float(c >> 16 * i << 16)));
+    }
+    return u32(bits[0]) | u32(bits[1]) << 16;
+}
 DEVICE u32 to_tf32(float x) {
     const u32 bits = float_bits(x);
     return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & ~0x1fffu;
@@ -269,18 +298,21 @@ DEVICE float4_ load_4(const float* matrix, u32 outer, u32 inner, u32 outers, u32
 template <class TILE, u32 THREADS, class T>
 DEVICE void load_tile(T* shared, const T* matrix, u32 outer0, u32 inner0, u32 outers, u32 inners, bool vector) {
     constexpr u32 NUMBERS = 16 / sizeof(T);
-    static_assert(TILE::ROWS * TILE::CHUNKS % THREADS == 0, "every thread copies the same number of chunks");
+    constexpr u32 COUNT = TILE::ROWS * TILE::CHUNKS;
+    static_assert(COUNT % THREADS == 0 || COUNT < THREADS, "every thread copies the same number of chunks, or at most one");
     if (vector) {
 #pragma unroll
-        for (u32 i = 0; i < TILE::ROWS * TILE::CHUNKS / THREADS; i++) {
-            const u32 index = threadIdx.x + i * THREADS, row = index / TILE::CHUNKS, chunk = index % TILE::CHUNKS;
+        for (u32 i = 0; i < (COUNT + THREADS - 1) / THREADS; i++) {
+            const u32 index = threadIdx.x + i * THREADS;
+            if (COUNT < THREADS && index >= COUNT) break;
+            const u32 row = index / TILE::CHUNKS, chunk = index % TILE::CHUNKS;
             const u32 outer = outer0 + row, inner = inner0 + chunk * NUMBERS;
             const bool inside = outer < outers && inner < inners;
             cp_async_16(shared + TILE::at(row, chunk) * NUMBERS, inside ? matrix + u64(outer) * inners + inner : matrix, inside);
         }
     } else {
 #pragma unroll 1
-        for (u32 index = threadIdx.x; index < TILE::ROWS * TILE::CHUNKS * NUMBERS; index += THREADS) {
+        for (u32 index = threadIdx.x; index < COUNT * NUMBERS; index += THREADS) {
             const u32 row = index / (TILE::CHUNKS * NUMBERS), column = index % (TILE::CHUNKS * NUMBERS);
             const u32 outer = outer0 + row, inner = inner0 + column;
             const bool inside = outer < outers && inner < inners;

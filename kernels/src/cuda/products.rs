@@ -1,27 +1,28 @@
 //! Matrix products: which kernel, which tile, how many blocks. Launches `products_f32.cu`, `products_tf32.cu` and
-//! `products_half.cu`; few tokens go to `gemv.rs`.
+//! `products_half.cu`; few tokens go to `gemv.rs`, quantised weights to `products_quantized.rs`.
 
 use super::launch::{Args, Grid, Work};
 use super::memory::{Buffer, Pointer, Scratch};
 use super::weight::Weight;
-use super::{CudaDevice, gemv, input, output, size32};
+use super::{CudaDevice, gemv, gemv_quantized, input, output, products_quantized, size32};
 use crate::device::{Format, Product};
 use crate::error::Result;
 
-/// How f32 activations meet 16-bit weights on tensor cores, which take 16-bit numbers only.
+/// How f32 activations meet 16-bit and quantised weights on tensor cores, which take 16-bit numbers only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
     /// As a sum of two f16 or three bf16: as exact as f32 arithmetic, at half or a third of the speed.
     #[default]
     Exact,
-    /// Rounded to the format of the weight, with f32 sums: relative errors up to 2⁻¹¹ for f16 and 2⁻⁸ for bf16 in every activation.
+    /// Rounded to the format of the weight, with f32 sums: relative errors up to 2⁻¹¹ for f16 and 2⁻⁸ for bf16 in every activation. For
+    /// quantised weights as for f16, and as for bf16 in the backward pass.
     Fast,
 }
 
 /// What decides between kernels that make the same product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Plan {
-    /// Of products with 16-bit weights for more than 8 tokens.
+    /// Of products with 16-bit and quantised weights for more than 8 tokens.
     pub precision: Precision,
     /// The multiprocessors that tiles and parts are planned for; the device's own where there is none. One makes every tile large, many
     /// make them small and cut every sum: so a test reaches all kernels with small matrices.
@@ -32,7 +33,7 @@ pub struct Plan {
 
 /// As in `prelude.cuh`.
 pub(super) const ACCUMULATE: u32 = 1;
-const VECTOR_A: u32 = 2;
+pub(super) const VECTOR_A: u32 = 2;
 pub(super) const VECTOR_B: u32 = 4;
 const VECTOR_C: u32 = 8;
 const TRANSPOSE_A: u32 = 16;
@@ -64,9 +65,14 @@ pub(super) struct Sizes {
 impl Sizes {
     /// Bytes at the least, for a B of `b_bytes` a number, and flops.
     pub fn work(&self, b_bytes: u64) -> Work {
+        self.work_with((self.k as u64).saturating_mul(self.n as u64).saturating_mul(b_bytes))
+    }
+
+    /// Bytes at the least, for a B of `b_bytes` altogether, and flops.
+    pub fn work_with(&self, b_bytes: u64) -> Work {
         let product = |a: usize, b: usize| (a as u64).saturating_mul(b as u64);
         let c = product(self.m, self.n).saturating_mul(if self.accumulate { 8 } else { 4 });
-        let bytes = product(self.m, self.k).saturating_mul(4).saturating_add(product(self.k, self.n).saturating_mul(b_bytes));
+        let bytes = product(self.m, self.k).saturating_mul(4).saturating_add(b_bytes);
         Work { bytes: bytes.saturating_add(c), flops: product(self.m, self.n).saturating_mul(self.k as u64).saturating_mul(2) }
     }
 
@@ -78,23 +84,23 @@ impl Sizes {
 
 /// The tiles of a launch.
 #[derive(Clone, Copy)]
-struct Tiling {
-    m: usize,
-    n: usize,
+pub(super) struct Tiling {
+    pub m: usize,
+    pub n: usize,
     /// The step in which k is gone through.
-    slice: usize,
-    threads: u32,
-    shared_bytes: usize,
+    pub slice: usize,
+    pub threads: u32,
+    pub shared_bytes: usize,
 }
 
 impl Tiling {
-    fn blocks(&self, sizes: &Sizes) -> usize {
+    pub fn blocks(&self, sizes: &Sizes) -> usize {
         sizes.m.div_ceil(self.m).saturating_mul(sizes.n.div_ceil(self.n))
     }
 
     /// How many parts k is cut into, and numbers of k in each. Where the tiles of C are fewer than the multiprocessors, so many that all
     /// have a block, but none less than 8 slices: fewer are over before the loads of the first have come.
-    fn split(&self, sizes: &Sizes, multiprocessors: usize) -> (usize, usize) {
+    pub fn split(&self, sizes: &Sizes, multiprocessors: usize) -> (usize, usize) {
         let splits = (multiprocessors / self.blocks(sizes).max(1)).min(sizes.k / (8 * self.slice)).max(1);
         // A slice even where k is 0: C is to be zeroed, or kept, all the same.
         let each = sizes.k.div_ceil(splits).next_multiple_of(self.slice).max(self.slice);
@@ -134,6 +140,10 @@ pub(super) fn matmul_rows(device: &CudaDevice, y: &mut Buffer, x: &Buffer, w: &W
     let y = output(NAME, "y", y, &[m, rows])?;
     let x = input(NAME, "x", x, &[m, columns])?;
     let sizes = Sizes { operation: NAME, m, n: rows, k: columns, alpha: 1.0, accumulate };
+    if let Some(w) = w.quants()? {
+        let launch = if m <= gemv::TOKENS { gemv_quantized::rows_form } else { products_quantized::rows_form };
+        return launch(device, &sizes, y, x, w);
+    }
     match w.format() {
         _ if m <= gemv::TOKENS => gemv::rows_form(device, &sizes, y, x, w.pointer()?, w.format()),
         Format::F32 => gemm_f32(device, &sizes, y, (x, false), (w.pointer()?, true)),
@@ -147,6 +157,10 @@ pub(super) fn matmul_units(device: &CudaDevice, y: &mut Buffer, a: &Buffer, w: &
     let y = output(NAME, "y", y, &[m, columns])?;
     let a = input(NAME, "a", a, &[m, rows])?;
     let sizes = Sizes { operation: NAME, m, n: columns, k: rows, alpha: 1.0, accumulate };
+    if let Some(w) = w.quants()? {
+        let launch = if m <= gemv::TOKENS { gemv_quantized::units_form } else { products_quantized::units_form };
+        return launch(device, &sizes, y, a, w);
+    }
     match w.format() {
         _ if m <= gemv::TOKENS => gemv::units_form(device, &sizes, y, a, w.pointer()?, w.format()),
         Format::F32 => gemm_f32(device, &sizes, y, (a, false), (w.pointer()?, false)),
@@ -230,7 +244,7 @@ fn gemm_f32(device: &CudaDevice, sizes: &Sizes, c: Pointer, a: (Pointer, bool), 
 }
 
 /// Tiles of rows along x: neighbours in time share the columns of B, which is the larger where weights are multiplied.
-fn grid(sizes: &Sizes, tiling: &Tiling, splits: usize) -> Result<Grid> {
+pub(super) fn grid(sizes: &Sizes, tiling: &Tiling, splits: usize) -> Result<Grid> {
     let size = |name, n| size32(sizes.operation, name, n);
     let (x, y) = (size("m", sizes.m.div_ceil(tiling.m))?, size("n", sizes.n.div_ceil(tiling.n))?);
     let blocks = [x, y, size("k", splits)?];
@@ -266,6 +280,9 @@ fn gemm_half(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Poin
         (Format::F16Pairs, Form::Units) => (half_kernels!("gemm_f16_units_pairs"), 2 * sizes.n, 16 * (512 + 32)),
         (Format::Bf16Pairs, Form::Units) => (half_kernels!("gemm_bf16_units_pairs"), 2 * sizes.n, 16 * (512 + 32)),
         (Format::F32, _) => return gemm_f32(device, sizes, y, (x, false), (w, matches!(form, Form::Rows))),
+        (Format::Q8 | Format::Q4 | Format::Q8Units | Format::Q4Units, _) => {
+            return Err(products_quantized::unexpected(sizes.operation, format));
+        }
     };
     let is_f16 = matches!(format, Format::F16 | Format::F16Pairs);
     let exact = device.plan().precision == Precision::Exact;
@@ -301,7 +318,7 @@ fn gemm_half(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Poin
 }
 
 /// For every row of x the power of two that suits f16.
-fn row_scales<'a>(device: &'a CudaDevice, sizes: &Sizes, x: Pointer, flags: u32) -> Result<Scratch<'a>> {
+pub(super) fn row_scales<'a>(device: &'a CudaDevice, sizes: &Sizes, x: Pointer, flags: u32) -> Result<Scratch<'a>> {
     let scales = device.scratch(sizes.m)?;
     let (m, _, k) = sizes.args32()?;
     let args = Args::new().pointer(scales.pointer()).pointer(x).u32(m).u32(k).u32(flags & VECTOR_A);

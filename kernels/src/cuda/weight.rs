@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::arena::{Arena, Block};
 use super::device::{Core, Held};
 use super::memory::{Buffer, Pointer, take};
+use super::planes::{self, Planes, Quants};
 use super::registration::Registration;
 use crate::device::{Format, HostBytes};
 use crate::error::{KernelError, Result};
@@ -44,6 +45,8 @@ pub struct Weight {
     rows: usize,
     columns: usize,
     format: Format,
+    /// Of a quantised matrix.
+    planes: Option<Planes>,
     data: Data,
     /// As of a [`Storage`](super::Storage).
     recorded: AtomicU64,
@@ -51,13 +54,8 @@ pub struct Weight {
 
 /// Bytes of a stored matrix.
 pub(super) fn stored_bytes(format: Format, rows: usize, columns: usize) -> Result<usize> {
-    let (stored_rows, bytes) = match format {
-        Format::F32 => (rows, 4),
-        Format::F16 | Format::Bf16 => (rows, 2),
-        Format::F16Pairs | Format::Bf16Pairs => (rows.div_ceil(2), 4),
-    };
     let overflow = || KernelError::Shape { operation: "map_weight", detail: format!("[{rows}, {columns}] does not fit in memory") };
-    stored_rows.checked_mul(columns).and_then(|numbers| numbers.checked_mul(bytes)).ok_or_else(overflow)
+    format.stored_bytes(rows, columns).ok_or_else(overflow)
 }
 
 impl Weight {
@@ -91,7 +89,8 @@ impl Weight {
                 None => Data::Uploaded(upload(core, arena, bytes)?),
             }
         };
-        Ok(Self { core: core.clone(), rows, columns, format, data, recorded: AtomicU64::new(0) })
+        let planes = Planes::stored(format, rows, columns);
+        Ok(Self { core: core.clone(), rows, columns, format, planes, data, recorded: AtomicU64::new(0) })
     }
 
     /// A matrix of its own.
@@ -101,7 +100,7 @@ impl Weight {
             return Err(KernelError::Shape { operation: "own_weight", detail });
         }
         let data = Data::Owned(buffer);
-        Ok(Self { core: core.clone(), rows, columns, format: Format::F32, data, recorded: AtomicU64::new(0) })
+        Ok(Self { core: core.clone(), rows, columns, format: Format::F32, planes: None, data, recorded: AtomicU64::new(0) })
     }
 
     /// `(rows, columns)`.
@@ -137,6 +136,12 @@ impl Weight {
         })
     }
 
+    /// The planes of a quantised matrix; none of another. As [`pointer`](Weight::pointer).
+    pub(super) fn quants(&self) -> Result<Option<Quants>> {
+        let start = self.pointer()?;
+        Ok(self.planes.as_ref().map(|planes| planes.at(self.format, start)))
+    }
+
     /// The buffer of an owned matrix.
     pub(super) fn buffer(&self) -> Option<&Buffer> {
         match &self.data {
@@ -167,18 +172,49 @@ impl Weight {
             let detail = format!("{rows} rows of a matrix of {} were to be kept: {what}", self.rows);
             return Err(KernelError::Shape { operation: "shrink", detail });
         }
+        if self.planes.is_some() && rows < self.rows && matches!(self.data, Data::Registered(..)) {
+            let detail = format!(
+                "{rows} rows of a {:?} matrix of {} were to be kept: its planes lie apart in pages that are registered as a whole; drop the \
+                 model and map the smaller one",
+                self.format, self.rows
+            );
+            return Err(KernelError::Shape { operation: "shrink", detail });
+        }
+        planes::check_kept(self.format, self.rows, rows)
+    }
+
+    /// Bytes from the first to the last that is used.
+    fn bytes(&self) -> Result<usize> {
+        self.planes.as_ref().map_or_else(|| stored_bytes(self.format, self.rows, self.columns), |planes| Ok(planes.bytes()))
+    }
+
+    /// Keeps the first `rows` rows of a quantised matrix. Uploaded planes are moved together; others stay where the host has them.
+    fn keep_planes(&mut self, rows: usize) -> Result<()> {
+        let (Some(planes), Some(kept)) = (&self.planes, Planes::stored(self.format, rows, self.columns)) else { return Ok(()) };
+        let mut planes = planes.first(&kept);
+        if rows == 0 {
+            planes = kept;
+        } else if let Data::Uploaded(block) = &self.data {
+            planes.compact(&self.core, block.pointer())?;
+        }
+        self.planes = Some(planes);
         Ok(())
     }
 
     /// Keeps the first `rows` rows, of which there are as many. What is uploaded stays where it is, for the arena to move.
     fn keep(&mut self, rows: usize) -> Result<()> {
-        let bytes = stored_bytes(self.format, rows, self.columns)?;
+        if let Err(error) = self.keep_planes(rows) {
+            self.data = Data::Gone;
+            return Err(error);
+        }
+        self.rows = rows;
+        let bytes = self.bytes()?;
         if bytes == 0 && !matches!(self.data, Data::Owned(_)) {
             std::mem::replace(&mut self.data, Data::Empty).release(&self.core);
         }
         self.data = match std::mem::replace(&mut self.data, Data::Gone) {
             Data::Host(host) => Data::Host(first(host, bytes)),
-            Data::Registered(registration, host) if rows < self.rows => {
+            Data::Registered(registration, host) if bytes < host.range.len() => {
                 // Pages can be registered once, so the whole goes first.
                 drop(registration);
                 let host = first(host, bytes);
@@ -191,7 +227,6 @@ impl Weight {
             }
             data => data,
         };
-        self.rows = rows;
         Ok(())
     }
 }
@@ -230,8 +265,8 @@ pub(super) fn shrink(core: &Arc<Core>, arena: &Arc<Arena>, weights: &mut [(&mut 
     core.forget_graphs();
     weights.iter_mut().try_for_each(|(weight, rows)| weight.keep(*rows))?;
     let mut kept = Vec::with_capacity(weights.len());
-    for (weight, rows) in weights {
-        let bytes = stored_bytes(weight.format, *rows, weight.columns)? as u64;
+    for (weight, _) in weights {
+        let bytes = weight.bytes()? as u64;
         if let Data::Uploaded(block) = &mut weight.data {
             kept.push((block, bytes));
         }

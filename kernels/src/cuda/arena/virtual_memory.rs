@@ -155,7 +155,7 @@ fn sorted(mut places: Vec<(u64, u64, u64)>) -> Vec<(u64, u64, u64)> {
 }
 
 /// Copies `bytes` to a lower address, in ascending pieces no longer than the distance, so that no piece overlaps its own source.
-fn copy_down(core: &Core, to: u64, from: u64, bytes: u64) -> Result<()> {
+pub(in crate::cuda) fn copy_down(core: &Core, to: u64, from: u64, bytes: u64) -> Result<()> {
     let piece = from - to;
     let mut done = 0;
     while piece > 0 && done < bytes {

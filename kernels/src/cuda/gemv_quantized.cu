@@ -1,0 +1,555 @@
+// Products of quantised weights with up to eight tokens: the weights' bytes are all that counts.
+//
+// What they must equal (kernels/src/cpu/gemv.rs), for a weight W [rows, columns] of one of the formats of quantized.cuh read as f32:
+//
+//   row-dot form:  y [m, rows]:    y[i][r] = sum over c of x[i][c] * W[r][c]    (+ y[i][r])
+//   unit-row form: y [m, columns]: y[i][c] = sum over r of a[i][r] * W[r][c]    (+ y[i][c])
+//
+// Changed against it:
+// * A lane loads 16 bytes of quants at a time, past L1, and several such loads are under way at once; quants become f32 in registers.
+// * Where the blocks run along the sum (plain rows, interleaved units) the quants alone are multiplied, and scale and minimum enter once a
+//   block: sum of x * (scale * q + minimum) = scale * (sum of x * q) + minimum * (sum of x).
+// * Plain rows: a lane's 16 or 32 columns lie apart from its neighbour's, so that each load of activations would touch 32 places. So
+//   only 8 (4, with several tokens) lanes share a row and the others take other rows, which read the same activations.
+// * Interleaved units: a lane owns four columns and goes down the blocks of 32 rows, all quants of a block loaded at once.
+// * Across the blocks (the backward of the two, with at most four tokens at a time, block z the z-th of them): activations are multiplied
+//   by scales first. Interleaved rows: a lane holds the sums of 32 or 16 rows. Plain units: of its 16 or 32 columns.
+// * Few rows are shared by 2 or 4 warps of a block, which add up in shared memory; sums down rows are cut by block y, for sum_splits.
+#include "prelude.cuh"
+#include "quantized.cuh"
+
+namespace gemv_quantized {
+
+using quantized::BLOCK;
+using quantized::Q4;
+using quantized::Q8;
+
+constexpr u32 ROW_WARPS = 4, ROWS_EACH = 4, UNIT_WARPS = 8;
+
+// 16 bytes of a plain block: columns of it, and the number at one of them.
+template <class Q> struct Chunk {
+    static constexpr u32 COLUMNS = 4 * Q::NUMBERS;
+    DEVICE float number(const u32 (&words)[4], u32 column) {
+        if constexpr (Q::NUMBERS == 4) return Q::number(words[column / 4], column % 4);
+        return Q::number(words[column % 16 / 4], column % 4 * 2 + column / 16);
+    }
+};
+
+DEVICE void words_of(u32 (&words)[4], uint4_ v) { words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w; }
+DEVICE void floats_of(float (&numbers)[4], float4_ v) { numbers[0] = v.x, numbers[1] = v.y, numbers[2] = v.z, numbers[3] = v.w; }
+
+// Stores the results of row-dot: `shared` [ROW_WARPS, ROWS, M] has those of every warp, `split` neighbours of which have parts of the same.
+template <u32 ROWS, u32 M> DEVICE void store_rows(float* y, const float* shared, u32 m, u32 rows, u32 split, u32 flags) {
+    __syncthreads();
+    const u32 groups = ROW_WARPS / split;
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < groups * ROWS * M; i += ROW_WARPS * WARP) {
+        const u32 group = i / (ROWS * M), at = i % (ROWS * M), row = (blockIdx.x * groups + group) * ROWS + at / M, token = at % M;
+        if (row >= rows || token >= m) continue;
+        float sum = 0.0f;
+#pragma unroll 1
+        for (u32 part = 0; part < split; part++) sum += shared[(group * split + part) * ROWS * M + at];
+        float* to = y + u64(token) * rows + row;
+        *to = sum + (flags & ACCUMULATE ? *to : 0.0f);
+    }
+}
+
+// Stores the results of unit-row: lane l of every warp has sums of columns l * COLUMNS... of the block's.
+template <u32 COLUMNS, u32 M>
+DEVICE void store_columns(float* y, const float (&sums)[COLUMNS][M], u32 m, u32 columns, u32 flags,
+                          float* shared /* [UNIT_WARPS, COLUMNS, WARP] */) {
+    constexpr u32 WIDTH = COLUMNS * WARP;
+#pragma unroll
+    for (u32 t = 0; t < M; t++) {
+        if (t >= m) break;
+#pragma unroll
+        for (u32 j = 0; j < COLUMNS; j++) shared[warp_index() * WIDTH + j * WARP + lane_index()] = sums[j][t];
+        __syncthreads();
+#pragma unroll 1
+        for (u32 i = threadIdx.x; i < WIDTH; i += UNIT_WARPS * WARP) {
+            const u32 column = blockIdx.x * WIDTH + i;
+            if (column >= columns) continue;
+            float sum = 0.0f;
+#pragma unroll
+            for (u32 w = 0; w < UNIT_WARPS; w++) sum += shared[w * WIDTH + i % COLUMNS * WARP + i / COLUMNS];
+            float* to = y + u64(t) * columns + column;
+            *to = sum + (flags & ACCUMULATE ? *to : 0.0f);
+        }
+        __syncthreads();
+    }
+}
+
+// Row-dot of plain quants: ROWS_EACH rows a lane, GROUPS of them a warp.
+template <class Q, u32 M> struct PlainRows {
+    static constexpr u32 LANES = M == 1 ? 8 : 4, GROUPS = WARP / LANES, ROWS = ROWS_EACH * GROUPS, SHARED_NUMBERS = ROW_WARPS * ROWS * M;
+
+    // The sums of this lane's columns, part `part` of `split`, of rows row0, row0 + GROUPS...
+    DEVICE void dots(float (&sums)[ROWS_EACH][M], const float* x, const u8* quants, const u16* scales, const u16* minima, u32 row0, u32 m,
+                     u32 rows, u32 columns, u32 part, u32 split, u32 flags) {
+        constexpr u32 COLUMNS = Chunk<Q>::COLUMNS;
+        const u32 blocks = ceil_div(columns, BLOCK), chunks = blocks * (BLOCK / COLUMNS);
+#pragma unroll 1
+        for (u32 c = part * LANES + lane_index() % LANES; c < chunks; c += LANES * split) {
+            u32 words[ROWS_EACH][4];
+            float scale[ROWS_EACH], least[ROWS_EACH], partial[ROWS_EACH][M] = {}, total[M] = {};
+#pragma unroll
+            for (u32 r = 0; r < ROWS_EACH; r++) {
+                const u64 row = minimum(row0 + r * GROUPS, rows - 1), block = row * blocks + c / (BLOCK / COLUMNS);
+                words_of(words[r], load_once_16(quants + (row * chunks + c) * 16));
+                scale[r] = f16_to_f32(scales[block]);
+                if constexpr (Q::HAS_MINIMUM) least[r] = f16_to_f32(minima[block]);
+            }
+#pragma unroll
+            for (u32 j = 0; j < COLUMNS; j += 4) {
+                float w[ROWS_EACH][4];
+#pragma unroll
+                for (u32 i = 0; i < ROWS_EACH * 4; i++) w[i / 4][i % 4] = Chunk<Q>::number(words[i / 4], j + i % 4);
+#pragma unroll
+                for (u32 t = 0; t < M; t++) {
+                    const float4_ four = load_4(x, minimum(t, m - 1), c * COLUMNS + j, m, columns, flags & VECTOR_A);
+                    if constexpr (Q::HAS_MINIMUM) total[t] += (four.x + four.y) + (four.z + four.w);
+#pragma unroll
+                    for (u32 r = 0; r < ROWS_EACH; r++) {
+                        partial[r][t] = fmaf(w[r][0], four.x, fmaf(w[r][1], four.y, partial[r][t]));
+                        partial[r][t] = fmaf(w[r][2], four.z, fmaf(w[r][3], four.w, partial[r][t]));
+                    }
+                }
+            }
+#pragma unroll
+            for (u32 r = 0; r < ROWS_EACH; r++) {
+#pragma unroll
+                for (u32 t = 0; t < M; t++) {
+                    sums[r][t] = fmaf(scale[r], partial[r][t], sums[r][t]);
+                    if constexpr (Q::HAS_MINIMUM) sums[r][t] = fmaf(least[r], total[t], sums[r][t]);
+                }
+            }
+        }
+    }
+
+    DEVICE void run(float* y, const float* x, const u8* quants, const u16* scales, const u16* minima, u32 m, u32 rows, u32 columns,
+                    u32 split, u32 flags, float* shared /* [ROW_WARPS, ROWS, M] */) {
+        const u32 warp = warp_index(), first = (blockIdx.x * (ROW_WARPS / split) + warp / split) * ROWS;
+        const u32 place = lane_index() % LANES, group = lane_index() / LANES;
+        float sums[ROWS_EACH][M] = {};
+        if (first < rows) dots(sums, x, quants, scales, minima, first + group, m, rows, columns, warp % split, split, flags);
+#pragma unroll
+        for (u32 i = 0; i < ROWS_EACH * M; i++) {
+            float sum = sums[i / M][i % M];
+#pragma unroll
+            for (u32 offset = LANES / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
+            if (i % LANES == place) shared[(warp * ROWS + i / M * GROUPS + group) * M + i % M] = sum;
+        }
+        store_rows<ROWS, M>(y, shared, m, rows, split, flags);
+    }
+};
+
+// Unit-row of interleaved quants: four columns a lane, a block of 32 rows at a time, every UNIT_WARPS-th.
+template <class Q, u32 M> struct InterleavedUnits {
+    static constexpr u32 COLUMNS = 4, SHARED_NUMBERS = UNIT_WARPS * COLUMNS * WARP, OUTERS = BLOCK / Q::NUMBERS;
+
+    DEVICE void block_sums(float (&partial)[COLUMNS][M], float (&total)[M], const u32 (&words)[OUTERS][4], const float* a, u32 row0, u32 m,
+                           u32 rows, u32 flags) {
+#pragma unroll
+        for (u32 r = 0; r < BLOCK; r += 4) {
+            float w[COLUMNS][4];
+#pragma unroll
+            for (u32 i = 0; i < COLUMNS * 4; i++) w[i / 4][i % 4] = Q::number(words[r / Q::NUMBERS][i / 4], r % Q::NUMBERS + i % 4);
+#pragma unroll
+            for (u32 t = 0; t < M; t++) {
+                const float4_ four = load_4(a, minimum(t, m - 1), row0 + r, m, rows, flags & VECTOR_A);
+                if constexpr (Q::HAS_MINIMUM) total[t] += (four.x + four.y) + (four.z + four.w);
+#pragma unroll
+                for (u32 j = 0; j < COLUMNS; j++) {
+                    partial[j][t] = fmaf(w[j][0], four.x, fmaf(w[j][1], four.y, partial[j][t]));
+                    partial[j][t] = fmaf(w[j][2], four.z, fmaf(w[j][3], four.w, partial[j][t]));
+                }
+            }
+        }
+    }
+
+    // The blocks from blockIdx.y * split below the next part.
+    DEVICE void run(float* y, const float* a, const u8* quants, const u16* scales, const u16* minima, u32 m, u32 rows, u32 columns,
+                    u32 split, u32 flags, float* shared /* [UNIT_WARPS, COLUMNS, WARP] */) {
+        const u32 first = blockIdx.y * split, last = minimum(ceil_div(rows, BLOCK), first + split);
+        const bool vector = flags & VECTOR_B;
+        const u32 own = (blockIdx.x * WARP + lane_index()) * COLUMNS, column = vector ? minimum(own, columns - COLUMNS) : own;
+        const u32 valid = column < columns ? columns - column : 0;
+        float sums[COLUMNS][M] = {};
+#pragma unroll 1
+        for (u32 block = first + warp_index(); block < last; block += UNIT_WARPS) {
+            u32 words[OUTERS][4];
+            float scale[COLUMNS], least[COLUMNS], partial[COLUMNS][M] = {}, total[M] = {};
+            const u64 at = u64(block) * columns + column;
+#pragma unroll
+            for (u32 o = 0; o < OUTERS; o++) {
+                const u32* from = reinterpret_cast<const u32*>(quants) + (u64(block) * OUTERS + o) * columns + column;
+                words_of(words[o], quantized::load_words(from, valid, vector));
+            }
+            floats_of(scale, quantized::load_halves(scales + at, valid, vector));
+            if constexpr (Q::HAS_MINIMUM) floats_of(least, quantized::load_halves(minima + at, valid, vector));
+            block_sums(partial, total, words, a, block * BLOCK, m, rows, flags);
+#pragma unroll
+            for (u32 j = 0; j < COLUMNS; j++) {
+#pragma unroll
+                for (u32 t = 0; t < M; t++) {
+                    sums[j][t] = fmaf(scale[j], partial[j][t], sums[j][t]);
+                    if constexpr (Q::HAS_MINIMUM) sums[j][t] = fmaf(least[j], total[t], sums[j][t]);
+                }
+            }
+        }
+        store_columns<COLUMNS, M>(y + u64(blockIdx.y) * m * columns, sums, m, columns, flags, shared);
+    }
+};
+
+// Row-dot of interleaved quants: ROWS of one block of 32 rows a warp, four columns a lane.
+template <class Q, u32 M> struct InterleavedRows {
+    static constexpr u32 ROWS = M == 1 ? 32 : 16, SHARED_NUMBERS = ROW_WARPS * ROWS * M, OUTERS = ROWS / Q::NUMBERS;
+
+    DEVICE void dots(float (&sums)[ROWS][M], const float* x, const u8* quants, const u16* scales, const u16* minima, u32 row0, u32 m,
+                     u32 columns, u32 part, u32 split, u32 flags) {
+        const bool vector = flags & VECTOR_B;
+        float rest[M] = {};
+#pragma unroll 1
+        for (u32 c = (part * WARP + lane_index()) * 4; c < columns; c += WARP * split * 4) {
+            u32 words[OUTERS][4];
+            float scale[4], least[4];
+            const u64 at = u64(row0 / BLOCK) * columns + c;
+#pragma unroll
+            for (u32 o = 0; o < OUTERS; o++) {
+                const u32* from = reinterpret_cast<const u32*>(quants) + u64(row0 / Q::NUMBERS + o) * columns + c;
+                words_of(words[o], quantized::load_words(from, columns - c, vector));
+            }
+            floats_of(scale, quantized::load_halves(scales + at, columns - c, vector));
+            if constexpr (Q::HAS_MINIMUM) floats_of(least, quantized::load_halves(minima + at, columns - c, vector));
+            float factors[M][4];
+#pragma unroll
+            for (u32 t = 0; t < M; t++) {
+                float four[4];
+                floats_of(four, load_4(x, minimum(t, m - 1), c, m, columns, flags & VECTOR_A));
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) {
+                    factors[t][j] = four[j] * scale[j];
+                    if constexpr (Q::HAS_MINIMUM) rest[t] = fmaf(four[j], least[j], rest[t]);
+                }
+            }
+#pragma unroll
+            for (u32 i = 0; i < ROWS * 4; i++) {
+                const u32 row = i / 4, j = i % 4;
+                const float w = Q::number(words[row / Q::NUMBERS][j], row % Q::NUMBERS);
+#pragma unroll
+                for (u32 t = 0; t < M; t++) sums[row][t] = fmaf(w, factors[t][j], sums[row][t]);
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < ROWS * M; i++) sums[i / M][i % M] += rest[i % M];
+    }
+
+    DEVICE void run(float* y, const float* x, const u8* quants, const u16* scales, const u16* minima, u32 m, u32 rows, u32 columns,
+                    u32 split, u32 flags, float* shared /* [ROW_WARPS, ROWS, M] */) {
+        const u32 warp = warp_index(), first = (blockIdx.x * (ROW_WARPS / split) + warp / split) * ROWS, token = blockIdx.z * M;
+        x += u64(token) * columns, y += u64(token) * rows, m -= token;
+        float sums[ROWS][M] = {};
+        if (first < rows) dots(sums, x, quants, scales, minima, first, m, columns, warp % split, split, flags);
+#pragma unroll
+        for (u32 i = 0; i < ROWS * M; i++) {
+            const float sum = warp_sum(sums[i / M][i % M]);
+            if (i % WARP == lane_index()) shared[warp * ROWS * M + i] = sum;
+        }
+        store_rows<ROWS, M>(y, shared, m, rows, split, flags);
+    }
+};
+
+// Unit-row of plain quants: a chunk's columns a lane, AT_ONCE rows at a time, every UNIT_WARPS-th.
+template <class Q, u32 M> struct PlainUnits {
+    static constexpr u32 COLUMNS = Chunk<Q>::COLUMNS, SHARED_NUMBERS = UNIT_WARPS * COLUMNS * WARP, AT_ONCE = M == 1 ? 4 : 2;
+
+    // The rows from blockIdx.y * split below the next part.
+    DEVICE void run(float* y, const float* a, const u8* quants, const u16* scales, const u16* minima, u32 m, u32 rows, u32 columns,
+                    u32 split, u32 flags, float* shared /* [UNIT_WARPS, COLUMNS, WARP] */) {
+        const u32 first = blockIdx.y * split, last = minimum(rows, first + split), token = blockIdx.z * M;
+        const u32 blocks = ceil_div(columns, BLOCK), chunks = blocks * (BLOCK / COLUMNS);
+        const u32 chunk = minimum(blockIdx.x * WARP + lane_index(), chunks - 1);
+        y += (u64(blockIdx.y) * m + token) * columns, a += u64(token) * rows, m -= token;
+        float sums[COLUMNS][M] = {}, rest[M] = {};
+#pragma unroll 1
+        for (u32 row0 = first + warp_index(); row0 < last; row0 += UNIT_WARPS * AT_ONCE) {
+            u32 words[AT_ONCE][4];
+            float factors[AT_ONCE][M];
+#pragma unroll
+            for (u32 o = 0; o < AT_ONCE; o++) {
+                // A row beyond the last one counts nothing.
+                const u32 wanted = row0 + o * UNIT_WARPS, row = minimum(wanted, last - 1);
+                const u64 block = u64(row) * blocks + chunk / (BLOCK / COLUMNS);
+                words_of(words[o], load_once_16(quants + (u64(row) * chunks + chunk) * 16));
+                const float scale = f16_to_f32(scales[block]), least = Q::HAS_MINIMUM ? f16_to_f32(minima[block]) : 0.0f;
+#pragma unroll
+                for (u32 t = 0; t < M; t++) {
+                    const float factor = a[u64(minimum(t, m - 1)) * rows + row];
+                    factors[o][t] = wanted < last ? factor * scale : 0.0f;
+                    if (Q::HAS_MINIMUM && wanted < last) rest[t] = fmaf(factor, least, rest[t]);
+                }
+            }
+#pragma unroll
+            for (u32 i = 0; i < AT_ONCE * COLUMNS; i++) {
+                const float w = Chunk<Q>::number(words[i / COLUMNS], i % COLUMNS);
+#pragma unroll
+                for (u32 t = 0; t < M; t++) sums[i % COLUMNS][t] = fmaf(w, factors[i / COLUMNS][t], sums[i % COLUMNS][t]);
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < COLUMNS * M; i++) sums[i / M][i % M] += rest[i % M];
+        store_columns<COLUMNS, M>(y, sums, m, columns, flags, shared);
+    }
+};
+
+}  // namespace gemv_quantized
+
+KERNEL(128) gemv_rows_q8_1(
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u8* quants,   // [rows, blocks, 32]
+    const u16* scales,  // [rows, blocks]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::PlainRows<gemv_quantized::Q8, 1>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_rows_q8_1)
+
+KERNEL(128) gemv_rows_q8_4(
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u8* quants,   // [rows, blocks, 32]
+    const u16* scales,  // [rows, blocks]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::PlainRows<gemv_quantized::Q8, 4>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_rows_q8_4)
+
+KERNEL(128) gemv_rows_q8_8(
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u8* quants,   // [rows, blocks, 32]
+    const u16* scales,  // [rows, blocks]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::PlainRows<gemv_quantized::Q8, 8>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_rows_q8_8)
+
+KERNEL(128) gemv_rows_q4_1(
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u8* quants,   // [rows, blocks, 16]
+    const u16* scales,  // [rows, blocks]
+    const u16* minima,  // [rows, blocks]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::PlainRows<gemv_quantized::Q4, 1>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_rows_q4_1)
+
+KERNEL(128) gemv_rows_q4_4(
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u8* quants,   // [rows, blocks, 16]
+    const u16* scales,  // [rows, blocks]
+    const u16* minima,  // [rows, blocks]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::PlainRows<gemv_quantized::Q4, 4>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_rows_q4_4)
+
+KERNEL(128) gemv_rows_q4_8(
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u8* quants,   // [rows, blocks, 16]
+    const u16* scales,  // [rows, blocks]
+    const u16* minima,  // [rows, blocks]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::PlainRows<gemv_quantized::Q4, 8>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_rows_q4_8)
+
+KERNEL(256) gemv_units_q8_interleaved_1(
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u8* quants,   // [units/4, columns, 4]
+    const u16* scales,  // [units/32, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q8, 1>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_units_q8_interleaved_1)
+
+KERNEL(256) gemv_units_q8_interleaved_4(
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u8* quants,   // [units/4, columns, 4]
+    const u16* scales,  // [units/32, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q8, 4>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_units_q8_interleaved_4)
+
+KERNEL(256) gemv_units_q8_interleaved_8(
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u8* quants,   // [units/4, columns, 4]
+    const u16* scales,  // [units/32, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q8, 8>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_units_q8_interleaved_8)
+
+KERNEL(256) gemv_units_q4_interleaved_1(
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u8* quants,   // [units/8, columns, 4]
+    const u16* scales,  // [units/32, columns]
+    const u16* minima,  // [units/32, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q4, 1>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_units_q4_interleaved_1)
+
+KERNEL(256) gemv_units_q4_interleaved_4(
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u8* quants,   // [units/8, columns, 4]
+    const u16* scales,  // [units/32, columns]
+    const u16* minima,  // [units/32, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q4, 4>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_units_q4_interleaved_4)
+
+KERNEL(256) gemv_units_q4_interleaved_8(
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u8* quants,   // [units/8, columns, 4]
+    const u16* scales,  // [units/32, columns]
+    const u16* minima,  // [units/32, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q4, 8>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_units_q4_interleaved_8)
+
+KERNEL(128) gemv_rows_q8_interleaved_1(
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u8* quants,   // [units/4, columns, 4]
+    const u16* scales,  // [units/32, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::InterleavedRows<gemv_quantized::Q8, 1>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_rows_q8_interleaved_1)
+
+KERNEL(128) gemv_rows_q8_interleaved_4(
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u8* quants,   // [units/4, columns, 4]
+    const u16* scales,  // [units/32, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::InterleavedRows<gemv_quantized::Q8, 4>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_rows_q8_interleaved_4)
+
+KERNEL(128) gemv_rows_q4_interleaved_1(
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u8* quants,   // [units/8, columns, 4]
+    const u16* scales,  // [units/32, columns]
+    const u16* minima,  // [units/32, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::InterleavedRows<gemv_quantized::Q4, 1>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_rows_q4_interleaved_1)
+
+KERNEL(128) gemv_rows_q4_interleaved_4(
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u8* quants,   // [units/8, columns, 4]
+    const u16* scales,  // [units/32, columns]
+    const u16* minima,  // [units/32, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::InterleavedRows<gemv_quantized::Q4, 4>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_rows_q4_interleaved_4)
+
+KERNEL(256) gemv_units_q8_1(
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u8* quants,   // [rows, blocks, 32]
+    const u16* scales,  // [rows, blocks]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::PlainUnits<gemv_quantized::Q8, 1>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_units_q8_1)
+
+KERNEL(256) gemv_units_q8_4(
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u8* quants,   // [rows, blocks, 32]
+    const u16* scales,  // [rows, blocks]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::PlainUnits<gemv_quantized::Q8, 4>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_units_q8_4)
+
+KERNEL(256) gemv_units_q4_1(
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u8* quants,   // [rows, blocks, 16]
+    const u16* scales,  // [rows, blocks]
+    const u16* minima,  // [rows, blocks]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::PlainUnits<gemv_quantized::Q4, 1>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_units_q4_1)
+
+KERNEL(256) gemv_units_q4_2(
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u8* quants,   // [rows, blocks, 16]
+    const u16* scales,  // [rows, blocks]
+    const u16* minima,  // [rows, blocks]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    using Product = gemv_quantized::PlainUnits<gemv_quantized::Q4, 2>;
+    SHARED(float, shared, Product::SHARED_NUMBERS);
+    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, shared);
+}
+EXPORT(gemv_units_q4_2)
