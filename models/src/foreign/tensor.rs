@@ -127,7 +127,11 @@ impl Tensor {
             Some(bits) => (u128::from(count) * u128::from(bits)).div_ceil(8) as u64,
             None if element == ElementType::TEXT && !said.external && said.raw.is_none() => said.fields as u64,
             None => {
-                return Err(format!("the tensor {called} has numbers of type {} ({}), which none is read of", said.element, element.name()));
+                return Err(format!(
+                    "the tensor {called} has numbers of type {} ({}), which none is read of",
+                    said.element,
+                    element.name()
+                ));
             }
         };
         let numbers = match (said.external, said.raw) {
