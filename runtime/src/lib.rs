@@ -39,10 +39,10 @@ pub use kv_cache::KvCache;
 pub use load::{DeviceTensors, kernel_format};
 pub use network::Network;
 #[cfg(feature = "ort")]
-pub use ort::{OrtGenerator, OrtLibrary, OrtModel, OrtOptions};
+pub use ort::{OrtForeign, OrtGenerator, OrtLibrary, OrtModel, OrtOptions, foreign_plan};
 pub use page_allocator::{PageAllocator, release_free_memory, tune_system_allocator};
 pub use pages::Residency;
-pub use plan::{MAX_PROMPT_TOKENS, PROCESS_BYTES, Plan, PlanLine, tokenizer_bytes};
+pub use plan::{MAX_PROMPT_TOKENS, PROCESS_BYTES, Plan, PlanLine, tokenizer_bytes, tokenizer_memory};
 pub use sampling::{Sampler, Sampling};
 pub use score::Scorer;
 pub use workspace::{Keep, LogitRows, Workspace, WorkspaceSize, workspace_bytes};

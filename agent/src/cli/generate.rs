@@ -9,7 +9,7 @@ use espalier_models::Artifact;
 use espalier_runtime::OrtGenerator;
 use espalier_runtime::{Continues, GenerationSpeed, Generator, Sampling};
 
-use super::{Context, EngineArgs, print_json, tell};
+use super::{Context, EngineArgs, foreign, print_json, tell};
 #[cfg(feature = "ort")]
 use crate::engine::OpenDevice;
 use crate::error::{AgentError, Result, file_error};
@@ -110,6 +110,7 @@ struct Generated<'a> {
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
+    foreign::refuse(&args.model, "asked to continue a text")?;
     let sampling = args.sampling.sampling()?;
     let artifact = Arc::new(Artifact::open(&args.model)?);
     check_language_model(&artifact)?;

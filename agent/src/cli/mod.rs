@@ -24,6 +24,7 @@ mod embed;
 mod eval;
 mod eval_language;
 mod export;
+mod foreign;
 mod generate;
 mod import;
 mod inspect;
@@ -55,7 +56,7 @@ enum Command {
     Train(train::Args),
     /// Make an artifact of a checkpoint: a folder with safetensors or PyTorch files, a PyTorch file, or a GGUF file.
     Import(import::Args),
-    /// Show what an artifact is, and what serving it will hold.
+    /// Show what an artifact or an ONNX graph is, and what serving it will hold.
     Inspect(inspect::Args),
     /// Measure a model: a signal model on the test windows of a split, a language model on a text or on questions.
     Eval(eval::Args),
@@ -67,7 +68,7 @@ enum Command {
     Run(run::Args),
     /// Continue a prompt with a language model.
     Generate(generate::Args),
-    /// Print what texts mean to a language model: the mean of its final hidden states, as JSON lines.
+    /// Print what texts mean to a language model (the mean of its final hidden states) or an ONNX encoder, as JSON lines.
     Embed(embed::Args),
     /// Write a model as a checkpoint folder, a GGUF file or an ONNX graph that other programs read.
     Export(export::Args),
