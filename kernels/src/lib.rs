@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod device;
 pub mod error;
+pub mod fused;
 pub mod memory;
 
 pub use cpu::{CpuDevice, buffer_bytes};
@@ -16,4 +17,5 @@ pub use cpu::{CpuDevice, buffer_bytes};
 pub use cuda::{CudaDevice, Unavailable};
 pub use device::{Activation, AdamW, AttentionShape, Device, Format, HostBytes, NO_TARGET, NormKind, Product};
 pub use error::{KernelError, Result};
+pub use fused::{Epilogue, KeyValues, LowRank, Projection, Start, TokenShape};
 pub use memory::{Ledger, Purpose, Reservation, Unlimited};
