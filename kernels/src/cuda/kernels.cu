@@ -1,6 +1,8 @@
 // All kernels as one unit: what nvcc, NVRTC on a device and the emulator compile. A file's own helpers stand in a namespace of its name.
 // The files that this one includes, and they include, are the sources whose hashes kernels/images/sources.sha256 has.
 #include "prelude.cuh"
+#include "activation.cu"
+#include "epilogue.cu"
 #include "products_f32.cu"
 #include "products_tf32.cu"
 #include "products_half.cu"
@@ -8,9 +10,9 @@
 #include "products_quantized_backward.cu"
 #include "gemv.cu"
 #include "gemv_quantized.cu"
+#include "gemv_fused.cu"
 #include "weights.cu"
 #include "elementwise.cu"
-#include "activation.cu"
 #include "norm.cu"
 #include "rotary.cu"
 #include "attention.cu"
