@@ -4,15 +4,14 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use espalier_kernels::Device;
 use espalier_models::Artifact;
-use espalier_runtime::Scorer;
+use espalier_runtime::Embeds;
 
 use super::{Context, EngineArgs, print_while_read};
 use crate::error::{AgentError, Result};
 use crate::language::check_language_model;
 use crate::language::sequences::read_text;
-use crate::on_device;
+use crate::sessions;
 use crate::text::Tokenizer;
 
 /// Options of `embed`.
@@ -66,17 +65,17 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         sequences.push(ids);
     }
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(1);
-    context.compute(context.device(args.engine, args.limit)?, |device, budget, shown| {
-        on_device!(device, device => embed(context, args, &sequences, Scorer::open(device, budget, &artifact, longest)?, shown))
+    context.compute(context.any_device(args.engine, args.limit, &artifact)?, |device, budget, shown| {
+        embed(context, args, &sequences, sessions::embedder(device, budget, &artifact, longest)?.as_mut(), shown)
     })
 }
 
 /// Prints the embedding of every sequence.
-fn embed<D: Device>(context: &Context, args: &Args, sequences: &[Vec<u32>], mut scorer: Scorer<D>, shown: &Cell<bool>) -> Result<()> {
-    let mut embedding = vec![0.0; scorer.network().architecture.d_model];
+fn embed(context: &Context, args: &Args, sequences: &[Vec<u32>], embedder: &mut dyn Embeds, shown: &Cell<bool>) -> Result<()> {
+    let mut embedding = vec![0.0; embedder.width()];
     for (index, ids) in sequences.iter().enumerate() {
         context.stop.check()?;
-        scorer.mean_state(ids, &mut embedding)?;
+        embedder.mean_state(ids, &mut embedding)?;
         if args.normalize {
             normalize(&mut embedding);
         }
