@@ -2,8 +2,7 @@
 //!
 //! Two engines run the same operations: `cuda` on an NVIDIA GPU, and `cpu`, which is always there. A third, `ort`, runs an artifact's
 //! exported graph in ONNX Runtime. [`Engines`] opens the one that was asked for; left the choice, it takes the GPU where one can be used, and
-//! says in one line why it was not taken, and ONNX Runtime for a model with a part that the first two do not run
-//! ([`Engines::open_for`]). An engine that fails later is replaced by the next one ([`Engines::after`]), in the diagnosis loop at last by ONNX
+//! says in one line why it was not taken, and ONNX Runtime for what the first two do not run ([`Engines::open_for`]). An engine that fails later is replaced by the next one ([`Engines::after`]), in the diagnosis loop at last by ONNX
 //! Runtime ([`Engines::after_in_loop`]); one that was asked for by name is never replaced.
 //!
 //! What a GPU takes is booked in the same [`Budget`] as the rest:
@@ -32,7 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use espalier_kernels::cuda::{CudaDevice, Unavailable};
 use espalier_kernels::{CpuDevice, Device, KernelError, Purpose, Reservation};
 use espalier_models::Artifact;
-use espalier_runtime::{Budget, RuntimeError, UnsupportedPart};
+use espalier_runtime::{Budget, RuntimeError};
 #[cfg(feature = "ort")]
 use espalier_runtime::{OrtLibrary, OrtOptions, OrtProviders, ort_overhead_bytes};
 
@@ -41,7 +40,7 @@ use crate::error::{AgentError, Result};
 /// The engine that a person asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum EngineChoice {
-    /// The GPU where there is one that can be used, else the CPU; ONNX Runtime for a model with a part that neither runs.
+    /// The GPU where there is one that can be used, else the CPU; ONNX Runtime for an ONNX graph of another program, which neither runs.
     #[default]
     Auto,
     /// The CPU.
@@ -285,23 +284,21 @@ impl Engines {
         Ok(OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?))
     }
 
-    /// As [`open`](Engines::open), for the model at `path` that the native engines run, or have a part of that they do not: then ONNX Runtime
-    /// is taken, unless another engine was asked for.
+    /// As [`open`](Engines::open), for the model at `path`, which is `what`, and which the native engines therefore do not run: ONNX Runtime,
+    /// unless another engine was asked for.
     ///
     /// # Errors
-    /// As [`open`](Engines::open); [`AgentError::Runtime`] where no engine that may be taken runs the model.
-    pub fn open_for(
-        &self,
-        (covered, path): (std::result::Result<(), UnsupportedPart>, &Path),
-        threads: usize,
-        budget: &Arc<Budget>,
-    ) -> Result<OpenDevice> {
-        let Err(part) = covered else { return self.open(threads, budget) };
+    /// [`AgentError::Usage`] where a native engine was asked for by name, [`AgentError::Runtime`] where ONNX Runtime is not there.
+    pub fn open_for(&self, (what, path): (&str, &Path), threads: usize, budget: &Arc<Budget>) -> Result<OpenDevice> {
+        let path = path.display();
         match self.asked.engine {
             EngineChoice::Ort => self.open(threads, budget),
-            EngineChoice::Cpu | EngineChoice::Cuda => Err(part.of(path).into()),
+            EngineChoice::Cpu | EngineChoice::Cuda => {
+                let name = self.asked.engine.name();
+                Err(AgentError::Usage(format!("{path} is {what}, which engine {name} does not run; give --engine ort, or leave it out")))
+            }
             EngineChoice::Auto => {
-                let why = format!("{}: {part}, which the engines cpu and cuda do not run", path.display());
+                let why = format!("{path} is {what}, which the engines cpu and cuda do not run");
                 let refused = |error| RuntimeError::Ort(format!("{why}, and engine ort cannot be taken: {error}"));
                 let device = self.open_ort(threads, budget).map_err(refused)?;
                 self.say(log::Level::Warn, format!("engine ort: {why}"));

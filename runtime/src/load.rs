@@ -3,11 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use espalier_kernels::{Device, HostBytes};
+use espalier_kernels::{Device, Format, HostBytes};
 use espalier_models::artifact::Artifact;
-use espalier_models::{Architecture, ModelShape, Part, TensorKey, TensorSource};
+use espalier_models::{Architecture, DType, Layout, ModelShape, Part, TensorKey, TensorSource};
 
-use crate::coverage::native_format;
 use crate::error::{Result, RuntimeError};
 use crate::network::{Network, ParameterSource};
 use crate::pages::{Pages, Residency};

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use espalier_agent::engine::{Asked, AskedOrt, EngineChoice, EngineKind, Engines};
-use espalier_runtime::{Budget, UnsupportedPart, covered};
+use espalier_runtime::Budget;
 
 use crate::args;
 use crate::library::library;
@@ -15,20 +15,15 @@ fn engines(engine: EngineChoice, library: Option<&'static str>) -> Engines {
     Engines::new(Asked { engine, ort, ..Asked::default() })
 }
 
-/// A part that no native engine runs.
-fn part() -> UnsupportedPart {
-    UnsupportedPart { part: "tensor layers.0.up".into(), what: "is stored in knots".into() }
-}
-
 #[test]
-fn a_part_that_the_native_engines_do_not_run_is_named_and_left_to_onnx_runtime() {
+fn what_the_native_engines_do_not_run_is_named_and_left_to_onnx_runtime() {
     let budget = Arc::new(Budget::unlimited());
-    let path = Path::new("model.esp");
     let missing = Some("/no/such/libonnxruntime.so");
-    let sentence = "model.esp: tensor layers.0.up is stored in knots, which the engines cpu and cuda do not run";
+    let sentence = "other.onnx is a graph of a stranger, which";
     let mut faults = Vec::new();
     let mut check = |engine: EngineChoice, library, expected: Result<EngineKind, &[&str]>| {
-        let opened = engines(engine, library).open_for((Err(part()), path), 1, &budget).map(|device| device.kind());
+        let model = ("a graph of a stranger", Path::new("other.onnx"));
+        let opened = engines(engine, library).open_for(model, 1, &budget).map(|device| device.kind());
         let right = match (&opened, expected) {
             (Ok(kind), Ok(expected)) => *kind == expected,
             (Err(error), Err(words)) => words.iter().all(|word| error.to_string().contains(word)),
@@ -38,17 +33,15 @@ fn a_part_that_the_native_engines_do_not_run_is_named_and_left_to_onnx_runtime()
             faults.push(format!("{}, library {library:?}: {opened:?}, expected {expected:?}", engine.name()));
         }
     };
-    check(EngineChoice::Cpu, None, Err(&[sentence, "give --engine ort"]));
-    check(EngineChoice::Cuda, None, Err(&[sentence, "give --engine ort"]));
+    check(EngineChoice::Cpu, None, Err(&[sentence, "engine cpu does not run; give --engine ort"]));
+    check(EngineChoice::Cuda, None, Err(&[sentence, "engine cuda does not run; give --engine ort"]));
     check(EngineChoice::Auto, missing, Err(&[sentence, "engine ort cannot be taken: /no/such/libonnxruntime.so"]));
     if library().is_some() {
         check(EngineChoice::Auto, None, Ok(EngineKind::Ort));
         check(EngineChoice::Ort, None, Ok(EngineKind::Ort));
     }
     assert_none(faults);
-    let model = espalier_models::Artifact::open(&world().model).expect("an artifact");
-    assert_eq!(covered(model.manifest()), Ok(()));
-    let native = engines(EngineChoice::Auto, missing).open_for((covered(model.manifest()), path), 1, &budget).expect("a native engine");
+    let native = engines(EngineChoice::Auto, missing).open(1, &budget).expect("a native engine");
     assert_ne!(native.kind(), EngineKind::Ort, "what the native engines run they run");
 }
 

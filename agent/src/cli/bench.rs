@@ -86,7 +86,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     }
     args.sidecar.check_none(&args.model)?;
     let artifact = Arc::new(Artifact::open(&args.model)?);
-    let open = || context.any_device(args.engine, None, &artifact);
+    let open = || context.any_device(args.engine, None);
     let started = |cold| context.compute(open()?, |device, budget, _| start(device, budget, &args.model, cold));
     let starts = [started(true)?, started(false)?];
     let count = args.count.max(1);

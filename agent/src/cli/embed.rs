@@ -57,7 +57,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let sequences = texts(args)?.iter().map(|text| tokenizer.encode(text, true)).collect::<Result<Vec<_>>>()?;
     check_lengths(&sequences, artifact.manifest().architecture.context())?;
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(1);
-    context.compute(context.any_device(args.engine, args.limit, &artifact)?, |device, budget, shown| {
+    context.compute(context.any_device(args.engine, args.limit)?, |device, budget, shown| {
         embed(context, args, &sequences, sessions::embedder(device, budget, &artifact, longest)?.as_mut(), shown)
     })
 }

@@ -110,7 +110,7 @@ fn predict(
     asked: Option<TextDiagnosis>,
     sets: &[(String, WindowSet)],
 ) -> Result<Vec<Predictions>> {
-    context.compute(context.any_device(args.engine, args.limit, model)?, |device, budget, _| {
+    context.compute(context.any_device(args.engine, args.limit)?, |device, budget, _| {
         let mut evaluator = match device {
             #[cfg(feature = "ort")]
             OpenDevice::Ort(_, ort) => Evaluator::open_in_ort(*ort, budget, model, asked.clone())?,

@@ -95,7 +95,7 @@ fn windows(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, pat
     }
     let text = read_text(path)?;
     let ids = Tokenizer::of(artifact)?.encode(&text, true)?;
-    let result = context.compute(context.any_device(computing.engine, computing.limit, artifact)?, |device, budget, _| {
+    let result = context.compute(context.any_device(computing.engine, computing.limit)?, |device, budget, _| {
         let mut scorer = sessions::scorer(device, budget, artifact, window)?;
         perplexity::of_text(scorer.as_mut(), &ids, text.len(), window, args.windows, &mut Bar::new(), &context.stop)
     })?;
@@ -146,7 +146,7 @@ fn sequences(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, p
         sequences.push(Sequence { ids, first });
     }
     let longest = sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(1);
-    let result = context.compute(context.any_device(computing.engine, computing.limit, artifact)?, |device, budget, _| {
+    let result = context.compute(context.any_device(computing.engine, computing.limit)?, |device, budget, _| {
         let mut scorer = sessions::scorer(device, budget, artifact, longest)?;
         perplexity::of_sequences(scorer.as_mut(), &sequences, &mut Bar::new(), &context.stop)
     })?;
@@ -182,7 +182,7 @@ fn questions(
     let file = task.file(data)?;
     let tokenizer = Tokenizer::of(artifact)?;
     let most = args.limit_examples.unwrap_or(usize::MAX);
-    let opened = context.any_device(computing.engine, computing.limit, artifact)?;
+    let opened = context.any_device(computing.engine, computing.limit)?;
     // Longer than any question of these sets with its solution, and a small KV cache.
     let capacity = artifact.manifest().architecture.context().min(1024);
     let mut table = Table::new(["task", task.name()]);

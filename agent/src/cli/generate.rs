@@ -114,7 +114,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let prompt = prompt_ids(args, &artifact, &tokenizer)?;
     check_length(&artifact, prompt.len(), args.max_tokens)?;
     let capacity = prompt.len() + args.max_tokens;
-    context.compute(context.any_device(args.engine, None, &artifact)?, |device, budget, shown| {
+    context.compute(context.any_device(args.engine, None)?, |device, budget, shown| {
         let mut generator = sessions::generator(device, budget, &artifact, capacity)?;
         // From here on the continuation may be printed as it comes.
         shown.set(true);

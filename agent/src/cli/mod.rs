@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use clap::{Parser, Subcommand};
-use espalier_models::Artifact;
 #[cfg(feature = "ort")]
 use espalier_runtime::OrtProviders;
-use espalier_runtime::{Budget, PROCESS_BYTES, covered};
+use espalier_runtime::{Budget, PROCESS_BYTES};
 
 use crate::engine::{Asked, AskedOrt, EngineChoice, Engines, OpenDevice, Precision, is_device_failure};
 use crate::error::{AgentError, Result};
@@ -153,17 +152,29 @@ impl Context {
     /// A device of the engine that was asked for, within `limit` bytes, for work that only our own engines do.
     pub fn device(&self, args: EngineArgs, limit: Option<u64>) -> Result<(OpenDevice, Arc<Budget>)> {
         args.check_ours()?;
-        let budget = Arc::new(Budget::new(limit.unwrap_or(u64::MAX), PROCESS_BYTES));
-        let asked = args.asked()?;
-        Ok((self.engines.get_or_init(|| Engines::new(asked)).open(self.threads, &budget)?, budget))
+        self.any_device(args, limit)
     }
 
-    /// A device of the engine that was asked for, or of the one that runs `model`, within `limit` bytes, for work that ONNX Runtime does too.
-    pub fn any_device(&self, args: EngineArgs, limit: Option<u64>, model: &Artifact) -> Result<(OpenDevice, Arc<Budget>)> {
+    /// As [`device`](Context::device), for work that ONNX Runtime does too.
+    pub fn any_device(&self, args: EngineArgs, limit: Option<u64>) -> Result<(OpenDevice, Arc<Budget>)> {
+        self.opened(args, limit, |engines, budget| engines.open(self.threads, budget))
+    }
+
+    /// As [`device`](Context::device), for the model at `path`, which only ONNX Runtime runs because of `what` it is.
+    pub fn foreign_device(&self, args: EngineArgs, limit: Option<u64>, model: (&str, &Path)) -> Result<(OpenDevice, Arc<Budget>)> {
+        self.opened(args, limit, |engines, budget| engines.open_for(model, self.threads, budget))
+    }
+
+    fn opened(
+        &self,
+        args: EngineArgs,
+        limit: Option<u64>,
+        open: impl FnOnce(&Engines, &Arc<Budget>) -> Result<OpenDevice>,
+    ) -> Result<(OpenDevice, Arc<Budget>)> {
         let budget = Arc::new(Budget::new(limit.unwrap_or(u64::MAX), PROCESS_BYTES));
         let asked = args.asked()?;
-        let engines = self.engines.get_or_init(|| Engines::new(asked));
-        Ok((engines.open_for((covered(model.manifest()), model.path()), self.threads, &budget)?, budget))
+        let device = open(self.engines.get_or_init(|| Engines::new(asked)), &budget)?;
+        Ok((device, budget))
     }
 
     /// Does `work` on a device that [`Context::device`] or [`Context::any_device`] has opened; where it has no room or fails, from the

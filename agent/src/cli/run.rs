@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use espalier_models::Artifact;
-use espalier_runtime::{Budget, PROCESS_BYTES, covered};
+use espalier_runtime::{Budget, PROCESS_BYTES};
 
 use super::data::DataArgs;
 use super::foreign::{self, SidecarArgs};
@@ -146,7 +146,7 @@ impl Ending<'_> {
 /// The device that serves: where engines may be chosen, one whose overhead fits into `room` bytes beside the `needed` ones of model and
 /// source. A driver that takes more than the model would otherwise have the model pruned to make room for it.
 fn open_device(engines: &Engines, budget: &Arc<Budget>, artifact: &Artifact, needed: u64, room: u64) -> Result<OpenDevice> {
-    let device = engines.open_for((covered(artifact.manifest()), artifact.path()), LOOP_THREADS, budget)?;
+    let device = engines.open(LOOP_THREADS, budget)?;
     let overhead = device.overhead_bytes(artifact)?;
     if overhead == 0 || needed.saturating_add(overhead) <= room {
         return Ok(device);

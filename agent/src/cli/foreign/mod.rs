@@ -4,8 +4,6 @@ use std::path::{Path, PathBuf};
 
 pub(super) use espalier_models::foreign::is_onnx;
 
-use super::EngineArgs;
-use crate::engine::EngineChoice;
 use crate::error::{AgentError, Result};
 
 #[cfg(feature = "ort")]
@@ -54,20 +52,9 @@ pub(super) fn refuse(model: &Path, what: &str) -> Result<()> {
     )))
 }
 
-/// The engine for a graph: ONNX Runtime, unless another was asked for by name.
-fn engine(args: EngineArgs, model: &Path) -> Result<EngineArgs> {
-    match args.engine {
-        EngineChoice::Ort => Ok(args),
-        EngineChoice::Auto => {
-            log::info!("engine ort: {} is an ONNX graph, which the native engines do not run", model.display());
-            Ok(EngineArgs { engine: EngineChoice::Ort, ..args })
-        }
-        other => {
-            let (path, name) = (model.display(), other.name());
-            Err(AgentError::Usage(format!("{path} is an ONNX graph, which engine {name} does not run; give --engine ort, or leave it out")))
-        }
-    }
-}
+/// What the model is, where only ONNX Runtime runs it.
+#[cfg(feature = "ort")]
+const WHAT: &str = "an ONNX graph of another program";
 
 /// What every command with a graph says where this program has no ONNX Runtime.
 #[cfg(not(feature = "ort"))]
@@ -79,11 +66,11 @@ mod absent {
     }
 
     pub fn run(_: &crate::cli::Context, args: &crate::cli::run::Args) -> Result<()> {
-        engine(args.engine, &args.model).and_then(|_| refused(&args.model))
+        refused(&args.model)
     }
 
     pub fn bench(_: &crate::cli::Context, args: &crate::cli::bench::Args) -> Result<()> {
-        engine(args.engine, &args.model).and_then(|_| refused(&args.model))
+        refused(&args.model)
     }
 
     pub fn eval<T>(model: &Path, _: Option<&Path>) -> Result<T> {
@@ -91,7 +78,7 @@ mod absent {
     }
 
     pub fn embed(_: &crate::cli::Context, args: &crate::cli::embed::Args) -> Result<()> {
-        engine(args.engine, &args.model).and_then(|_| refused(&args.model))
+        refused(&args.model)
     }
 }
 #[cfg(not(feature = "ort"))]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use espalier_models::foreign::ForeignModel;
 use espalier_runtime::{Budget, OrtForeign};
 
-use super::engine;
+use super::WHAT;
 use crate::cli::{Context, EngineArgs};
 use crate::engine::{OpenDevice, Ort};
 use crate::error::{AgentError, Result};
@@ -18,7 +18,7 @@ pub(in crate::cli) fn read(model: &Path, sidecar: Option<&Path>) -> Result<Arc<F
 
 /// ONNX Runtime for the graph `model`, and the budget that what it takes is booked in.
 pub(super) fn ort(context: &Context, args: EngineArgs, model: &Path, limit: Option<u64>) -> Result<(Ort, Arc<Budget>)> {
-    match context.any_device(engine(args, model)?, limit)? {
+    match context.foreign_device(args, limit, (WHAT, model))? {
         (OpenDevice::Ort(_, ort), budget) => Ok((ort, budget)),
         (other, _) => Err(AgentError::Usage(format!("engine {} was opened for {}; give --engine ort", other.kind(), model.display()))),
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use espalier_models::foreign::ForeignModel;
 use espalier_runtime::{Budget, PROCESS_BYTES, foreign_plan};
 
-use super::{engine, open};
+use super::{WHAT, open};
 use crate::cli::run::{Args, Ending, source};
 use crate::cli::{Context, tell};
 use crate::diagnosis::foreign::signal;
@@ -18,7 +18,6 @@ use crate::table;
 
 /// Serves the graph: the same loop, verdicts and counts as an artifact has, without a store, since nothing takes its place.
 pub(in crate::cli) fn run(context: &Context, args: &Args) -> Result<()> {
-    let asked = engine(args.engine, &args.model)?;
     if args.store.is_some() || args.data.data.is_some() || args.data.split.is_some() {
         let path = args.model.display();
         return Err(AgentError::Usage(format!(
@@ -33,8 +32,8 @@ pub(in crate::cli) fn run(context: &Context, args: &Args) -> Result<()> {
     tell(format_args!("{} is an ONNX graph of another program: it is served as it is, and never pruned", args.model.display()));
     let budget = Arc::new(Budget::new(limit, PROCESS_BYTES));
     budget.set_goal(goal);
-    let engines = Engines::new(asked.asked()?);
-    let device = engines.open(LOOP_THREADS, &budget)?;
+    let engines = Engines::new(args.engine.asked()?);
+    let device = engines.open_for((WHAT, &args.model), LOOP_THREADS, &budget)?;
     let engine = Box::new(open_foreign(&device, &budget, &model)?);
     // The first run has shown what the plan could not know.
     check_goal(goal, &model, budget.used().saturating_add(source_bytes))?;
