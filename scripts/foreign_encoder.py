@@ -59,6 +59,16 @@ def embeddings(folder):
     return torch.stack(found)
 
 
+def run_graph(session, folder):
+    """The embeddings that ONNX Runtime's own Python makes with the graph."""
+    tokenizer, found = AutoTokenizer.from_pretrained(folder), []
+    for sentence in SENTENCES:
+        given = tokenizer(sentence, return_tensors="np", truncation=True, max_length=MAX_TOKENS)
+        states = torch.from_numpy(session.run(None, {value.name: given[value.name] for value in session.get_inputs()})[0])
+        found.append(torch.nn.functional.normalize(states.mean(1), p=2, dim=1)[0])
+    return torch.stack(found)
+
+
 def safetensors_places(path):
     """Where each tensor's bytes are in the file, by what they are."""
     with open(path, "rb") as file:
