@@ -81,10 +81,11 @@ def safetensors_places(path):
 def export(folder, path):
     model = open_model(folder)
     batch, sequence = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("sequence", min=1, max=512)
-    ids = torch.ones(2, 7, dtype=torch.int64)
+    # Tensors of their own: one that is given twice becomes one input.
+    given = (torch.full((2, 7), 5), torch.ones(2, 7, dtype=torch.int64), torch.zeros(2, 7, dtype=torch.int64))
     names = ["input_ids", "attention_mask", "token_type_ids"]
     program = torch.onnx.export(
-        Encoder(model), (ids, ids, ids * 0), dynamo=True, opset_version=18, input_names=names, output_names=["last_hidden_state"],
+        Encoder(model).eval(), given, dynamo=True, opset_version=18, input_names=names, output_names=["last_hidden_state"],
         dynamic_shapes=tuple({0: batch, 1: sequence} for _ in names), external_data=False, optimize=False, verbose=False,
     )
     graph = program.model_proto
