@@ -148,6 +148,8 @@ fn load(library: &OrtLibrary, artifact: &Artifact, folder: &str, graph: &OnnxGra
 fn with_weight(builder: SessionBuilder, artifact: &Artifact, weight: &Weight) -> ort::Result<SessionBuilder> {
     let element = match weight.element {
         Element::Float => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+        Element::Uint8 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+        Element::Int8 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
         Element::Float16 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
         Element::Bfloat16 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
         _ => return Err(ort::Error::new(format!("`{}` has numbers that no weight has", weight.name))),
