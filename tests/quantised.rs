@@ -54,7 +54,7 @@ fn a_quantised_signal_model_is_pruned_to_a_quantised_one() {
         let inspect = |path: &PathBuf| place.succeed(args!["inspect", path, "--json", "--verify"]).json();
         assert!(inspect(&model)["file_bytes"].as_u64() < dense["file_bytes"].as_u64(), "{dtype} is smaller");
         let corpus = &world().corpus;
-        let steps = ["--ratio", "4", "--steps", "20,20,20", "--stages"];
+        let steps = ["--ratio", "2.5", "--steps", "20,20,20", "--stages"];
         let command = args!["prune", model, "-o", small, "--data", corpus].into_iter().chain(steps.map(Into::into));
         let said = place.succeed(command.chain([stages.clone().into_os_string()])).stdout;
         for stage in ["layers", "heads", "channels"] {
@@ -63,9 +63,9 @@ fn a_quantised_signal_model_is_pruned_to_a_quantised_one() {
         let pruned = inspect(&small);
         let parameters = |inspected: &Value| inspected["parameters"].as_u64().expect("parameters");
         assert_eq!(pruned["weights"], dtype);
-        assert!(4 * parameters(&pruned) <= parameters(&dense), "{} of {}", parameters(&pruned), parameters(&dense));
+        assert!(5 * parameters(&pruned) <= 2 * parameters(&dense), "{} of {}", parameters(&pruned), parameters(&dense));
         let channels = |layer: &Value| layer["channels"].as_u64().expect("channels");
-        assert!(pruned["layers"].as_array().expect("layers").iter().all(|layer| channels(layer) == 32), "whole blocks stay: {pruned}");
+        assert!(pruned["layers"].as_array().expect("layers").iter().all(|layer| channels(layer) % 32 == 0), "whole blocks stay: {pruned}");
         let evaluated = place.succeed(args!["eval", small, "--data", corpus, "--json"]).json();
         assert!(evaluated[0]["accuracy"].is_f64(), "{evaluated}");
     }
@@ -90,8 +90,11 @@ fn what_cannot_be_done_with_quantised_weights_is_refused() {
     let place = Place::new();
     let model = quantised(&place, "q8");
     let small = place.out("small.esp");
-    let split = args!["prune", model, "-o", small, "--data", world().corpus, "--ratio", "4", "--split", "2,2,40"];
-    assert_none(place.refuse(split, 2, &["40 channels", "block of 32", "multiple of 32"]));
+    let split = args!["prune", model, "-o", small, "--data", world().corpus, "--ratio", "4", "--keep", "2,2,40"];
+    let smallest = args!["prune", model, "-o", small, "--data", world().corpus, "--ratio", "20"];
+    let mut faults = place.refuse(split, 2, &["40 channels", "block of 32", "multiple of 32"]);
+    faults.extend(place.refuse(smallest, 1, &["ratio of 20 cannot be reached", "32 channels"]));
+    assert_none(faults);
 }
 
 #[test]

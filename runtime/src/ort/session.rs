@@ -61,8 +61,8 @@ impl OrtSession {
         let nodes = NODE_BYTES.saturating_mul(graph.nodes as u64);
         let held = Reservation::new(budget.clone(), Purpose::Activations, OrtLibrary::BYTES.saturating_add(nodes))?;
         let weights = Account::new(budget.clone(), Purpose::Weights);
-        // Computing the copies takes two more of each, for which ONNX Runtime does not ask the allocator.
-        let loading = Reservation::new(budget.clone(), Purpose::Weights, graph.copied_bytes.saturating_mul(3))?;
+        // Computing the copies takes more of each, for which ONNX Runtime does not ask the allocator.
+        let loading = Reservation::new(budget.clone(), Purpose::Weights, graph.loading_bytes)?;
         let (session, refusal) = weights.enter(true, || load(library, artifact, folder, &graph, options));
         let session = match (session, refusal) {
             (_, Some(refusal)) => return Err(refusal.into()),

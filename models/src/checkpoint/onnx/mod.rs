@@ -72,6 +72,8 @@ pub struct OnnxGraph {
     pub nodes: usize,
     /// Bytes of the f32 copies that ONNX Runtime makes of other weights when it loads the graph.
     pub copied_bytes: u64,
+    /// Bytes of all copies of weights that it holds while it loads the graph, those that it keeps among them.
+    pub loading_bytes: u64,
 }
 
 /// Writes the artifact's network as an ONNX graph to the file `out`, which has another name until it is complete. Every checksum of the
@@ -102,7 +104,7 @@ pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Res
             )));
         }
     };
-    let (graph, copied_bytes) = network::graph(artifact, options.cache).map_err(|error| match error {
+    let (graph, copies) = network::graph(artifact, options.cache).map_err(|error| match error {
         Error::Inexpressible { reason, .. } => refuse(reason),
         other => other,
     })?;
@@ -118,7 +120,7 @@ pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Res
         model.write(&artifact.map(), &mut file).and_then(|()| file.flush()).map_err(Error::io("write", out))
     })?;
     let external_bytes = if options.embed { 0 } else { weights as u64 };
-    Ok(OnnxExport { nodes, file_bytes: model.len() as u64, external_bytes, copied_bytes })
+    Ok(OnnxExport { nodes, file_bytes: model.len() as u64, external_bytes, copied_bytes: copies.held })
 }
 
 /// The artifact's network as a graph in memory, its weights named as external data of the artifact's file.
@@ -126,13 +128,13 @@ pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Res
 /// # Errors
 /// [`Error::Inexpressible`] for a cache where there is nothing to carry, [`Error::Damaged`], and [`Error::Write`] where the artifact's name is no UTF-8 text.
 pub fn onnx_graph(artifact: &Artifact, cache: bool) -> Result<OnnxGraph> {
-    let (graph, copied_bytes) = network::graph(artifact, cache)?;
+    let (graph, copies) = network::graph(artifact, cache)?;
     let (weights, nodes) = (graph.weights().to_vec(), graph.nodes());
     let refuse = |problem| Error::Write { path: artifact.path().to_path_buf(), problem };
     let message = finish(graph, Place::Beside(file_name(artifact).map_err(refuse)?), artifact);
     let mut model = Vec::with_capacity(message.len());
     message.write(&[], &mut model).map_err(Error::io("make a graph of", artifact.path()))?;
-    Ok(OnnxGraph { model, weights, nodes, copied_bytes })
+    Ok(OnnxGraph { model, weights, nodes, copied_bytes: copies.held, loading_bytes: copies.loading })
 }
 
 /// The name under which a graph in the artifact's folder finds it.

@@ -60,6 +60,12 @@ impl Quantised {
         })
     }
 
+    /// Copies of the numbers in single precision that computing the whole tensor makes, one a node, rounded up.
+    pub(super) fn copies(&self) -> u64 {
+        // Cast, Mul, Reshape, Slice; of four bits the halves, half the numbers five times, and Concat, Reshape and Add.
+        if self.dtype == DType::Q4 { 9 } else { 4 }
+    }
+
     /// The whole tensor, `[rows, columns]`.
     pub(super) fn whole(&self, graph: &mut Graph) -> String {
         match self.layout {
@@ -98,26 +104,25 @@ impl Quantised {
         scaled(graph, &quants, scales, minima)
     }
 
-    /// `[rows, columns]` of blocks of 32 rows, whose rows are interleaved: their groups are turned into rows first.
+    /// `[rows, columns]` of blocks of 32 rows, whose rows are interleaved: groups are turned into rows while they are bytes still.
     fn along_units(&self, graph: &mut Graph) -> String {
         let (columns, units) = (self.columns as i64, self.rows.next_multiple_of(BLOCK));
-        let groups = if self.dtype == DType::Q4 {
-            let parts = halves(graph, &self.quants).map(|half| {
-                let shape = graph.ints(&[-1, columns, 4, 1]);
-                graph.node("Reshape", &[&half, &shape])
-            });
-            let pairs = graph.node_with("Concat", &[&parts[0], &parts[1]], &[("axis", Attribute::Int(-1))]);
-            let shape = graph.ints(&[-1, columns, 8]);
-            graph.node("Reshape", &[&pairs, &shape])
+        let turned = graph.node_with("Transpose", &[&self.quants], &[("perm", Attribute::Ints(vec![0, 2, 1]))]);
+        let blocks = graph.ints(&[-1, BLOCK as i64, columns]);
+        let quants = if self.dtype == DType::Q4 {
+            // A byte holds two neighbouring rows.
+            let shape = graph.ints(&[-1, 1, columns]);
+            let bytes = graph.node("Reshape", &[&turned, &shape]);
+            let [low, high] = halves(graph, &bytes);
+            let pairs = graph.node_with("Concat", &[&low, &high], &[("axis", Attribute::Int(1))]);
+            graph.node("Reshape", &[&pairs, &blocks])
         } else {
-            cast(graph, &self.quants)
+            let quants = graph.node("Reshape", &[&turned, &blocks]);
+            cast(graph, &quants)
         };
-        let rows = graph.node_with("Transpose", &[&groups], &[("perm", Attribute::Ints(vec![0, 2, 1]))]);
-        let shape = graph.ints(&[-1, BLOCK as i64, columns]);
-        let blocks = graph.node("Reshape", &[&rows, &shape]);
-        let blocks = scaled(graph, &blocks, &self.scales, self.minima.as_deref());
+        let numbers = scaled(graph, &quants, &self.scales, self.minima.as_deref());
         let shape = graph.ints(&[-1, columns]);
-        let rows = graph.node("Reshape", &[&blocks, &shape]);
+        let rows = graph.node("Reshape", &[&numbers, &shape]);
         self.without_padding(graph, rows, 0, units, self.rows)
     }
 

@@ -22,13 +22,21 @@ pub(super) struct Weights<'a> {
     quantised: HashMap<TensorKey, Quantised>,
     /// Names of their values in single precision.
     single: HashMap<TensorKey, String>,
-    /// Bytes of the copies in single precision that ONNX Runtime makes.
-    pub copied_bytes: u64,
+    pub copies: Copies,
+}
+
+/// Copies of weights in single precision that ONNX Runtime makes, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Copies {
+    /// What it keeps.
+    pub held: u64,
+    /// What it holds at most while it loads the graph: it computes all values that depend on constants alone before it drops those in between.
+    pub loading: u64,
 }
 
 impl<'a> Weights<'a> {
     pub(super) fn new(artifact: &'a Artifact) -> Self {
-        Self { artifact, stored: HashMap::new(), quantised: HashMap::new(), single: HashMap::new(), copied_bytes: 0 }
+        Self { artifact, stored: HashMap::new(), quantised: HashMap::new(), single: HashMap::new(), copies: Copies::default() }
     }
 
     /// A matrix `[rows, columns]` or vector `[columns]` in single precision.
@@ -51,9 +59,17 @@ impl<'a> Weights<'a> {
                 }
             }
         };
-        if tensor.dtype != DType::F32 {
+        let copies = match tensor.dtype {
+            DType::F32 => 0,
+            // Cast, Transpose, Reshape.
+            DType::F16 | DType::Bf16 => 3,
+            DType::Q8 | DType::Q4 => self.quantised(graph, key)?.copies(),
+        };
+        if copies > 0 {
             // Lengths were checked when the artifact was opened: rows · columns / 2 is at most the file's.
-            self.copied_bytes += tensor.rows * tensor.columns * 4;
+            let bytes = tensor.rows * tensor.columns * 4;
+            self.copies.held = self.copies.held.saturating_add(bytes);
+            self.copies.loading = self.copies.loading.saturating_add(bytes.saturating_mul(copies));
         }
         self.single.insert(key, single.clone());
         Ok(single)
