@@ -3,7 +3,7 @@
 use super::graph::{Attribute, Dim, Element, Graph};
 use super::layer::{Builder, past_name, present_name};
 use super::positions::Places;
-use super::weights::Weights;
+use super::weights::{Copies, Weights};
 use crate::architecture::{Architecture, Input, Output, Positions};
 use crate::artifact::Artifact;
 use crate::error::{Error, Result};
@@ -17,8 +17,8 @@ const PATCHES: Dim = Dim::Named("patches");
 const PAST: Dim = Dim::Named("past_sequence");
 const TOTAL: Dim = Dim::Named("total_sequence");
 
-/// The graph of the artifact's network, and the bytes of weights that ONNX Runtime copies.
-pub(super) fn graph(artifact: &Artifact, cache: bool) -> Result<(Graph, u64)> {
+/// The graph of the artifact's network, and what ONNX Runtime copies of the weights.
+pub(super) fn graph(artifact: &Artifact, cache: bool) -> Result<(Graph, Copies)> {
     let (architecture, shape) = (&artifact.manifest().architecture, artifact.manifest().shape());
     let mut graph = Graph::default();
     let mut weights = Weights::new(artifact);
@@ -31,9 +31,9 @@ pub(super) fn graph(artifact: &Artifact, cache: bool) -> Result<(Graph, u64)> {
         x = builder.layer(index, units, &x)?;
     }
     builder.logits(&x)?;
-    let copied_bytes = weights.copied_bytes;
+    let copies = weights.copies;
     declare_outputs(&mut graph, architecture, &shape, cache);
-    Ok((graph, copied_bytes))
+    Ok((graph, copies))
 }
 
 /// Layers that attend: those that carry keys and values, with their KV groups.
