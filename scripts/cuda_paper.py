@@ -16,7 +16,7 @@ from collections import namedtuple
 from pathlib import Path
 
 from cuda_report import Failure, Usage, occupancy
-from cuda_work import CASES, NUMBER_BYTES, Case, Target, describe, launches, read_cases
+from cuda_work import CASES, Case, Target, describe, is_quantised, launches, matrix_bytes, read_cases
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "kernels/src/cuda"
@@ -209,7 +209,8 @@ def window_pass(format, precision):
 def token_pass(format, shape):
     d, heads, groups, head_dim, channels, layers, vocabulary, keys = shape.values()
     rows = lambda n, k: ("matmul_rows", dict(format=format, m=1, rows=n, columns=k))
-    summed = lambda k: ("matmul_units", dict(format=f"{format}_pairs", m=1, rows=k, columns=d))
+    units = f"{format}_units" if is_quantised(format) else f"{format}_pairs"
+    summed = lambda k: ("matmul_units", dict(format=units, m=1, rows=k, columns=d))
     norm = ("norm", dict(m=1, d=d))
     rotate = lambda heads: ("rotate", dict(batch=1, sequence=1, heads=heads, head_dim=head_dim))
     attention = ("attention", dict(batch=1, queries=1, keys=keys, heads=heads, groups=groups, head_dim=head_dim))
@@ -226,7 +227,9 @@ def passes():
     """{name, as the bench cuda_kernels has it: steps}."""
     windows = [("f32", "exact"), ("bf16", "exact"), ("bf16", "fast"), ("f16", "exact"), ("f16", "fast")]
     found = {f"window, {format}, {precision}": window_pass(format, precision) for format, precision in windows}
-    return found | {"token, 1.2 B, bf16": token_pass("bf16", LLAMA), "token, 0.11 B, bf16": token_pass("bf16", SMALL_LLAMA)}
+    for size, shape in (("1.2 B", LLAMA), ("0.11 B", SMALL_LLAMA)):
+        found |= {f"token, {size}, {format}": token_pass(format, shape) for format in ("bf16", "q8", "q4")}
+    return found
 
 
 def pass_line(name, steps, device, resources):
@@ -241,7 +244,7 @@ def pass_line(name, steps, device, resources):
             found = estimate(launch, device, resources[launch.kernel, device.target.capability], cached)
             nodes, expected = nodes + 1, expected + found.expected_s
         if operation in ("matmul_rows", "matmul_units"):
-            weights += sizes["rows"] * sizes["columns"] * (4 if sizes["format"] == "f32" else 2)
+            weights += matrix_bytes(sizes["format"], sizes["rows"], sizes["columns"])
     host = nodes * LAUNCH_S
     by_bytes = weights / device.bandwidth
     return (
@@ -291,7 +294,8 @@ def made_launches(text):
 def compare_pass(made, device):
     """Whether a pass of the whole network has as many launches as computed, copies left out; a smaller one cannot be told."""
     steps = [step for step in passes()[made["name"]] if step[0] != "copy"]
-    weights = sum(NUMBER_BYTES[sizes["format"]] * sizes["rows"] * sizes["columns"] for operation, sizes in steps if operation.startswith("matmul"))
+    matrices = [sizes for operation, sizes in steps if operation.startswith("matmul")]
+    weights = sum(matrix_bytes(sizes["format"], sizes["rows"], sizes["columns"]) for sizes in matrices)
     if made["weight_bytes"] < weights // 2:
         return []
     major, minor = device["capability"]

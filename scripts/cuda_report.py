@@ -34,10 +34,11 @@ GLOBAL_16 = r"LDG\.E\S*\.128"
 COPY_16 = r"LDGSTS\S*\.128"
 SHARED_16 = r"LDS\S*\.128"
 MUST_HAVE = [
-    (r"gemm_(f16|bf16)_\w+", r"HMMA\.16816\.F32", "the product is not on tensor cores"),
+    (r"gemm_(f16|bf16|q8|q4)_\w+", r"HMMA\.16816\.F32", "the product is not on tensor cores"),
     (r"gemm_(f16|bf16)_\w+", r"LDSM\.16\.\S*4", "fragments are not read by ldmatrix"),
     (r"gemm_tf32_\w+", r"HMMA\.1688\.F32\.TF32", "the product is not on tensor cores"),
-    (r"gemm_(f16|bf16|tf32)_\w+", COPY_16, "tiles are not copied 16 bytes at a time past the registers"),
+    (r"gemm_(q8|q4)_\w+", SHARED_16, "activations are not read from shared memory 16 bytes at a time"),
+    (r"gemm_(f16|bf16|tf32|q8|q4)_\w+", COPY_16, "tiles are not copied 16 bytes at a time past the registers"),
     (r"gemm_f32_\w+|attention_(prefill|dq|dkv)_\w+", GLOBAL_16, "tiles are not read 16 bytes at a time"),
     (r"gemm_f32_\w+|attention_(prefill|dq|dkv)_\w+", SHARED_16, "shared memory is not read 16 bytes at a time"),
     (r"gemv_\w+|attention_decode", GLOBAL_16, "the weights or keys, which bound it, are not read 16 bytes at a time"),

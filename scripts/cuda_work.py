@@ -15,6 +15,25 @@ CASES = Path(__file__).resolve().parent.parent / "benches/cuda_cases.txt"
 Target = namedtuple("Target", "multiprocessors capability")
 
 NUMBER_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "f16_pairs": 2, "bf16_pairs": 2}
+# Quants, a scale and, of four bits, a minimum.
+BLOCK, BLOCK_BYTES = 32, {"q8": 32 + 2, "q4": 16 + 4, "q8_units": 32 + 2, "q4_units": 16 + 4}
+
+
+def is_quantised(format):
+    return format in BLOCK_BYTES
+
+
+def matrix_bytes(format, rows, columns):
+    """Bytes of a stored matrix [rows, columns], without gaps."""
+    if not is_quantised(format):
+        return rows * columns * NUMBER_BYTES[format]
+    blocks = ceil_div(rows, BLOCK) * columns if format.endswith("_units") else rows * ceil_div(columns, BLOCK)
+    return blocks * BLOCK_BYTES[format]
+
+
+def table_bytes(format, count):
+    """Bytes of `count` of its numbers, with their share of scales and minima."""
+    return ceil_div(count * BLOCK_BYTES[format], BLOCK) if is_quantised(format) else count * NUMBER_BYTES[format]
 
 
 @dataclass(frozen=True)
@@ -176,7 +195,88 @@ def gemv_units(target, m, n, k, format):
     return [launch, *sum_splits(m, n, splits)]
 
 
+def quantised_work(m, n, k, format, rows, columns):
+    work = product_work(m, n, k, 0)
+    return {**work, "bytes": work["bytes"] + matrix_bytes(format, rows, columns)}
+
+
+def split_name(format):
+    """q8 or q4, and whether the blocks run along 32 rows."""
+    return format.removesuffix("_units"), format.endswith("_units")
+
+
+def gemv_quantised_rows(target, m, rows, columns, format):
+    q, interleaved = split_name(format)
+    one = m <= 1
+    if interleaved:
+        name, tokens, rows_of_warp, lanes, chunk = f"gemv_rows_{q}_interleaved_{1 if one else 4}", 1 if one else 4, 32 if one else 16, 32, 4
+        loads = rows_of_warp // (4 if q == "q8" else 8)
+    else:
+        name, tokens, chunk = for_tokens(f"gemv_rows_{q}", m), m, 16 if q == "q8" else 32
+        rows_of_warp, lanes, loads = (16, 8, 4) if one else (32, 4, 4)
+    warps, chunks = ceil_div(rows, rows_of_warp), ceil_div(columns, chunk)
+    enough = lambda split: warps * split >= 16 * target.multiprocessors or chunks < 2 * split * lanes
+    split = next((split for split in (1, 2, 4) if enough(split)), 4)
+    blocks = ceil_div(warps, 4 // split) * ceil_div(m, tokens)
+    return [Launch(name, blocks, 128, **quantised_work(m, rows, columns, format, rows, columns), in_flight=128 * 16 * loads)]
+
+
+def gemv_quantised_units(target, m, rows, columns, format):
+    q, interleaved = split_name(format)
+    if interleaved:
+        name, tokens, step, loads, chunk = for_tokens(f"gemv_units_{q}_interleaved", m), m, BLOCK, 8 if q == "q8" else 4, 4
+        under_way = loads
+    else:
+        tokens = 1 if m <= 1 else 4 if q == "q8" else 2
+        name, step, loads, chunk, under_way = f"gemv_units_{q}_{tokens}", 1, 1, 16 if q == "q8" else 32, 4 if m <= 1 else 2
+    blocks, steps = ceil_div(columns, 32 * chunk), ceil_div(rows, step)
+    splits = max(min(ceil_div(2 * target.multiprocessors, blocks), steps // (8 * ceil_div(4, loads))), 1)
+    each = max(ceil_div(steps, splits), 1)
+    splits = max(ceil_div(steps, each), 1)
+    work = quantised_work(m, columns, rows, format, rows, columns)
+    launch = Launch(name, blocks * splits * ceil_div(m, tokens), 256, **work, in_flight=256 * 16 * under_way)
+    return [launch, *sum_splits(m, columns, splits)]
+
+
+# Bytes of a tile of quants: of products_quantized.cu, and of products_quantized_backward.cu.
+FORWARD_TILE = {"q8": 128 * 32, "q4": 128 * 16, "q8_units": 8 * (512 + 16), "q4_units": 4 * (512 + 32)}
+BACKWARD_TILE = {"q8": 32 * 128, "q4": 32 * 64, "q8_units": 32 * 128, "q4_units": 16 * 128}
+
+
+def gemm_quantised(target, kernel, m, n, k, rows, columns, format, form, precision):
+    q, interleaved = split_name(format)
+    backward = (form == "units") != interleaved
+    tiles = lambda tile_m: ceil_div(m, tile_m) * ceil_div(n, 128)
+    large = m > 64 and tiles(128) >= target.multiprocessors
+    forced = False
+    if kernel is not None and kernel.startswith("gemm_"):
+        forced, large = large != kernel.endswith("_128"), kernel.endswith("_128")
+    tile_m, threads = (128, 256) if large else (32, 128)
+    splits = split_of(tiles(tile_m), k, 32, target)
+    planes = 2 if q == "q4" else 1
+    if backward:
+        parts, tile = 1 if precision == "fast" else 3, BACKWARD_TILE[format]
+        shared, in_flight = 3 * (tile_m * 128 + tile), 2 * (tile_m * 128 + tile)
+    else:
+        parts, tile = 1 if precision == "fast" else 2, FORWARD_TILE[format]
+        shared = 2 * parts * tile_m * 64 + 4 * tile + (2 * tile_m * 4 if q == "q4" else 0)
+        in_flight = 3 * tile + tile_m * 128
+    # Quants; scales and minima; and the results of a warp.
+    shared = max(shared + 2 * 128 * 4 * planes, threads // 32 * 32 * 36 * 4)
+    name = f"gemm_{q}_{form}{'_interleaved' if interleaved else ''}_{'fast' if precision == 'fast' else 'exact'}_{tile_m}"
+    product = Launch(
+        name, tiles(tile_m) * splits, threads, **quantised_work(m, n, k, format, rows, columns), shared=shared, pipe="half",
+        operations=parts * padded(m, n, k, tile_m, 128), in_flight=in_flight, forced=forced,
+    )  # fmt: skip
+    scales = [] if backward else [Launch("scale_rows", ceil_div(m, 8), 256, bytes=4 * (m * k + m), flops=m * k, in_flight=256 * 16)]
+    return [*scales, product, *sum_splits(m, n, splits)]
+
+
 def launch_matmul_rows(target, kernel, format, m, rows, columns, precision="exact"):
+    if is_quantised(format):
+        if m <= GEMV_TOKENS:
+            return gemv_quantised_rows(target, m, rows, columns, format)
+        return gemm_quantised(target, kernel, m, rows, columns, rows, columns, format, "rows", precision)
     if m <= GEMV_TOKENS:
         return gemv_rows(target, m, rows, columns, format)
     if format == "f32":
@@ -185,6 +285,10 @@ def launch_matmul_rows(target, kernel, format, m, rows, columns, precision="exac
 
 
 def launch_matmul_units(target, kernel, format, m, rows, columns, precision="exact"):
+    if is_quantised(format):
+        if m <= GEMV_TOKENS:
+            return gemv_quantised_units(target, m, rows, columns, format)
+        return gemm_quantised(target, kernel, m, columns, rows, rows, columns, format, "units", precision)
     if m <= GEMV_TOKENS:
         return gemv_units(target, m, columns, rows, format)
     if format == "f32":
@@ -202,22 +306,22 @@ def launch_matmul(target, kernel, m, n, k, transpose_a, transpose_b):
 
 
 def stored(format, table, count, flops=None):
-    return {"bytes": table * NUMBER_BYTES[format] + 4 * count, "flops": table if flops is None else flops}
+    return {"bytes": table_bytes(format, table) + 4 * count, "flops": table if flops is None else flops}
 
 
 def launch_embed(target, kernel, format, count, rows, columns):
     n = count * columns
-    return [Launch("embed", ceil_div(n, 256), 256, **stored(format, n, n + count, 0), in_flight=256 * NUMBER_BYTES[format])]
+    return [Launch("embed", ceil_div(n, 256), 256, **stored(format, n, n + count, 0), in_flight=table_bytes(format, 256))]
 
 
 def launch_add_positions(target, kernel, format, batch, sequence, rows, columns):
     n = batch * sequence * columns
     work = stored(format, sequence * columns, 2 * n, n)
-    return [Launch("add_positions", ceil_div(n, 256), 256, **work, in_flight=256 * (4 + NUMBER_BYTES[format]))]
+    return [Launch("add_positions", ceil_div(n, 256), 256, **work, in_flight=256 * 4 + table_bytes(format, 256))]
 
 
 def launch_row_l1(target, kernel, format, rows, columns):
-    return [Launch("row_l1", ceil_div(rows, 8), 256, **stored(format, rows * columns, rows), in_flight=256 * 4 * NUMBER_BYTES[format])]
+    return [Launch("row_l1", ceil_div(rows, 8), 256, **stored(format, rows * columns, rows), in_flight=table_bytes(format, 256 * 4))]
 
 
 # Element by element.

@@ -32,18 +32,29 @@ pub fn buffer(device: &CudaDevice, len: usize) -> Result<Buffer> {
 /// A stored matrix of noise, shrunk so that a pass through many layers stays finite.
 pub fn stored(device: &CudaDevice, format: Format, rows: usize, columns: usize) -> Result<Weight> {
     let noise = || noise().into_iter().map(|x| x / 32.0);
-    let stored_rows = if matches!(format, Format::F16Pairs | Format::Bf16Pairs) { rows.next_multiple_of(2) } else { rows };
-    let numbers: Vec<u8> = match format {
-        Format::Q8 | Format::Q4 | Format::Q8Units | Format::Q4Units => {
-            let detail = format!("this measurement makes no {format:?} matrices");
-            return Err(KernelError::Shape { operation: "stored", detail });
+    let halves = || noise().flat_map(|x| half::f16::from_f32(x).to_le_bytes());
+    let overflow = || KernelError::Shape { operation: "stored", detail: format!("[{rows}, {columns}] does not fit in memory") };
+    let mut stored = vec![0_u8; format.stored_bytes(rows, columns).ok_or_else(overflow)?];
+    match format.planes(rows, columns) {
+        Some(planes) => {
+            // Quants of all sizes; a block's scale is what brings its largest to the largest number of noise.
+            let steps = if matches!(format, Format::Q8 | Format::Q8Units) { 127.0 } else { 15.0 };
+            let scales = || noise().flat_map(move |x| half::f16::from_f32(x.abs() / steps).to_le_bytes());
+            repeat(&mut stored[planes.quants], noise().map(|x| (x * 32.0 * 127.0) as i8 as u8).collect());
+            repeat(&mut stored[planes.scales], scales().collect());
+            repeat(&mut stored[planes.minima], halves().collect());
         }
-        Format::F32 => noise().flat_map(f32::to_le_bytes).collect(),
-        Format::F16 | Format::F16Pairs => noise().flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect(),
-        Format::Bf16 | Format::Bf16Pairs => noise().flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
-    };
-    let bytes = stored_rows * columns * numbers.len() / NOISE;
-    let mut stored = numbers.repeat(bytes.div_ceil(numbers.len()));
-    stored.truncate(bytes);
-    device.map_weight(HostBytes { owner: Arc::new(stored), range: 0..bytes }, format, rows, columns)
+        None => match format {
+            Format::F16 | Format::F16Pairs => repeat(&mut stored, halves().collect()),
+            Format::Bf16 | Format::Bf16Pairs => repeat(&mut stored, noise().flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect()),
+            _ => repeat(&mut stored, noise().flat_map(f32::to_le_bytes).collect()),
+        },
+    }
+    let range = 0..stored.len();
+    device.map_weight(HostBytes { owner: Arc::new(stored), range }, format, rows, columns)
+}
+
+/// Fills `to` with `bytes` again and again.
+fn repeat(to: &mut [u8], bytes: Vec<u8>) {
+    to.chunks_mut(bytes.len()).for_each(|part| part.copy_from_slice(&bytes[..part.len()]));
 }

@@ -81,6 +81,10 @@ impl Case {
             "bf16" => Ok(Format::Bf16),
             "f16_pairs" => Ok(Format::F16Pairs),
             "bf16_pairs" => Ok(Format::Bf16Pairs),
+            "q8" => Ok(Format::Q8),
+            "q4" => Ok(Format::Q4),
+            "q8_units" => Ok(Format::Q8Units),
+            "q4_units" => Ok(Format::Q4Units),
             other => Err(self.wrong(&format!("has the format {other}, which there is not"))),
         }
     }

@@ -71,7 +71,19 @@ fn paired(format: Format) -> Format {
     match format {
         Format::F16 => Format::F16Pairs,
         Format::Bf16 => Format::Bf16Pairs,
+        Format::Q8 => Format::Q8Units,
+        Format::Q4 => Format::Q4Units,
         other => other,
+    }
+}
+
+/// Bytes of `numbers` of whole blocks as stored.
+fn stored_bytes(format: Format, numbers: usize) -> usize {
+    match format {
+        Format::F32 => numbers * 4,
+        Format::Q8 | Format::Q8Units => numbers / 32 * 34,
+        Format::Q4 | Format::Q4Units => numbers / 32 * 20,
+        _ => numbers * 2,
     }
 }
 
@@ -282,27 +294,30 @@ fn measure_one(device: &CudaDevice, name: &str, bytes: usize, runs: usize, mut w
 /// Prints a line of JSON for every pass that fits the device's memory.
 pub fn measure(device: &CudaDevice, small: bool) -> Result<()> {
     let runs = if small { 2 } else { 200 };
-    let formats = [("f32", Format::F32, 4), ("bf16", Format::Bf16, 2), ("f16", Format::F16, 2)];
+    let formats = [("f32", Format::F32), ("bf16", Format::Bf16), ("f16", Format::F16)];
     let signal = if small { SIGNAL.small() } else { SIGNAL };
-    for (format, stored_as, bytes) in formats {
+    for (format, stored_as) in formats {
         for (precision, word) in [(Precision::Exact, "exact"), (Precision::Fast, "fast")] {
             if stored_as == Format::F32 && precision == Precision::Fast {
                 continue;
             }
             let device = device.with_plan(Plan { precision, ..device.plan() });
             let work = window(&device, signal, stored_as)?;
-            measure_one(&device, &format!("window, {format}, {word}"), signal.parameters() * bytes, runs, work)?;
+            let bytes = stored_bytes(stored_as, signal.parameters());
+            measure_one(&device, &format!("window, {format}, {word}"), bytes, runs, work)?;
         }
     }
     for (name, shape) in [("0.11 B", LANGUAGE_SMALL), ("1.2 B", LANGUAGE)] {
         let shape = if small { Shape { positions: 64, ..shape.small() } } else { shape };
-        let bytes = shape.parameters() * 2;
-        // Weights, and half as much again for all else.
-        if device.memory_bytes()?.0 < bytes as u64 * 3 / 2 {
-            println!("{{\"what\":\"failed\",\"case\":\"token, {name}\",\"reason\":\"the device has too little free memory\"}}");
-            continue;
+        for (format, stored_as) in [("bf16", Format::Bf16), ("q8", Format::Q8), ("q4", Format::Q4)] {
+            let (bytes, name) = (stored_bytes(stored_as, shape.parameters()), format!("token, {name}, {format}"));
+            // Weights, and half as much again for all else.
+            if device.memory_bytes()?.0 < bytes as u64 * 3 / 2 {
+                println!("{{\"what\":\"failed\",\"case\":\"{name}\",\"reason\":\"the device has too little free memory\"}}");
+                continue;
+            }
+            measure_one(device, &name, bytes, runs, token(device, shape, stored_as)?)?;
         }
-        measure_one(device, &format!("token, {name}, bf16"), bytes, runs, token(device, shape, Format::Bf16)?)?;
     }
     Ok(())
 }

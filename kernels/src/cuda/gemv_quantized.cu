@@ -99,21 +99,29 @@ template <class Q, u32 M> struct PlainRows {
                 scale[r] = f16_to_f32(scales[block]);
                 if constexpr (Q::HAS_MINIMUM) least[r] = f16_to_f32(minima[block]);
             }
+            // A word at a time, the next one moving up. Unrolled for eight tokens, the compiler would ask for the activations of all words
+            // at once, and has no registers for them.
+#pragma unroll(M == 8 ? 1 : 4)
+            for (u32 word = 0; word < 4; word++) {
 #pragma unroll
-            for (u32 j = 0; j < COLUMNS; j += 4) {
-                float w[ROWS_EACH][4];
+                for (u32 h = 0; h < COLUMNS / 16; h++) {
+                    float w[ROWS_EACH][4];
 #pragma unroll
-                for (u32 i = 0; i < ROWS_EACH * 4; i++) w[i / 4][i % 4] = Chunk<Q>::number(words[i / 4], j + i % 4);
+                    for (u32 i = 0; i < ROWS_EACH * 4; i++) w[i / 4][i % 4] = Q::number(words[i / 4][0], COLUMNS / 16 * (i % 4) + h);
 #pragma unroll
-                for (u32 t = 0; t < M; t++) {
-                    const float4_ four = load_4(x, minimum(t, m - 1), c * COLUMNS + j, m, columns, flags & VECTOR_A);
-                    if constexpr (Q::HAS_MINIMUM) total[t] += (four.x + four.y) + (four.z + four.w);
+                    for (u32 t = 0; t < M; t++) {
+                        const u32 column = c * COLUMNS + h * 16 + word * 4;
+                        const float4_ four = load_4(x, minimum(t, m - 1), column, m, columns, flags & VECTOR_A);
+                        if constexpr (Q::HAS_MINIMUM) total[t] += (four.x + four.y) + (four.z + four.w);
 #pragma unroll
-                    for (u32 r = 0; r < ROWS_EACH; r++) {
-                        partial[r][t] = fmaf(w[r][0], four.x, fmaf(w[r][1], four.y, partial[r][t]));
-                        partial[r][t] = fmaf(w[r][2], four.z, fmaf(w[r][3], four.w, partial[r][t]));
+                        for (u32 r = 0; r < ROWS_EACH; r++) {
+                            partial[r][t] = fmaf(w[r][0], four.x, fmaf(w[r][1], four.y, partial[r][t]));
+                            partial[r][t] = fmaf(w[r][2], four.z, fmaf(w[r][3], four.w, partial[r][t]));
+                        }
                     }
                 }
+#pragma unroll
+                for (u32 r = 0; r < ROWS_EACH; r++) words[r][0] = words[r][1], words[r][1] = words[r][2], words[r][2] = words[r][3];
             }
 #pragma unroll
             for (u32 r = 0; r < ROWS_EACH; r++) {

@@ -67,7 +67,7 @@ struct OrderOfPlainNibbles {
 // outputs from `column` on; and which of the 32 is column g of fragment j.
 
 struct Rows {
-    DEVICE u64 scale_at(u32 column, u32 block, u32 n, u32 k) { return u64(column) * ceil_div(k, BLOCK) + block; }
+    DEVICE u64 scale_at(u32 column, u32 block, u32, u32 k) { return u64(column) * ceil_div(k, BLOCK) + block; }
     DEVICE u32 column_of(u32 j, u32 g) { return j * 8 + g; }
 };
 struct RowsQ8 : Rows {
@@ -106,7 +106,7 @@ struct RowsQ4 : Rows {
 
 // Four neighbouring columns are a chunk, whose words are read at once: column 4g + j is column g of fragment j.
 struct Units {
-    DEVICE u64 scale_at(u32 column, u32 block, u32 n, u32 k) { return u64(block) * n + column; }
+    DEVICE u64 scale_at(u32 column, u32 block, u32 n, u32) { return u64(block) * n + column; }
     DEVICE u32 column_of(u32 j, u32 g) { return g * 4 + j; }
 };
 struct UnitsQ8 : Units {
@@ -198,7 +198,7 @@ struct Activations : products_half::Activations<products_half::F16, PARTS, ROWS,
 // The scale and minimum of a block for COLUMNS columns, which a thread each fetches and keeps as f32.
 template <class W> struct Scales {
     static constexpr u32 NUMBERS = W::Quants::HAS_MINIMUM ? 2 * COLUMNS : COLUMNS;
-    u16 scale, least;
+    u16 scale = 0, least = 0;
 
     __device__ __forceinline__ void fetch(const u16* scales, const u16* minima, u32 column0, u32 block, u32 n, u32 k) {
         scale = least = 0;
