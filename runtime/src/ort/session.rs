@@ -137,7 +137,8 @@ pub(super) fn folder(path: &Path) -> Result<&str> {
     folder.to_str().ok_or_else(|| RuntimeError::Ort(refuse()))
 }
 
-fn load(library: &OrtLibrary, artifact: &Artifact, folder: &str, graph: &OnnxGraph, options: OrtOptions) -> ort::Result<Session> {
+/// A session to be, whose graph names files in `folder`.
+pub(super) fn builder(library: &OrtLibrary, folder: &str, options: OrtOptions) -> ort::Result<SessionBuilder> {
     let mut builder = Session::builder(&library.environment)?
         .with_env_allocators()?
         .with_prepacking(options.prepack)?
@@ -147,8 +148,12 @@ fn load(library: &OrtLibrary, artifact: &Artifact, folder: &str, graph: &OnnxGra
     for provider in options.providers.iter() {
         provider.register(&mut builder)?;
     }
+    Ok(builder.with_config_entry("session.model_external_initializers_file_folder_path", folder)?)
+}
+
+fn load(library: &OrtLibrary, artifact: &Artifact, folder: &str, graph: &OnnxGraph, options: OrtOptions) -> ort::Result<Session> {
     // The graph names the artifact's file, which ONNX Runtime looks for although it is given every weight.
-    builder = builder.with_config_entry("session.model_external_initializers_file_folder_path", folder)?;
+    let mut builder = builder(library, folder, options)?;
     for weight in &graph.weights {
         builder = with_weight(builder, artifact, weight)?;
     }
