@@ -42,6 +42,13 @@ impl Batches for espalier_runtime::OrtModel {
     }
 }
 
+#[cfg(feature = "ort")]
+impl Batches for espalier_runtime::OrtForeign {
+    fn classify(&mut self, windows: &[f32]) -> Result<&[f32]> {
+        Ok(self.classify(windows)?)
+    }
+}
+
 /// A model that is open to judge one set of windows after the other.
 pub struct Evaluator {
     artifact: Arc<Artifact>,
@@ -95,7 +102,8 @@ impl Evaluator {
     }
 }
 
-fn predict_by_signal(judge: &mut dyn Batches, classes: &[String], set: &WindowSet, stop: &Stop) -> Result<Predictions> {
+/// Probabilities of every usable window of `set`, which `judge` gives in the order of `classes`.
+pub fn predict_by_signal(judge: &mut dyn Batches, classes: &[String], set: &WindowSet, stop: &Stop) -> Result<Predictions> {
     let mut predictions = Predictions::new(classes)?;
     let length = set.length();
     let (mut windows, mut labels) = (Vec::new(), Vec::new());

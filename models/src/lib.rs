@@ -4,6 +4,7 @@
 //! * [`formats`]: how numbers become bytes.
 //! * [`artifact`]: the `.esp` file, opened with one map, written front to back.
 //! * [`checkpoint`]: safetensors folders, read into an artifact and written from one.
+//! * [`foreign`]: ONNX graphs of other programs, and what they do not say about themselves.
 //! * [`source`]: where a model's numbers come from, whatever holds them.
 //!
 //! This crate knows nothing of running a model.
@@ -15,6 +16,7 @@ pub mod architecture;
 pub mod artifact;
 pub mod checkpoint;
 pub mod error;
+pub mod foreign;
 pub mod formats;
 pub mod manifest;
 mod rotary;

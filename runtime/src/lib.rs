@@ -41,10 +41,13 @@ pub use kv_cache::KvCache;
 pub use load::DeviceTensors;
 pub use network::Network;
 #[cfg(feature = "ort")]
-pub use ort::{OrtEmbedder, OrtGenerator, OrtLibrary, OrtModel, OrtOptions, OrtProvider, OrtProviders, OrtScorer, ort_overhead_bytes};
+pub use ort::{
+    OrtEmbedder, OrtForeign, OrtGenerator, OrtLibrary, OrtModel, OrtOptions, OrtProvider, OrtProviders, OrtScorer, foreign_plan,
+    ort_overhead_bytes,
+};
 pub use page_allocator::{PageAllocator, release_free_memory, tune_system_allocator};
 pub use pages::Residency;
-pub use plan::{MAX_PROMPT_TOKENS, PROCESS_BYTES, Plan, PlanLine, tokenizer_bytes};
+pub use plan::{MAX_PROMPT_TOKENS, PROCESS_BYTES, Plan, PlanLine, tokenizer_bytes, tokenizer_memory};
 pub use sampling::{Sampler, Sampling};
 pub use score::{Embeds, Scorer, Scores};
 pub use workspace::{Keep, LogitRows, Workspace, WorkspaceSize, workspace_bytes};

@@ -41,7 +41,12 @@ const TOKENIZER_FACTOR: u64 = 22;
 
 /// Bytes that the tokenizer of a model takes; 0 for a model without one.
 pub fn tokenizer_bytes(manifest: &Manifest) -> u64 {
-    manifest.tokenizer.map_or(0, |span| span.bytes.saturating_mul(TOKENIZER_FACTOR))
+    manifest.tokenizer.map_or(0, |span| tokenizer_memory(span.bytes))
+}
+
+/// Bytes that a tokenizer takes whose `tokenizer.json` has `bytes`.
+pub fn tokenizer_memory(bytes: u64) -> u64 {
+    bytes.saturating_mul(TOKENIZER_FACTOR)
 }
 
 impl Plan {

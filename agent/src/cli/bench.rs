@@ -9,6 +9,7 @@ use espalier_runtime::{Budget, Plan, gauges};
 
 #[cfg(feature = "cuda")]
 use super::bench_kernels::{self, KernelLine};
+use super::foreign::{self, SidecarArgs};
 use super::{Context, EngineArgs, print, print_json};
 use crate::engine::{EngineKind, OpenDevice};
 use crate::error::Result;
@@ -19,16 +20,18 @@ use crate::table::{self, Table};
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The artifact.
-    model: PathBuf,
+    /// The artifact, or an ONNX graph of another program.
+    pub(super) model: PathBuf,
     /// Windows (or tokens) to time.
     #[arg(long, default_value_t = 300, value_parser = super::count(1_000_000))]
-    count: usize,
+    pub(super) count: usize,
     #[command(flatten)]
-    engine: EngineArgs,
+    pub(super) engine: EngineArgs,
+    #[command(flatten)]
+    pub(super) sidecar: SidecarArgs,
     /// Print as JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// From nothing to the first verdict or token.
@@ -78,6 +81,10 @@ fn kernels(device: &OpenDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, 
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
+    if foreign::is_onnx(&args.model) {
+        return foreign::bench(context, args);
+    }
+    args.sidecar.check_none(&args.model)?;
     let artifact = Arc::new(Artifact::open(&args.model)?);
     let open = || context.any_device(args.engine, None, &artifact);
     let started = |cold| context.compute(open()?, |device, budget, _| start(device, budget, &args.model, cold));

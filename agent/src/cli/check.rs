@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use espalier_models::Artifact;
 
-use super::{print, print_json};
+use super::{foreign, print, print_json};
 use crate::check::StaticCheck;
 use crate::error::Result;
 
@@ -19,6 +19,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    foreign::refuse(&args.model, "checked for pruning")?;
     let artifact = Artifact::open(&args.model)?;
     let report = StaticCheck::new(&artifact.manifest().architecture, &artifact.manifest().shape());
     if args.json { print_json(&report) } else { print(&format!("{report}\n")) }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use espalier_models::Artifact;
 use espalier_runtime::Embeds;
 
+use super::foreign::{self, SidecarArgs};
 use super::{Context, EngineArgs, print_while_read};
 use crate::error::{AgentError, Result};
 use crate::language::check_language_model;
@@ -17,8 +18,8 @@ use crate::text::Tokenizer;
 /// Options of `embed`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The artifact of a language model.
-    model: PathBuf,
+    /// The artifact of a language model, or an ONNX encoder of another program.
+    pub(super) model: PathBuf,
     /// Texts (after `--`, where one begins with a hyphen); for a model without a tokenizer, token ids separated by spaces.
     #[arg(required_unless_present = "file")]
     text: Vec<String>,
@@ -29,10 +30,12 @@ pub struct Args {
     #[arg(long)]
     normalize: bool,
     #[command(flatten)]
-    engine: EngineArgs,
+    pub(super) engine: EngineArgs,
+    #[command(flatten)]
+    pub(super) sidecar: SidecarArgs,
     /// Memory limit, such as 2GiB.
     #[arg(long, value_parser = super::size, value_name = "BYTES")]
-    limit: Option<u64>,
+    pub(super) limit: Option<u64>,
 }
 
 /// One line of the output.
@@ -44,30 +47,48 @@ struct Line<'a> {
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
+    if foreign::is_onnx(&args.model) {
+        return foreign::embed(context, args);
+    }
+    args.sidecar.check_none(&args.model)?;
     let artifact = Arc::new(Artifact::open(&args.model)?);
     check_language_model(&artifact)?;
     let tokenizer = Tokenizer::of(&artifact)?;
-    let texts = match &args.file {
-        Some(path) => read_text(path)?.lines().map(str::to_string).collect(),
-        None => args.text.clone(),
-    };
-    let architecture = &artifact.manifest().architecture;
-    let most = architecture.context();
-    let mut sequences = Vec::with_capacity(texts.len());
-    for (index, text) in texts.iter().enumerate() {
-        let ids = tokenizer.encode(text, true)?;
-        if ids.is_empty() || ids.len() > most {
-            let (number, tokens) = (index + 1, ids.len());
-            return Err(AgentError::Usage(format!(
-                "text {number} has {tokens} tokens; an embedding needs 1 to {most}, the model's context"
-            )));
-        }
-        sequences.push(ids);
-    }
+    let sequences = texts(args)?.iter().map(|text| tokenizer.encode(text, true)).collect::<Result<Vec<_>>>()?;
+    check_lengths(&sequences, artifact.manifest().architecture.context())?;
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(1);
     context.compute(context.any_device(args.engine, args.limit, &artifact)?, |device, budget, shown| {
         embed(context, args, &sequences, sessions::embedder(device, budget, &artifact, longest)?.as_mut(), shown)
     })
+}
+
+/// The texts that are asked for.
+pub(super) fn texts(args: &Args) -> Result<Vec<String>> {
+    match &args.file {
+        Some(path) => Ok(read_text(path)?.lines().map(str::to_string).collect()),
+        None => Ok(args.text.clone()),
+    }
+}
+
+/// An error where a text has no token, or more than the model's context.
+pub(super) fn check_lengths(sequences: &[Vec<u32>], most: usize) -> Result<()> {
+    match sequences.iter().position(|ids| ids.is_empty() || ids.len() > most) {
+        Some(index) => {
+            let (number, tokens) = (index + 1, sequences[index].len());
+            Err(AgentError::Usage(format!("text {number} has {tokens} tokens; an embedding needs 1 to {most}, the model's context")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Prints an embedding as the arguments say; false where the reader has gone away.
+pub(super) fn print_embedding(args: &Args, index: usize, tokens: usize, embedding: &mut [f32]) -> Result<bool> {
+    if args.normalize {
+        normalize(embedding);
+    }
+    let line = serde_json::to_string(&Line { index, tokens, embedding });
+    let line = line.map_err(|error| AgentError::Usage(format!("the embedding of text {} cannot be written: {error}", index + 1)))?;
+    print_while_read(&(line + "\n"))
 }
 
 /// Prints the embedding of every sequence.
@@ -76,13 +97,8 @@ fn embed(context: &Context, args: &Args, sequences: &[Vec<u32>], embedder: &mut 
     for (index, ids) in sequences.iter().enumerate() {
         context.stop.check()?;
         embedder.mean_state(ids, &mut embedding)?;
-        if args.normalize {
-            normalize(&mut embedding);
-        }
-        let line = serde_json::to_string(&Line { index, tokens: ids.len(), embedding: &embedding });
-        let line = line.map_err(|error| AgentError::Usage(format!("the embedding of text {} cannot be written: {error}", index + 1)))?;
         shown.set(true);
-        if !print_while_read(&(line + "\n"))? {
+        if !print_embedding(args, index, ids.len(), &mut embedding)? {
             break;
         }
     }

@@ -1,13 +1,16 @@
 //! `espalier eval`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use espalier_models::Artifact;
+#[cfg(feature = "ort")]
+use espalier_models::foreign::ForeignModel;
 use espalier_models::manifest::TextDiagnosis;
 
 use super::data::DataArgs;
 use super::eval_language::{self, Computing, LanguageArgs};
+use super::foreign::{self, SidecarArgs};
 use super::{Context, EngineArgs, print, print_json};
 use crate::data::Data;
 use crate::diagnosis_text::for_classes;
@@ -22,7 +25,7 @@ use crate::signals::{Noise, WindowSet};
 /// Options of `eval`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The artifact.
+    /// The artifact, or an ONNX graph of another program.
     model: PathBuf,
     #[command(flatten)]
     data: DataArgs,
@@ -35,7 +38,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "language")]
     holdout: bool,
     /// A model to compare with: the share of windows on which both say the same.
-    #[arg(long, value_name = "FILE.esp", conflicts_with = "language")]
+    #[arg(long, value_name = "FILE", conflicts_with = "language")]
     reference: Option<PathBuf>,
     /// Also the accuracy without this class.
     #[arg(long, value_name = "CLASS", conflicts_with = "language")]
@@ -45,6 +48,8 @@ pub struct Args {
     seed: u64,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    sidecar: SidecarArgs,
     /// Memory limit, such as 2GiB.
     #[arg(long, value_parser = super::size, value_name = "BYTES")]
     limit: Option<u64>,
@@ -69,34 +74,79 @@ fn diagnosis_by_text(artifact: &Artifact, data: &Data) -> Result<Option<TextDiag
     Ok(Some(for_classes(&data.split.classes, data.split.window, data.sample_rate_hz()?)))
 }
 
+/// What is measured, or compared with.
+enum Model {
+    Artifact(Arc<Artifact>),
+    #[cfg(feature = "ort")]
+    Foreign(Arc<ForeignModel>),
+}
+
+impl Model {
+    fn open(path: &Path, sidecar: Option<&Path>) -> Result<Self> {
+        if !foreign::is_onnx(path) {
+            return Ok(Self::Artifact(Arc::new(Artifact::open(path)?)));
+        }
+        #[cfg(feature = "ort")]
+        return Ok(Self::Foreign(foreign::read(path, sidecar)?));
+        #[cfg(not(feature = "ort"))]
+        foreign::eval(path, sidecar)
+    }
+
+    /// Predictions on every set.
+    fn predict(&self, context: &Context, args: &Args, data: &Data, sets: &[(String, WindowSet)]) -> Result<Vec<Predictions>> {
+        match self {
+            Self::Artifact(artifact) => predict(context, args, artifact, diagnosis_by_text(artifact, data)?, sets),
+            #[cfg(feature = "ort")]
+            Self::Foreign(model) => foreign::predictions(context, (args.engine, args.limit), model, (sets, &data.split.classes)),
+        }
+    }
+}
+
+/// Predictions of an artifact on every set.
+fn predict(
+    context: &Context,
+    args: &Args,
+    model: &Arc<Artifact>,
+    asked: Option<TextDiagnosis>,
+    sets: &[(String, WindowSet)],
+) -> Result<Vec<Predictions>> {
+    context.compute(context.any_device(args.engine, args.limit, model)?, |device, budget, _| {
+        let mut evaluator = match device {
+            #[cfg(feature = "ort")]
+            OpenDevice::Ort(_, ort) => Evaluator::open_in_ort(*ort, budget, model, asked.clone())?,
+            device => on_device!(device, device => Evaluator::open(device, budget, model, asked.clone()))?,
+        };
+        sets.iter().map(|(_, windows)| evaluator.predict(windows, &context.stop)).collect()
+    })
+}
+
 pub fn run(context: &Context, args: &Args) -> Result<()> {
-    let artifact = Arc::new(Artifact::open(&args.model)?);
     if args.language.is_asked() {
+        foreign::refuse(&args.model, "asked about texts")?;
         let computing = Computing { engine: args.engine, limit: args.limit, json: args.json };
+        let artifact = Arc::new(Artifact::open(&args.model)?);
         return eval_language::run(context, &artifact, &args.language, args.data.data.as_deref(), computing);
     }
-    let reference = args.reference.as_ref().map(|path| Artifact::open(path).map(Arc::new)).transpose()?;
+    if !foreign::is_onnx(&args.model) {
+        args.sidecar.check_none(&args.model)?;
+    }
+    let model = Model::open(&args.model, args.sidecar.sidecar.as_deref())?;
+    let reference = args.reference.as_ref().map(|path| Model::open(path, None)).transpose()?;
     let data = args.data.open()?;
-    let by_text = diagnosis_by_text(&artifact, &data)?;
-    reference.as_ref().map_or(Ok(()), |other| check_classes(other, &data.split.classes))?;
+    if let Model::Artifact(artifact) = &model {
+        diagnosis_by_text(artifact, &data)?;
+    }
+    if let Some(Model::Artifact(other)) = &reference {
+        check_classes(other, &data.split.classes)?;
+    }
     let noise = args.snr.map(|snr_db| Noise { snr_db, seed: args.seed });
     let sets: Vec<(String, WindowSet)> = if args.holdout {
         vec![("holdout".to_string(), data.sets.holdout.clone().with_noise(noise))]
     } else {
         data.split.test.iter().zip(&data.sets.tests).map(|(test, set)| (test.name.clone(), set.clone().with_noise(noise))).collect()
     };
-    let predictions = |model: &Arc<Artifact>, asked: Option<TextDiagnosis>| -> Result<Vec<Predictions>> {
-        context.compute(context.any_device(args.engine, args.limit, model)?, |device, budget, _| {
-            let mut evaluator = match device {
-                #[cfg(feature = "ort")]
-                OpenDevice::Ort(_, ort) => Evaluator::open_in_ort(*ort, budget, model, asked.clone())?,
-                device => on_device!(device, device => Evaluator::open(device, budget, model, asked.clone()))?,
-            };
-            sets.iter().map(|(_, windows)| evaluator.predict(windows, &context.stop)).collect()
-        })
-    };
-    let measured = predictions(&artifact, by_text)?;
-    let others = reference.as_ref().map(|other| predictions(other, None)).transpose()?;
+    let measured = model.predict(context, args, &data, &sets)?;
+    let others = reference.as_ref().map(|other| other.predict(context, args, &data, &sets)).transpose()?;
     let mut results = Vec::with_capacity(sets.len());
     for (index, ((set, _), predictions)) in sets.iter().zip(&measured).enumerate() {
         let other = others.as_ref().and_then(|others| others.get(index));

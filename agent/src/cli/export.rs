@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use espalier_models::checkpoint::{OnnxExport, OnnxOptions, export_gguf, export_onnx, export_safetensors};
 use espalier_models::{Artifact, Dialect};
 
-use super::print;
+use super::{foreign, print};
 use crate::error::{AgentError, Result};
 use crate::files::check_output;
 use crate::table::bytes;
@@ -37,6 +37,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    foreign::refuse(&args.model, "exported")?;
     let artifact = Artifact::open(&args.model)?;
     if let Some(file) = &args.gguf {
         check_output(file)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use espalier_models::Artifact;
 use espalier_runtime::{Continues, GenerationSpeed, Sampling};
 
-use super::{Context, EngineArgs, print_json, tell};
+use super::{Context, EngineArgs, foreign, print_json, tell};
 use crate::error::{AgentError, Result, file_error};
 use crate::language::check_language_model;
 use crate::sessions;
@@ -106,6 +106,7 @@ struct Generated<'a> {
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
+    foreign::refuse(&args.model, "asked to continue a text")?;
     let sampling = args.sampling.sampling()?;
     let artifact = Arc::new(Artifact::open(&args.model)?);
     check_language_model(&artifact)?;

@@ -8,7 +8,7 @@ use espalier_models::{Artifact, DType};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::inspect::describe_model;
-use super::{Context, print};
+use super::{Context, foreign, print};
 use crate::error::{AgentError, Result};
 use crate::files::check_output;
 
@@ -33,6 +33,7 @@ enum Format {
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
+    foreign::refuse(&args.source, "imported")?;
     check_output(&args.output)?;
     let dtype = args.dtype.map(|format| match format {
         Format::F32 => DType::F32,

@@ -6,21 +6,27 @@ use espalier_models::architecture::{Architecture, Input, Output, Positions, Resi
 use espalier_models::{Artifact, LayerShape};
 use espalier_runtime::Plan;
 
+use super::foreign::{self, SidecarArgs};
 use super::{print, print_json};
-use crate::error::Result;
+use crate::error::{AgentError, Result};
 use crate::table::{self, Table};
 
 /// Options of `inspect`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The artifact.
-    model: PathBuf,
+    /// The artifact, or an ONNX graph of another program.
+    pub(super) model: PathBuf,
     /// Read all of it and check every checksum.
     #[arg(long)]
-    verify: bool,
+    pub(super) verify: bool,
+    #[command(flatten)]
+    pub(super) sidecar: SidecarArgs,
+    /// Print a first draft of an ONNX graph's sidecar, and nothing else.
+    #[arg(long, conflicts_with_all = ["json", "verify", "sidecar"])]
+    pub(super) template: bool,
     /// Print as JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(serde::Serialize)]
@@ -49,6 +55,14 @@ struct LayerLine {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if foreign::is_onnx(&args.model) {
+        return foreign::inspect(args);
+    }
+    args.sidecar.check_none(&args.model)?;
+    if args.template {
+        let path = args.model.display();
+        return Err(AgentError::Usage(format!("--template is of ONNX graphs, and {path} is none by its name; leave it out")));
+    }
     let artifact = Artifact::open(&args.model)?;
     if args.verify {
         artifact.verify()?;

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use espalier_models::Artifact;
 #[cfg(feature = "ort")]
 use espalier_runtime::OrtProviders;
-use espalier_runtime::{Budget, PROCESS_BYTES, covered};
+use espalier_runtime::{Budget, PROCESS_BYTES, UnsupportedPart, covered};
 
 use crate::engine::{Asked, AskedOrt, EngineChoice, Engines, OpenDevice, Precision, is_device_failure};
 use crate::error::{AgentError, Result};
@@ -27,6 +27,7 @@ mod embed;
 mod eval;
 mod eval_language;
 mod export;
+mod foreign;
 mod generate;
 mod import;
 mod inspect;
@@ -58,7 +59,7 @@ enum Command {
     Train(train::Args),
     /// Make an artifact of a checkpoint: a folder with safetensors or PyTorch files, a PyTorch file, or a GGUF file.
     Import(import::Args),
-    /// Show what an artifact is, and what serving it will hold.
+    /// Show what an artifact or an ONNX graph is, and what serving it will hold.
     Inspect(inspect::Args),
     /// Measure a model: a signal model on the test windows of a split, a language model on a text or on questions.
     Eval(eval::Args),
@@ -70,7 +71,7 @@ enum Command {
     Run(run::Args),
     /// Continue a prompt with a language model.
     Generate(generate::Args),
-    /// Print what texts mean to a language model: the mean of its final hidden states, as JSON lines.
+    /// Print what texts mean to a language model (the mean of its final hidden states) or an ONNX encoder, as JSON lines.
     Embed(embed::Args),
     /// Write a model as a checkpoint folder, a GGUF file or an ONNX graph that other programs read.
     Export(export::Args),
@@ -159,10 +160,20 @@ impl Context {
 
     /// A device of the engine that was asked for, or of the one that runs `model`, within `limit` bytes, for work that ONNX Runtime does too.
     pub fn any_device(&self, args: EngineArgs, limit: Option<u64>, model: &Artifact) -> Result<(OpenDevice, Arc<Budget>)> {
+        self.device_for(args, limit, (covered(model.manifest()), model.path()))
+    }
+
+    /// As [`any_device`](Context::any_device), for the model of a path, which the native engines run, or have a part of that they do not.
+    pub fn device_for(
+        &self,
+        args: EngineArgs,
+        limit: Option<u64>,
+        model: (std::result::Result<(), UnsupportedPart>, &Path),
+    ) -> Result<(OpenDevice, Arc<Budget>)> {
         let budget = Arc::new(Budget::new(limit.unwrap_or(u64::MAX), PROCESS_BYTES));
         let asked = args.asked()?;
         let engines = self.engines.get_or_init(|| Engines::new(asked));
-        Ok((engines.open_for((covered(model.manifest()), model.path()), self.threads, &budget)?, budget))
+        Ok((engines.open_for(model, self.threads, &budget)?, budget))
     }
 
     /// Does `work` on a device that [`Context::device`] or [`Context::any_device`] has opened; where it has no room or fails, from the

@@ -9,7 +9,7 @@ use espalier_runtime::{AdapterOptions, Budget, gauges};
 
 use super::bar::Bar;
 use super::data::DataArgs;
-use super::{Context, EngineArgs, print, print_json};
+use super::{Context, EngineArgs, foreign, print, print_json};
 use crate::diagnosis_text::{Prompts, TextExamples};
 use crate::error::{AgentError, Result, file_error};
 use crate::evaluate::check_classes;
@@ -177,6 +177,7 @@ struct Pruned {
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
+    foreign::refuse(&args.model, "pruned")?;
     check_output(&args.output)?;
     let Method::Cascade = args.method;
     let source = Arc::new(Artifact::open(&args.model)?);

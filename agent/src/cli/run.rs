@@ -7,10 +7,11 @@ use espalier_models::Artifact;
 use espalier_runtime::{Budget, PROCESS_BYTES, covered};
 
 use super::data::DataArgs;
+use super::foreign::{self, SidecarArgs};
 use super::prune::RecoveryArgs;
 use super::{Context, EngineArgs, tell};
 use crate::control::Thresholds;
-use crate::diagnosis::{Diagnosis, JsonLines, Options, Pace, RawStream, Recordings, Sink, Source};
+use crate::diagnosis::{Diagnosis, JsonLines, Options, Pace, RawStream, Recordings, Sink, Snapshot, Source};
 use crate::engine::{Engines, OpenDevice};
 use crate::error::{AgentError, Result, file_error};
 use crate::evaluate::{check_classes, check_signal_model};
@@ -25,38 +26,44 @@ use crate::train::Quiet;
 /// Options of `run`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The artifact to serve; it becomes the store's factory artifact.
-    model: PathBuf,
+    /// The artifact to serve, which becomes the store's factory artifact; or an ONNX graph of another program, which is served as it is.
+    pub(super) model: PathBuf,
     /// Recordings, folders of recordings, or `-` for raw little-endian f32 samples on standard input.
     #[arg(long, required = true, value_name = "FILE|DIR|-")]
     source: Vec<PathBuf>,
     /// Give samples by the clock, at this many times the sensor's rate; the oldest window is dropped where the engine is too slow [default: as fast as they are judged].
     #[arg(long, value_name = "FACTOR")]
-    pace: Option<f64>,
+    pub(super) pace: Option<f64>,
     /// Begin again after the last recording, until stopped.
     #[arg(long)]
     repeat: bool,
     /// Bytes that the program should hold, such as 64MiB: the goal. Where the model holds more, it is pruned (with --data) while it serves.
     #[arg(long, value_parser = super::size, value_name = "BYTES")]
-    budget: Option<u64>,
+    pub(super) budget: Option<u64>,
     /// Bytes that the program may never exceed [default: the budget, or 1.5 times what serving the model holds where that is more].
     #[arg(long, value_parser = super::size, value_name = "BYTES")]
-    limit: Option<u64>,
+    pub(super) limit: Option<u64>,
     /// The folder of slots and journal, which outlives a restart [default: beside the model].
     #[arg(long, value_name = "DIR")]
-    store: Option<PathBuf>,
+    pub(super) store: Option<PathBuf>,
     #[command(flatten)]
-    data: DataArgs,
+    pub(super) data: DataArgs,
     #[command(flatten)]
     recovery: RecoveryArgs,
     #[command(flatten)]
-    engine: EngineArgs,
+    pub(super) engine: EngineArgs,
+    #[command(flatten)]
+    pub(super) sidecar: SidecarArgs,
     /// The largest loss of holdout accuracy that is accepted, in points.
     #[arg(long, default_value_t = 5.0, value_parser = super::non_negative::<f64>)]
     max_drop: f64,
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
+    if foreign::is_onnx(&args.model) {
+        return foreign::run(context, args);
+    }
+    args.sidecar.check_none(&args.model)?;
     check_signal_model(&Artifact::open(&args.model)?)?;
     let (source, source_bytes) = source(args)?;
     let (store, new) = open_store(args)?;
@@ -92,27 +99,47 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let mut node = Node::new(store, (engines, device), budget, handle, served, node_options);
     node.run(&context.stop, &mut |_| true)?;
     let snapshot = node.handle().wait()?;
-    for (seconds, event) in &node.log {
-        tell(format_args!("{seconds:8.1} s  {event}"));
-    }
-    let mut gaps = format!("{} windows: {} judged", snapshot.produced, snapshot.judged);
-    for (count, word) in [(snapshot.unusable, "unusable"), (snapshot.failed, "failed"), (snapshot.dropped, "dropped")] {
-        if count > 0 {
-            gaps += &format!(", {count} {word}");
+    let ending = Ending { log: &node.log.clone(), snapshot: &snapshot, unserved: node.unserved().map(str::to_string) };
+    ending.tell(context)
+}
+
+/// What is told of a run at its end.
+pub(super) struct Ending<'a> {
+    /// What happened, with seconds since the start.
+    pub log: &'a [(f64, String)],
+    /// What became of every window.
+    pub snapshot: &'a Snapshot,
+    /// Why no engine serves any more, where none does.
+    pub unserved: Option<String>,
+}
+
+impl Ending<'_> {
+    /// Tells it; an error where windows have no verdict without a reason.
+    pub fn tell(self, context: &Context) -> Result<()> {
+        let Self { log, snapshot, unserved } = self;
+        for (seconds, event) in log {
+            tell(format_args!("{seconds:8.1} s  {event}"));
         }
-    }
-    let accounted = if snapshot.is_complete() { "every sequence number accounted for" } else { "SEQUENCE NUMBERS ARE NOT ACCOUNTED FOR" };
-    tell(format_args!(
-        "{gaps}; {accounted}; missing {}, repeated {}; latency p50 {} µs, p99 {} µs; queue at most {}",
-        snapshot.missing, snapshot.repeated, snapshot.latency.p50_us, snapshot.latency.p99_us, snapshot.queue_high_water
-    ));
-    if let Some(reason) = node.unserved().filter(|_| snapshot.failed > 0) {
-        return Err(AgentError::Unserved { failed: snapshot.failed, windows: snapshot.produced, reason: reason.to_string() });
-    }
-    if context.stop.is_asked() || snapshot.is_complete() {
-        Ok(())
-    } else {
-        Err(AgentError::Unaccounted { missing: snapshot.missing.abs_diff(snapshot.dropped), repeated: snapshot.repeated })
+        let mut gaps = format!("{} windows: {} judged", snapshot.produced, snapshot.judged);
+        for (count, word) in [(snapshot.unusable, "unusable"), (snapshot.failed, "failed"), (snapshot.dropped, "dropped")] {
+            if count > 0 {
+                gaps += &format!(", {count} {word}");
+            }
+        }
+        let accounted =
+            if snapshot.is_complete() { "every sequence number accounted for" } else { "SEQUENCE NUMBERS ARE NOT ACCOUNTED FOR" };
+        tell(format_args!(
+            "{gaps}; {accounted}; missing {}, repeated {}; latency p50 {} µs, p99 {} µs; queue at most {}",
+            snapshot.missing, snapshot.repeated, snapshot.latency.p50_us, snapshot.latency.p99_us, snapshot.queue_high_water
+        ));
+        if let Some(reason) = unserved.filter(|_| snapshot.failed > 0) {
+            return Err(AgentError::Unserved { failed: snapshot.failed, windows: snapshot.produced, reason });
+        }
+        if context.stop.is_asked() || snapshot.is_complete() {
+            Ok(())
+        } else {
+            Err(AgentError::Unaccounted { missing: snapshot.missing.abs_diff(snapshot.dropped), repeated: snapshot.repeated })
+        }
     }
 }
 
@@ -135,7 +162,7 @@ fn open_device(engines: &Engines, budget: &Arc<Budget>, artifact: &Artifact, nee
 }
 
 /// The source, and the bytes that it holds at most beside the model.
-fn source(args: &Args) -> Result<(Box<dyn Source>, u64)> {
+pub(super) fn source(args: &Args) -> Result<(Box<dyn Source>, u64)> {
     let stdin = args.source.iter().any(|path| path == Path::new("-"));
     if stdin && args.source.len() > 1 {
         return Err(AgentError::Usage("`-` (standard input) cannot be mixed with files".into()));

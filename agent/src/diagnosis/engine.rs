@@ -6,6 +6,7 @@ use std::sync::Arc;
 use espalier_kernels::{CpuDevice, Device};
 use espalier_models::Artifact;
 use espalier_models::architecture::Input;
+use espalier_models::foreign::Normalisation;
 use espalier_runtime::{Budget, Classifier, RuntimeError};
 
 use crate::error::Result;
@@ -18,7 +19,7 @@ pub type Host = Box<dyn FnOnce(&mut (dyn FnMut() + Send)) + Send>;
 
 /// Turns one normalised window at a time into class probabilities.
 pub trait Engine: Send {
-    /// Probabilities `[classes]` of a normalised window `[window]`.
+    /// Probabilities `[classes]` of a window `[window]`, normalised as [`normalisation`](Self::normalisation) says.
     ///
     /// # Errors
     /// [`AgentError::Usage`](crate::error::AgentError::Usage) where this window cannot be judged, after which the engine serves on; any other
@@ -34,6 +35,10 @@ pub trait Engine: Send {
     fn window(&self) -> usize;
     /// Samples a second at which the model was trained.
     fn sample_rate_hz(&self) -> f64;
+    /// What is done to a window before the engine judges it.
+    fn normalisation(&self) -> Normalisation {
+        Normalisation::Window
+    }
     /// Where the loop is best run when it starts with this engine; on the loop's own thread unless the engine knows better.
     fn host(&self) -> Host {
         Box::new(|work| work())

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use espalier_models::foreign::Normalisation;
 use espalier_runtime::RuntimeError;
 
 use super::counters::{Counters, Recorder};
@@ -12,7 +13,7 @@ use super::queue::{Found, Gap, Header, Queue, Slot};
 use super::sink::Sink;
 use super::verdict::{Probabilities, State, Verdict};
 use crate::error::{AgentError, Result};
-use crate::signals::normalise;
+use crate::signals::normalise_as;
 use crate::train::Stop;
 
 /// What supervisor, source and loop share.
@@ -37,6 +38,8 @@ pub(super) struct EngineLoop {
     engine: Option<Box<dyn Engine>>,
     /// Contents and level of the model that the newest engine runs.
     model: (u64, u32),
+    /// What all engines of a run want done to a window.
+    normalisation: Normalisation,
     sinks: Vec<Box<dyn Sink>>,
     slot: Slot,
     recorder: Recorder,
@@ -51,7 +54,19 @@ pub(super) struct EngineLoop {
 impl EngineLoop {
     pub fn new(shared: Arc<Shared>, engine: Box<dyn Engine>, sinks: Vec<Box<dyn Sink>>, retry: Duration) -> Self {
         let (slot, model) = (Slot::new(engine.window()), (engine.model_id(), engine.level()));
-        Self { shared, engine: Some(engine), model, sinks, slot, recorder: Recorder::new(), retry, patient: true, refused: 0 }
+        let normalisation = engine.normalisation();
+        Self {
+            shared,
+            engine: Some(engine),
+            model,
+            normalisation,
+            sinks,
+            slot,
+            recorder: Recorder::new(),
+            retry,
+            patient: true,
+            refused: 0,
+        }
     }
 
     /// Runs until the source has ended, someone stops it, or a sink refuses. Windows that are then left are dropped and counted.
@@ -111,7 +126,7 @@ impl EngineLoop {
 
     fn judge(&mut self) -> Verdict {
         let Header { sequence, recording, start, label, due } = self.slot.header;
-        let (state, judged) = match normalise(&mut self.slot.samples) {
+        let (state, judged) = match normalise_as(&mut self.slot.samples, self.normalisation) {
             Err(bad) => (State::Unusable(bad), None),
             Ok(()) => match self.classify(sequence) {
                 Some(judged) => (State::Verdict, Some(judged)),

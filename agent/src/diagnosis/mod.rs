@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use espalier_models::foreign::Normalisation;
 use espalier_runtime::RuntimeError;
 
 use crate::error::{AgentError, Result};
@@ -38,6 +39,8 @@ pub mod counters;
 pub mod engine;
 mod engine_loop;
 pub mod feed;
+#[cfg(feature = "ort")]
+pub mod foreign;
 pub mod handover;
 pub mod histogram;
 #[cfg(feature = "ort")]
@@ -119,6 +122,7 @@ impl Diagnosis {
             return Err(RuntimeError::Input(format!("the model has {count} classes; the diagnosis loop takes 1 to {MAX_CLASSES}")).into());
         }
         let (window, sample_rate_hz) = (engine.window(), engine.sample_rate_hz());
+        let normalisation = engine.normalisation();
         let format = WindowFormat { window, hop: options.hop.unwrap_or(window), sample_rate_hz, classes };
         let samples_per_second = options.pace.samples_per_second(sample_rate_hz)?;
         source.prepare(&format)?;
@@ -150,7 +154,7 @@ impl Diagnosis {
         });
         // Without a source the loop would wait for ever.
         let feeder = feeder.inspect_err(|_| fallback.stop())?;
-        Ok(DiagnosisHandle { shared, format, feeder: Some(feeder), judge: Some(judge) })
+        Ok(DiagnosisHandle { shared, format, normalisation, feeder: Some(feeder), judge: Some(judge) })
     }
 }
 
@@ -172,6 +176,7 @@ impl Drop for OnDrop {
 pub struct DiagnosisHandle {
     shared: Arc<Shared>,
     format: WindowFormat,
+    normalisation: Normalisation,
     feeder: Option<JoinHandle<Result<()>>>,
     judge: Option<JoinHandle<Result<()>>>,
 }
@@ -186,7 +191,7 @@ impl DiagnosisHandle {
     /// earlier offer that was not taken.
     ///
     /// # Errors
-    /// [`RuntimeError::Input`] for an engine with other windows, another rate or other classes.
+    /// [`RuntimeError::Input`] for an engine with other windows, another rate, another normalisation or other classes.
     pub fn offer(&self, engine: Box<dyn Engine>) -> Result<Option<Box<dyn Engine>>> {
         let WindowFormat { window, sample_rate_hz, classes, .. } = &self.format;
         if engine.window() != *window || engine.classes() != classes || engine.sample_rate_hz() != *sample_rate_hz {
@@ -197,6 +202,12 @@ impl DiagnosisHandle {
                  windows of {window} samples at {sample_rate_hz} Hz and tells {expected} apart; give a model for the same task"
             ))
             .into());
+        }
+        if engine.normalisation() != self.normalisation {
+            let (found, expected) = (engine.normalisation(), self.normalisation);
+            let problem =
+                format!("the next model wants windows normalised as {found:?}, the running one as {expected:?}; give one like it");
+            return Err(RuntimeError::Input(problem).into());
         }
         Ok(self.shared.cell.offer(engine))
     }

@@ -5,11 +5,13 @@
 //! commits or rolls back. One thread supervises; nothing here is on the way of a window to its verdict.
 
 mod background;
+#[cfg(feature = "ort")]
+mod foreign;
+mod log;
 mod serving;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -19,6 +21,9 @@ use espalier_models::Artifact;
 use espalier_runtime::{Budget, Plan, gauges};
 
 use background::{Background, CascadeJob};
+#[cfg(feature = "ort")]
+pub use foreign::{ForeignNode, open_foreign};
+pub use log::Log;
 use serving::{Heard, Serving};
 
 use crate::check::StaticCheck;
@@ -44,11 +49,6 @@ pub const LOOP_THREADS: usize = 1;
 
 /// Between two readings of the gauges: a tenth of a second costs under 1 % of one core and is short against every hold time.
 const POLL: Duration = Duration::from_millis(100);
-
-/// Entries of a node's log: a node runs for years, and what a person reads at its end is the last hours.
-const MOST_NOTES: usize = 1000;
-/// Different failures that are remembered; after so many others one is worth a line again.
-const MOST_FAILURES: usize = 64;
 
 /// How long windows may wait without a verdict before a line says so: far longer than an engine takes for a window. A replacement may take
 /// longer, but while the supervisor is at work on one it does not look, and when the other engine serves the time counts anew.
@@ -120,12 +120,9 @@ pub struct Node {
     result: Option<CascadeResult>,
     judged_before: u64,
     failed_before: u64,
-    /// Failures that were noted, so that one that comes again and again is noted once.
-    failures_noted: BTreeSet<String>,
     watchdog: Watchdog,
-    /// What happened, in order, with seconds since the start; the newest 1000 of it.
-    pub log: Vec<(f64, String)>,
-    started: std::time::Instant,
+    /// What happened.
+    pub log: Log,
     committed: usize,
 }
 
@@ -197,10 +194,8 @@ impl Node {
             result: None,
             judged_before: 0,
             failed_before: 0,
-            failures_noted: BTreeSet::new(),
             watchdog: Watchdog::default(),
-            log: Vec::new(),
-            started: std::time::Instant::now(),
+            log: Log::default(),
             committed: 0,
         }
     }
@@ -267,22 +262,11 @@ impl Node {
     }
 
     fn note(&mut self, text: impl Into<String>) {
-        let text = text.into();
-        log::info!("{text}");
-        if self.log.len() >= MOST_NOTES {
-            self.log.remove(0);
-        }
-        self.log.push((self.started.elapsed().as_secs_f64(), text));
+        self.log.note(text);
     }
 
-    /// Notes a failure, unless it is one of those noted before.
     fn note_failure(&mut self, text: String) {
-        if self.failures_noted.len() >= MOST_FAILURES {
-            self.failures_noted.clear();
-        }
-        if self.failures_noted.insert(text.clone()) {
-            self.note(text);
-        }
+        self.log.note_failure(text);
     }
 
     /// What has happened since the last look.

@@ -42,4 +42,4 @@ pub use simulated::{SimulationOptions, simulate_corpus};
 pub use splits::{Protocol, Segment, Split, TestSet};
 pub use store::SampleStore;
 pub use window_set::{Sets, WindowSet};
-pub use windows::{BadWindow, TRAINING_HOP, WINDOW, Windower, normalise};
+pub use windows::{BadWindow, TRAINING_HOP, WINDOW, Windower, normalise, normalise_as};

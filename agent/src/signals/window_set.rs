@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use espalier_models::foreign::Normalisation;
+
 use super::corpus::Corpus;
 use super::error::SignalError;
 use super::noise::Noise;
 use super::splits::{Segment, Split};
 use super::store::SampleStore;
-use super::windows::{BadWindow, check_window, normalise};
+use super::windows::{BadWindow, check_window, normalise_as};
 
 /// Where a window lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +33,7 @@ pub struct WindowSet {
     length: usize,
     hop: usize,
     noise: Option<Noise>,
+    normalisation: Normalisation,
 }
 
 impl WindowSet {
@@ -47,13 +50,19 @@ impl WindowSet {
             let windows = (segment.end - segment.start).checked_sub(length).map_or(0, |rest| rest / hop + 1);
             firsts.push(firsts.last().copied().unwrap_or(0) + windows);
         }
-        Ok(Self { store, segments: segments.to_vec(), firsts, length, hop, noise: None })
+        Ok(Self { store, segments: segments.to_vec(), firsts, length, hop, noise: None, normalisation: Normalisation::Window })
     }
 
     /// The same windows with noise added before normalisation. A window's id is its place, so that it meets the same noise in
     /// every set that has it.
     pub fn with_noise(mut self, noise: Option<Noise>) -> Self {
         self.noise = noise;
+        self
+    }
+
+    /// The same windows, normalised in another way.
+    pub fn with_normalisation(mut self, normalisation: Normalisation) -> Self {
+        self.normalisation = normalisation;
         self
     }
 
@@ -117,7 +126,7 @@ impl WindowSet {
             let place = self.place(index);
             noise.add(out, (place.recording as u64) << 32 | place.start as u64);
         }
-        normalise(out)?;
+        normalise_as(out, self.normalisation)?;
         Ok(class)
     }
 

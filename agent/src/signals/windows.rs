@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use espalier_models::foreign::Normalisation;
+
 use super::error::SignalError;
 
 /// Samples of a window unless said otherwise.
@@ -49,6 +51,27 @@ pub fn mean_and_deviation(window: &[f32]) -> (f64, f64) {
 
 /// z-scores a window in place: mean 0, standard deviation 1. On an error it is left as it was.
 pub fn normalise(window: &mut [f32]) -> Result<(), BadWindow> {
+    normalise_as(window, Normalisation::Window)
+}
+
+/// Does to a window in place what a model wants done. A window without a finite, varying signal is an error, and left as it was, whatever
+/// the model wants.
+pub fn normalise_as(window: &mut [f32], normalisation: Normalisation) -> Result<(), BadWindow> {
+    let (mean, deviation) = check_signal(window)?;
+    let (mean, deviation) = match normalisation {
+        Normalisation::Window => (mean, deviation),
+        Normalisation::None => return Ok(()),
+        Normalisation::Fixed { mean, deviation } => (mean, deviation),
+    };
+    let scale = 1.0 / deviation;
+    for value in window {
+        *value = ((f64::from(*value) - mean) * scale) as f32;
+    }
+    Ok(())
+}
+
+/// Mean and standard deviation of a window with a finite, varying signal.
+fn check_signal(window: &[f32]) -> Result<(f64, f64), BadWindow> {
     if let Some(index) = window.iter().position(|value| !value.is_finite()) {
         return Err(BadWindow::NotFinite { index });
     }
@@ -58,11 +81,7 @@ pub fn normalise(window: &mut [f32]) -> Result<(), BadWindow> {
     if deviation <= f64::from(largest) * f64::from(f32::EPSILON) {
         return Err(BadWindow::Constant);
     }
-    let scale = 1.0 / deviation;
-    for value in window {
-        *value = ((f64::from(*value) - mean) * scale) as f32;
-    }
-    Ok(())
+    Ok((mean, deviation))
 }
 
 /// A window as it came, before normalisation.
@@ -173,6 +192,20 @@ mod tests {
         assert_eq!(window[0], 0.1);
         assert_eq!(normalise(&mut [0.0; 64]), Err(BadWindow::Constant));
         assert_eq!(normalise(&mut []), Err(BadWindow::Constant));
+    }
+
+    #[test]
+    fn a_window_is_normalised_as_the_model_wants() {
+        let signal: Vec<f32> = (0..64).map(|i| 3.0 + f32::sin(i as f32)).collect();
+        for (normalisation, expected) in
+            [(Normalisation::None, signal[5]), (Normalisation::Fixed { mean: 1.0, deviation: 2.0 }, (signal[5] - 1.0) / 2.0)]
+        {
+            let mut window = signal.clone();
+            assert_eq!(normalise_as(&mut window, normalisation), Ok(()));
+            assert!((window[5] - expected).abs() < 1e-6, "{normalisation:?}: {} {expected}", window[5]);
+            assert_eq!(normalise_as(&mut [7.0; 8], normalisation), Err(BadWindow::Constant), "a dead sensor has no verdict");
+            assert_eq!(normalise_as(&mut [f32::NAN; 8], normalisation), Err(BadWindow::NotFinite { index: 0 }));
+        }
     }
 
     #[test]

@@ -48,6 +48,11 @@ impl Tokenizer {
         Ok(Self { inner, ends })
     }
 
+    /// The tokenizer of a `tokenizer.json` that stands for itself: `name` is what errors call it.
+    pub fn of_file(name: &str, json: &[u8]) -> Result<Self> {
+        Ok(Self { inner: Some(read(name, json)?), ends: Vec::new() })
+    }
+
     /// Whether text is text; else it is token ids separated by spaces.
     pub fn has_vocabulary(&self) -> bool {
         self.inner.is_some()

@@ -82,6 +82,16 @@ impl Account {
         self.state().used
     }
 
+    /// The most bytes that were ever out.
+    pub(super) fn peak(&self) -> u64 {
+        self.state().peak
+    }
+
+    /// Where it takes memory from.
+    pub(super) fn ledger(&self) -> Arc<dyn Ledger> {
+        self.ledger.clone()
+    }
+
     /// Gives back what was booked beyond the most that was ever out.
     pub(super) fn keep_peak(&self) {
         let peak = self.state().peak;

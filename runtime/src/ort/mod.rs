@@ -6,12 +6,14 @@
 //! * [`providers`]: what computes a graph's nodes beside the CPU.
 //! * [`plan`]: what serving a model will take, before it is loaded.
 //! * [`model`]: logits and class probabilities.
+//! * [`foreign`]: graphs of other programs.
 //! * [`carried`]: a graph that carries keys and values.
 //! * [`generator`]: continues token sequences with it.
 //! * [`scorer`]: scores and embeds token sequences with it.
 
 mod allocator;
 mod carried;
+mod foreign;
 mod generator;
 mod library;
 mod model;
@@ -20,6 +22,7 @@ mod providers;
 mod scorer;
 mod session;
 
+pub use foreign::{OrtForeign, foreign_plan};
 pub use generator::OrtGenerator;
 pub use library::OrtLibrary;
 pub use model::OrtModel;

@@ -175,7 +175,7 @@ pub(super) fn run_bytes(architecture: &Architecture, shape: &ModelShape, batch: 
     4 * numbers as u64 + (1 << 20)
 }
 
-fn softmax(row: &mut [f32]) {
+pub(super) fn softmax(row: &mut [f32]) {
     let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     row.iter_mut().for_each(|value| *value = (*value - largest).exp());
     let sum: f32 = row.iter().sum();

@@ -121,11 +121,16 @@ pub(super) type Inputs<'a> = Vec<(Cow<'a, str>, SessionInputValue<'a>)>;
 
 /// The error that ONNX Runtime cannot do something with an artifact's graph.
 pub(super) fn failed(artifact: &Artifact, what: &str, error: &ort::Error) -> RuntimeError {
-    RuntimeError::Ort(format!("ONNX Runtime cannot {what} the graph of {}: {}", artifact.path().display(), error.message()))
+    failed_at(artifact.path(), what, error)
+}
+
+/// The error that ONNX Runtime cannot do something with the graph of the file at `path`.
+pub(super) fn failed_at(path: &Path, what: &str, error: &ort::Error) -> RuntimeError {
+    RuntimeError::Ort(format!("ONNX Runtime cannot {what} the graph of {}: {}", path.display(), error.message()))
 }
 
 /// The folder of the artifact at `path`, by the text that ONNX Runtime takes for it.
-fn folder(path: &Path) -> Result<&str> {
+pub(super) fn folder(path: &Path) -> Result<&str> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let refuse =
         || format!("ONNX Runtime cannot find {}: the path of its folder is no UTF-8 text; move the artifact to another", path.display());
@@ -133,6 +138,15 @@ fn folder(path: &Path) -> Result<&str> {
 }
 
 fn load(library: &OrtLibrary, artifact: &Artifact, folder: &str, graph: &OnnxGraph, options: OrtOptions) -> ort::Result<Session> {
+    let mut builder = builder(library, folder, options)?;
+    for weight in &graph.weights {
+        builder = with_weight(builder, artifact, weight)?;
+    }
+    builder.commit_from_memory(&graph.model)
+}
+
+/// What loads a graph of `folder` as the options say.
+pub(super) fn builder(library: &OrtLibrary, folder: &str, options: OrtOptions) -> ort::Result<SessionBuilder> {
     let mut builder = Session::builder(&library.environment)?
         .with_env_allocators()?
         .with_prepacking(options.prepack)?
@@ -142,12 +156,8 @@ fn load(library: &OrtLibrary, artifact: &Artifact, folder: &str, graph: &OnnxGra
     for provider in options.providers.iter() {
         provider.register(&mut builder)?;
     }
-    // The graph names the artifact's file, which ONNX Runtime looks for although it is given every weight.
-    builder = builder.with_config_entry("session.model_external_initializers_file_folder_path", folder)?;
-    for weight in &graph.weights {
-        builder = with_weight(builder, artifact, weight)?;
-    }
-    builder.commit_from_memory(&graph.model)
+    // The graph names the weights' files, which ONNX Runtime looks for although it is given every weight.
+    Ok(builder.with_config_entry("session.model_external_initializers_file_folder_path", folder)?)
 }
 
 /// Gives the builder a weight where the artifact's map has it.
@@ -161,23 +171,39 @@ fn with_weight(builder: SessionBuilder, artifact: &Artifact, weight: &Weight) ->
     let map = artifact.map();
     let bytes = map.get(weight.range.clone()).ok_or_else(|| ort::Error::new(format!("`{}` lies outside the file", weight.name)))?;
     let dims: Vec<i64> = weight.dims.iter().map(|&dim| dim as i64).collect();
+    // SAFETY: the bytes are `dims` numbers of `element` and lie in a map that the session's owner keeps longer than the session.
+    unsafe { with_initializer(builder, &weight.name, element, &dims, bytes.as_ptr(), bytes.len()) }
+}
+
+/// Gives the builder an initializer of `length` bytes at `start`, which is not copied.
+///
+/// # Safety
+/// The bytes are `dims` numbers of `element`, aligned for them; they outlive the session and do not change while it lives.
+pub(super) unsafe fn with_initializer(
+    builder: SessionBuilder,
+    name: &str,
+    element: sys::ONNXTensorElementDataType,
+    dims: &[i64],
+    start: *const u8,
+    length: usize,
+) -> ort::Result<SessionBuilder> {
     let (mut info, mut value) = (ptr::null_mut(), ptr::null_mut());
     let api = ort::api();
-    // SAFETY: the library is loaded; `info` is written on success and released below. The bytes are `dims` numbers of `element` and lie in
-    // a map that the session's owner keeps longer than the session; ONNX Runtime only reads them.
+    // SAFETY: the library is loaded; `info` is written on success and released below. ONNX Runtime only reads the bytes, of which the caller
+    // promises the rest.
     let status = unsafe {
         let status = (api.CreateCpuMemoryInfo)(sys::OrtAllocatorType::OrtDeviceAllocator, sys::OrtMemType::OrtMemTypeDefault, &mut info);
         ort::Error::result_from_status(status)?;
-        let data = bytes.as_ptr().cast_mut().cast::<c_void>();
-        let status = (api.CreateTensorWithDataAsOrtValue)(info, data, bytes.len(), dims.as_ptr(), dims.len(), element, &mut value);
+        let data = start.cast_mut().cast::<c_void>();
+        let status = (api.CreateTensorWithDataAsOrtValue)(info, data, length, dims.as_ptr(), dims.len(), element, &mut value);
         (api.ReleaseMemoryInfo)(info);
         ort::Error::result_from_status(status)
     };
     status?;
-    let value = NonNull::new(value).ok_or_else(|| ort::Error::new(format!("`{}` became no tensor", weight.name)))?;
+    let value = NonNull::new(value).ok_or_else(|| ort::Error::new(format!("`{name}` became no tensor")))?;
     // SAFETY: the value was just made and is owned by no one else.
     let value: DynValue = unsafe { Value::from_ptr(value, Some(&Allocator::default())) };
-    builder.with_initializer(&weight.name, value).map_err(ort::Error::into)
+    builder.with_initializer(name, value).map_err(ort::Error::into)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::protobuf::Message;
+use super::protobuf::{Message, entry};
 
 /// The version of ONNX's own operators: the first with `LayerNormalization`.
 pub(super) const OPSET: i64 = 17;
@@ -257,14 +257,6 @@ fn initializer(weight: &Weight, place: Place<'_>) -> Message {
         }
     }
     tensor
-}
-
-/// A `StringStringEntryProto`.
-fn entry(key: &str, value: &str) -> Message {
-    let mut entry = Message::default();
-    entry.text(1, key);
-    entry.text(2, value);
-    entry
 }
 
 fn value_info(name: &str, element: Element, dims: &[Dim]) -> Message {

@@ -29,7 +29,7 @@ mod graph;
 mod layer;
 mod network;
 mod positions;
-mod protobuf;
+pub(crate) mod protobuf;
 mod weights;
 
 pub use graph::{Element, Weight};

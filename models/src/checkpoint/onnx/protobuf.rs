@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// A message in the making.
 #[derive(Debug, Default)]
-pub(super) struct Message {
+pub(crate) struct Message {
     pieces: Vec<Piece>,
     /// What follows the pieces.
     tail: Vec<u8>,
@@ -28,47 +28,47 @@ const FIXED_32: u32 = 5;
 
 impl Message {
     /// Length in bytes.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.before + self.tail.len()
     }
 
     /// An integer.
-    pub(super) fn int(&mut self, field: u32, value: i64) {
+    pub(crate) fn int(&mut self, field: u32, value: i64) {
         self.varint(u64::from(field << 3 | VARINT));
         // A negative number is written as its 64-bit complement.
         self.varint(value as u64);
     }
 
     /// A length, a count or an offset: at most 2⁶³ − 1, as every length in memory is.
-    pub(super) fn size(&mut self, field: u32, value: usize) {
+    pub(crate) fn size(&mut self, field: u32, value: usize) {
         self.int(field, value as i64);
     }
 
     /// A single-precision number.
-    pub(super) fn float(&mut self, field: u32, value: f32) {
+    pub(crate) fn float(&mut self, field: u32, value: f32) {
         self.varint(u64::from(field << 3 | FIXED_32));
         self.tail.extend_from_slice(&value.to_le_bytes());
     }
 
     /// A text.
-    pub(super) fn text(&mut self, field: u32, value: &str) {
+    pub(crate) fn text(&mut self, field: u32, value: &str) {
         self.bytes(field, value.as_bytes());
     }
 
     /// Bytes.
-    pub(super) fn bytes(&mut self, field: u32, value: &[u8]) {
+    pub(crate) fn bytes(&mut self, field: u32, value: &[u8]) {
         self.delimited(field, value.len());
         self.tail.extend_from_slice(value);
     }
 
     /// Bytes of a file, which [`write`](Self::write) is given.
-    pub(super) fn file_bytes(&mut self, field: u32, range: Range<usize>) {
+    pub(crate) fn file_bytes(&mut self, field: u32, range: Range<usize>) {
         self.delimited(field, range.len());
         self.push_file(range);
     }
 
     /// A message as a field.
-    pub(super) fn message(&mut self, field: u32, value: Message) {
+    pub(crate) fn message(&mut self, field: u32, value: Message) {
         self.delimited(field, value.len());
         for piece in value.pieces {
             match piece {
@@ -79,8 +79,13 @@ impl Message {
         self.tail.extend_from_slice(&value.tail);
     }
 
+    /// Fields that are written already.
+    pub(crate) fn raw(&mut self, fields: &[u8]) {
+        self.tail.extend_from_slice(fields);
+    }
+
     /// Writes the message to `out`; `file` holds the bytes of every [`file_bytes`](Self::file_bytes).
-    pub(super) fn write(&self, file: &[u8], out: &mut impl Write) -> std::io::Result<()> {
+    pub(crate) fn write(&self, file: &[u8], out: &mut impl Write) -> std::io::Result<()> {
         for piece in &self.pieces {
             match piece {
                 Piece::Bytes(bytes) => out.write_all(bytes)?,
@@ -109,6 +114,14 @@ impl Message {
         }
         self.tail.push(value as u8);
     }
+}
+
+/// A `StringStringEntryProto` of ONNX.
+pub(crate) fn entry(key: &str, value: &str) -> Message {
+    let mut entry = Message::default();
+    entry.text(1, key);
+    entry.text(2, value);
+    entry
 }
 
 #[cfg(test)]
