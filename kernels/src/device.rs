@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{KernelError, Result};
+pub use crate::format::Format;
 use crate::memory::Purpose;
 
 /// Bytes that live as long as anyone holds them: a memory-mapped artifact or a vector.
@@ -29,21 +30,6 @@ impl HostBytes {
     pub fn bytes(&self) -> &[u8] {
         (*self.owner).as_ref().get(self.range.clone()).unwrap_or(&[])
     }
-}
-
-/// How a stored matrix is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Format {
-    /// f32 rows.
-    F32,
-    /// f16 rows.
-    F16,
-    /// bf16 rows.
-    Bf16,
-    /// f16, two neighbouring rows element by element: `[rows / 2, columns, 2]`.
-    F16Pairs,
-    /// bf16, two neighbouring rows element by element: `[rows / 2, columns, 2]`.
-    Bf16Pairs,
 }
 
 /// Which normalisation.

@@ -9,11 +9,13 @@ pub mod cpu;
 pub mod cuda;
 pub mod device;
 pub mod error;
+pub mod format;
 pub mod memory;
 
 pub use cpu::{CpuDevice, buffer_bytes};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaDevice, Unavailable};
-pub use device::{Activation, AdamW, AttentionShape, Device, Format, HostBytes, NO_TARGET, NormKind, Product};
+pub use device::{Activation, AdamW, AttentionShape, Device, HostBytes, NO_TARGET, NormKind, Product};
 pub use error::{KernelError, Result};
+pub use format::{Format, Planes};
 pub use memory::{Ledger, Purpose, Reservation, Unlimited};

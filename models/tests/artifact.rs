@@ -9,6 +9,7 @@ use std::path::Path;
 use common::{classifier, differences, numbers, odd_layers, write};
 use espalier_models::architecture::*;
 use espalier_models::artifact::{CHUNK_BYTES, FORMAT_VERSION, LARGE_TENSOR_BYTES, expected_bytes};
+use espalier_models::formats::Format;
 use espalier_models::manifest::Span;
 use espalier_models::tensor::model_tensors;
 use espalier_models::{Artifact, ArtifactWriter, DType, Error, LayerShape, Layout, Part, TensorKey, Units};
@@ -31,6 +32,60 @@ fn what_was_written_is_read() {
             assert_eq!(artifact.file_bytes(), std::fs::metadata(&path).unwrap().len());
             let read = espalier_models::Manifest { tensors: Vec::new(), ..artifact.manifest().clone() };
             assert_eq!(read, manifest);
+        }
+    }
+}
+
+/// Layers whose heads and channels are no multiples of a block, and more than one.
+fn blocks_of_odd_sizes() -> espalier_models::Manifest {
+    let units = |channels| LayerShape::Kept(Units { heads: vec![1, 0, 1], groups: 2, channels, span: 0 });
+    classifier(70, 35, vec![units(70), units(31), LayerShape::Removed, units(64), LayerShape::Kept(Units::dense(2, 1, 0))])
+}
+
+#[test]
+fn quantised_tensors_are_written_as_their_format_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.esp");
+    let manifest = blocks_of_odd_sizes();
+    for dtype in [DType::Q8, DType::Q4] {
+        for rows_at_once in [1, 2, 3, 31, 33, 1000] {
+            write(&path, &manifest, dtype, rows_at_once).unwrap();
+            let artifact = Artifact::open(&path).unwrap();
+            artifact.verify().unwrap();
+            assert_eq!(artifact.file_bytes(), expected_bytes(&manifest, dtype).unwrap());
+            let map = artifact.map();
+            let specs = model_tensors(&manifest.architecture, &manifest.shape());
+            let wrong: Vec<_> = specs
+                .iter()
+                .filter(|spec| {
+                    let stored = &map[artifact.range(artifact.find(spec.key).unwrap())];
+                    stored != Format::of(spec, dtype).encode(&numbers(spec)).unwrap()
+                })
+                .map(|spec| spec.key.to_string())
+                .collect();
+            assert_eq!(wrong, Vec::<String>::new(), "{dtype:?}, {rows_at_once} rows at once");
+        }
+    }
+}
+
+#[test]
+fn a_sparse_quantised_artifact_reads_as_zero_where_nothing_was_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.esp");
+    let manifest = blocks_of_odd_sizes();
+    for dtype in [DType::Q8, DType::Q4] {
+        let mut writer = ArtifactWriter::create_sparse(&path, manifest.clone(), dtype).unwrap();
+        for part in [Part::Query, Part::Down] {
+            writer.write_rows(TensorKey::of_layer(1, part), &[1.0; 40 * 70][..if part == Part::Down { 5 * 70 } else { 40 * 70 }]).unwrap();
+        }
+        writer.finish().unwrap();
+        let artifact = Artifact::open(&path).unwrap();
+        artifact.verify().unwrap();
+        for (part, given, rows) in [(Part::Query, 40, 105), (Part::Down, 5, 31), (Part::Up, 0, 31)] {
+            let mut out = vec![f32::NAN; rows * 70];
+            artifact.read_rows(TensorKey::of_layer(1, part), 0..rows, &mut out).unwrap();
+            let wrong = out.iter().enumerate().find(|(i, x)| (**x - if i / 70 < given { 1.0 } else { 0.0 }).abs() > 1e-3);
+            assert_eq!(wrong, None, "{dtype:?} {part:?}");
         }
     }
 }
@@ -189,10 +244,6 @@ fn what_cannot_be_written_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.esp");
     let manifest = classifier(4, 2, vec![LayerShape::Kept(Units::dense(1, 1, 3))]);
-    for dtype in [DType::Q8, DType::Q4] {
-        let error = ArtifactWriter::create(&path, manifest.clone(), dtype).err().unwrap().to_string();
-        assert!(error.contains("not supported yet"), "{error}");
-    }
     let missing = folder.path().join("none").join("model.esp");
     assert!(matches!(ArtifactWriter::create(&missing, manifest.clone(), DType::F32), Err(Error::Io { .. })));
     let first = model_tensors(&manifest.architecture, &manifest.shape())[0];
@@ -208,8 +259,12 @@ fn what_cannot_be_written_is_refused() {
         let mut writer = ArtifactWriter::create(&path, manifest.clone(), DType::F16).unwrap();
         assert!(writer.write_rows(key, &rows).is_err(), "{what}");
     }
-    let mut writer = ArtifactWriter::create(&path, manifest, DType::F16).unwrap();
-    writer.write_rows(first.key, &vec![65_519.0; first.columns]).unwrap();
+    for (dtype, most) in [(DType::F16, 65_519.0), (DType::Q4, 65_519.0), (DType::Q8, 127.0 * 65_504.0)] {
+        let mut writer = ArtifactWriter::create(&path, manifest.clone(), dtype).unwrap();
+        let beyond = writer.write_rows(first.key, &vec![most * 1.001; first.columns]).unwrap_err();
+        assert!(matches!(beyond, Error::TooLarge { .. }), "{dtype:?}: {beyond}");
+        writer.write_rows(first.key, &vec![most; first.columns]).unwrap();
+    }
 }
 
 #[test]

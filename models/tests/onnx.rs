@@ -9,6 +9,8 @@ use std::path::Path;
 use common::checkpoints::{fixtures, kept, parity, pruned};
 use common::onnx::Model;
 use espalier_models::checkpoint::{OnnxExport, OnnxOptions, OnnxOutput, export_onnx, import, onnx_graph};
+use espalier_models::formats::Format;
+use espalier_models::formats::blocks::Planes;
 use espalier_models::{Artifact, DType, LayerShape, Result};
 
 /// Exports into the folder of the artifact, and reads what was written.
@@ -28,7 +30,7 @@ fn artifacts(folder: &Path) -> Vec<Artifact> {
         import(&fixture, &out, None, &mut |_, _| {}).unwrap();
         artifacts.push(Artifact::open(&out).unwrap());
     }
-    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+    for dtype in [DType::F32, DType::F16, DType::Bf16, DType::Q8, DType::Q4] {
         let signal = common::classifier(24, 4, common::odd_layers());
         let llama = pruned("llama-gqa2", &[kept(&[1, 0, 1], 2, 7), LayerShape::Removed, kept(&[], 0, 3), kept(&[0], 1, 0)]);
         for (name, manifest) in [("signal", signal), ("llama", llama)] {
@@ -75,15 +77,24 @@ fn weight_faults(model: &Model, artifact: &Artifact, embedded: bool) -> Vec<Stri
     let mut faults = Vec::new();
     let map = artifact.map();
     for tensor in model.initializers.iter().filter(|tensor| embedded || !tensor.external.is_empty()) {
-        let Some(stored) = artifact.manifest().tensors.iter().find(|stored| dotted(&stored.key.to_string()) == tensor.name) else {
+        let plane = ["quants", "scales", "minima"].iter().position(|plane| tensor.name.ends_with(&format!(".{plane}")));
+        let name = if plane.is_some() { tensor.name.rsplit_once('.').unwrap().0 } else { &tensor.name };
+        let Some(stored) = artifact.manifest().tensors.iter().find(|stored| dotted(&stored.key.to_string()) == name) else {
             if tensor.external.is_empty() {
                 continue;
             }
             faults.push(format!("{} is no tensor of the artifact", tensor.name));
             continue;
         };
-        let width = if tensor.element == 1 { 4 } else { 2 };
-        let (elements, range) = (tensor.dims.iter().product::<i64>() as usize, artifact.range(stored));
+        let width = [1, 2, 3].iter().position(|&element| element == tensor.element).map_or(2, |index| [4, 1, 1][index]);
+        let (elements, whole) = (tensor.dims.iter().product::<i64>() as usize, artifact.range(stored));
+        let range = plane.map_or(whole.clone(), |plane| {
+            let format =
+                Format { dtype: stored.dtype, layout: stored.layout, rows: stored.rows as usize, columns: stored.columns as usize };
+            let planes = Planes::of(&format).unwrap();
+            let plane = [planes.quants, planes.scales, planes.minima][plane].clone();
+            whole.start + plane.start..whole.start + plane.end
+        });
         if elements * width != range.len() {
             faults.push(format!("{} is {:?}, but has {} bytes", tensor.name, tensor.dims, range.len()));
         }

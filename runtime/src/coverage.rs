@@ -8,6 +8,7 @@ use espalier_models::manifest::{Manifest, StoredTensor};
 use espalier_models::{DType, Layout};
 
 use crate::error::RuntimeError;
+use crate::load::kernel_format;
 
 /// A part of a model that the native engines do not run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,15 +42,11 @@ pub fn covered(manifest: &Manifest) -> Result<(), UnsupportedPart> {
 
 /// How the kernels call the way in which a tensor is stored.
 pub(crate) fn native_format(tensor: &StoredTensor) -> Result<Format, UnsupportedPart> {
-    Ok(match (tensor.dtype, tensor.layout) {
-        (DType::F32, _) => Format::F32,
-        (DType::F16, Layout::Rows) => Format::F16,
-        (DType::F16, Layout::Interleaved) => Format::F16Pairs,
-        (DType::Bf16, Layout::Rows) => Format::Bf16,
-        (DType::Bf16, Layout::Interleaved) => Format::Bf16Pairs,
-        (DType::Q8 | DType::Q4, _) => {
-            let (key, dtype) = (tensor.key, tensor.dtype);
-            return Err(UnsupportedPart { part: format!("tensor {key}"), what: format!("is stored as {dtype:?}") });
+    match (tensor.dtype, tensor.layout) {
+        // Neighbouring rows are interleaved for instructions that numbers of fewer bits have.
+        (DType::F32, Layout::Interleaved) => {
+            Err(UnsupportedPart { part: format!("tensor {}", tensor.key), what: "is stored in interleaved rows of f32".into() })
         }
-    })
+        (dtype, layout) => Ok(kernel_format(dtype, layout)),
+    }
 }

@@ -18,7 +18,7 @@ pub enum RuntimeError {
     #[error("{0}")]
     Input(String),
     /// A part of the model is none that the native engines run.
-    #[error("{path}: {part}, which the engines cpu and cuda do not run; give --engine ort, or import the model in f32, f16 or bf16")]
+    #[error("{path}: {part}, which the engines cpu and cuda do not run; give --engine ort")]
     Unsupported {
         /// The artifact.
         path: String,

@@ -38,7 +38,7 @@ pub use gates::{GateGradients, Gates, LayerGateGradients};
 pub use generate::{Continues, GenerationSpeed, Generator};
 pub use gradients::Gradients;
 pub use kv_cache::KvCache;
-pub use load::DeviceTensors;
+pub use load::{DeviceTensors, kernel_format};
 pub use network::Network;
 #[cfg(feature = "ort")]
 pub use ort::{

@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use espalier_kernels::{Device, HostBytes};
+use espalier_kernels::{Device, Format, HostBytes};
 use espalier_models::artifact::Artifact;
-use espalier_models::{Architecture, ModelShape, Part, TensorKey, TensorSource};
+use espalier_models::{Architecture, DType, Layout, ModelShape, Part, TensorKey, TensorSource};
 
 use crate::coverage::native_format;
 use crate::error::{Result, RuntimeError};
@@ -72,6 +72,21 @@ impl<D: Device> ParameterSource<D> for MappedSource<'_> {
             )));
         }
         upload(device, &numbers)
+    }
+}
+
+/// How the kernels call what an artifact stores as `dtype` in `layout`.
+pub fn kernel_format(dtype: DType, layout: Layout) -> Format {
+    match (dtype, layout) {
+        (DType::F32, _) => Format::F32,
+        (DType::F16, Layout::Rows) => Format::F16,
+        (DType::F16, Layout::Interleaved) => Format::F16Pairs,
+        (DType::Bf16, Layout::Rows) => Format::Bf16,
+        (DType::Bf16, Layout::Interleaved) => Format::Bf16Pairs,
+        (DType::Q8, Layout::Rows) => Format::Q8,
+        (DType::Q8, Layout::Interleaved) => Format::Q8Units,
+        (DType::Q4, Layout::Rows) => Format::Q4,
+        (DType::Q4, Layout::Interleaved) => Format::Q4Units,
     }
 }
 
@@ -155,5 +170,35 @@ impl<D: Device> TensorSource for DeviceTensors<'_, D> {
 
     fn contains(&self, key: TensorKey) -> bool {
         self.tensors.iter().any(|(candidate, ..)| *candidate == key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use espalier_models::formats;
+
+    use super::*;
+
+    /// A matrix's bytes are written by one crate and read by another: both have to mean the same.
+    #[test]
+    fn kernels_find_the_planes_where_artifacts_write_them() {
+        let mut wrong = Vec::new();
+        for dtype in [DType::F32, DType::F16, DType::Bf16, DType::Q8, DType::Q4] {
+            for layout in [Layout::Rows, Layout::Interleaved] {
+                if (dtype, layout) == (DType::F32, Layout::Interleaved) {
+                    continue;
+                }
+                for (rows, columns) in [(0, 5), (5, 0), (1, 1), (1, 33), (3, 5), (32, 32), (33, 4), (96, 576), (usize::MAX / 2, 8)] {
+                    let stored = formats::Format { dtype, layout, rows, columns };
+                    let read = kernel_format(dtype, layout);
+                    let planes = formats::blocks::Planes::of(&stored).map(|planes| (planes.quants, planes.scales, planes.minima));
+                    let kernel_planes = read.planes(rows, columns).map(|planes| (planes.quants, planes.scales, planes.minima));
+                    if planes != kernel_planes || stored.bytes() != read.stored_bytes(rows, columns) {
+                        wrong.push(format!("{stored:?}: {planes:?}, {:?}; kernels {kernel_planes:?}", stored.bytes()));
+                    }
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
     }
 }

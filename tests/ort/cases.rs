@@ -1,5 +1,5 @@
-//! The models whose graphs are compared with the native engine: every parity fixture as it is and pruned in two ways, fixtures in 16 bits,
-//! and a signal model, dense and pruned.
+//! The models whose graphs are compared with the native engine: every parity fixture as it is and pruned in two ways, fixtures in 16 bits
+//! and quantised, those pruned too, and a signal model, dense and pruned.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,11 +55,13 @@ pub fn cases(root: &Path, signal: &Path) -> Fallible<Vec<Case>> {
         for (suffix, cut) in CUTS {
             cases.push(single(format!("{name}-{suffix}"), cut_to(&dense, cut, &place(&format!("-{suffix}"))?)?));
         }
-        for (suffix, dtype) in [("f16", DType::F16), ("bf16", DType::Bf16)] {
+        for (suffix, dtype) in [("f16", DType::F16), ("bf16", DType::Bf16), ("q8", DType::Q8), ("q4", DType::Q4)] {
             let artifact = imported(place(&format!("-{suffix}"))?, dtype)?;
-            let reference =
-                write_network(artifact.manifest().clone(), DType::F32, artifact.as_ref(), &artifact.path().with_file_name("f32.esp"))?;
-            cases.push(Case { name: format!("{name}-{suffix}"), artifact, reference: Arc::new(Artifact::open(&reference)?) });
+            if matches!(dtype, DType::Q8 | DType::Q4) {
+                let cut = cut_to(&artifact, pruned, &place(&format!("-{suffix}-pruned"))?)?;
+                cases.push(dequantised(format!("{name}-{suffix}-pruned"), cut)?);
+            }
+            cases.push(dequantised(format!("{name}-{suffix}"), artifact)?);
         }
         cases.push(single(name, dense));
     }
@@ -74,6 +76,13 @@ pub fn cases(root: &Path, signal: &Path) -> Fallible<Vec<Case>> {
     cases.push(single("signal".to_string(), dense));
     cases.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(cases)
+}
+
+/// Beside a model of fewer bits, one of the same numbers in f32.
+fn dequantised(name: String, artifact: Arc<Artifact>) -> Fallible<Case> {
+    let path = artifact.path().with_file_name("f32.esp");
+    let reference = write_network(artifact.manifest().clone(), DType::F32, artifact.as_ref(), &path)?;
+    Ok(Case { name, artifact, reference: Arc::new(Artifact::open(&reference)?) })
 }
 
 fn single(name: String, artifact: Arc<Artifact>) -> Case {
@@ -144,7 +153,12 @@ impl Case {
 
     /// The native engine's logits: `[BATCH, SEQUENCE, vocabulary]` or `[BATCH, classes]`.
     pub fn logits(&self, given: &Given) -> Fallible<Vec<f32>> {
-        let network = Network::load(CpuDevice::new(1, Arc::new(Unlimited))?, &self.reference, Residency::Resident)?;
+        self.logits_of(&self.reference, given)
+    }
+
+    /// The native engine's logits of another artifact of the same shape.
+    pub fn logits_of(&self, artifact: &Arc<Artifact>, given: &Given) -> Fallible<Vec<f32>> {
+        let network = Network::load(CpuDevice::new(1, Arc::new(Unlimited))?, artifact, Residency::Resident)?;
         let (input, sequence, rows) = match given {
             Given::Tokens(ids) => (Input::Tokens { ids, sequence: SEQUENCE }, SEQUENCE, BATCH * SEQUENCE),
             Given::Windows(windows) => (Input::Windows(windows), network.architecture.patches(), BATCH),

@@ -68,9 +68,11 @@ fn onnx_plan(written: &OnnxExport) -> String {
     }
     let held = match (written.external_bytes, written.copied_bytes) {
         (0, 0) => "all weights".to_string(),
-        (0, copied) => format!("all weights and {} of f32 ones, made from 16-bit ones when it loads the graph", bytes(copied)),
+        (0, copied) => {
+            format!("all weights and {} of f32 ones, made from those in 16 bits and fewer when it loads the graph", bytes(copied))
+        }
         (_, 0) => "none of the weights with its session option session.disable_prepacking at 1, else all matrices".to_string(),
-        (_, copied) => format!("{} of f32 weights, made from 16-bit ones when it loads the graph", bytes(copied)),
+        (_, copied) => format!("{} of f32 weights, made from those in 16 bits and fewer when it loads the graph", bytes(copied)),
     };
     text + &format!("copies that ONNX Runtime's CPU provider will hold in memory: {held}\n")
 }

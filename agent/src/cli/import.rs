@@ -20,7 +20,7 @@ pub struct Args {
     /// Where the artifact is written.
     #[arg(short, long, value_name = "FILE.esp")]
     output: PathBuf,
-    /// Number format of the matrices [default: the checkpoint's; bf16 where it is quantised].
+    /// Number format of the matrices, token table and output matrix included [default: the checkpoint's; bf16 where it is quantised]. q8: 8 bits in blocks of 32 with a scale; q4: 4 bits with a scale and a minimum. Norms and biases are f32 always.
     #[arg(long, value_enum)]
     dtype: Option<Format>,
 }
@@ -30,6 +30,8 @@ enum Format {
     F32,
     F16,
     Bf16,
+    Q8,
+    Q4,
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
@@ -39,6 +41,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         Format::F32 => DType::F32,
         Format::F16 => DType::F16,
         Format::Bf16 => DType::Bf16,
+        Format::Q8 => DType::Q8,
+        Format::Q4 => DType::Q4,
     });
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("import {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left") {
@@ -66,11 +70,13 @@ fn describe_report(report: &ImportReport) -> String {
     match report.rounding {
         Some(error) if error.changed > 0 => {
             text += &format!(
-                "Rounding to the stored format changed {:.1} % of the numbers: relative error largest {:.2e}, mean {:.2e}\n\
-                 (|stored - exact| / |exact| over all {} numbers of matrices that are not zero; --dtype f32 stores them exactly).\n",
+                "Rounding to the stored format changed {:.1} % of the numbers: relative error largest {:.2e}, mean {:.2e},\n\
+                 root mean square {:.2e} (|stored - exact| / |exact| over all {} numbers of matrices that are not zero; the root mean\n\
+                 square is ‖stored - exact‖ / ‖exact‖; --dtype f32 stores them exactly).\n",
                 error.changed as f64 / error.numbers as f64 * 100.0,
                 error.largest,
                 error.mean(),
+                error.root_mean_square(),
                 error.numbers,
             );
         }

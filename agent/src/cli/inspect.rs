@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use espalier_models::architecture::{Architecture, Input, Output, Positions, Residual, RotaryScaling};
-use espalier_models::{Artifact, LayerShape};
+use espalier_models::{Artifact, DType, LayerShape, Manifest};
 use espalier_runtime::Plan;
 
 use super::foreign::{self, SidecarArgs};
 use super::{print, print_json};
 use crate::error::{AgentError, Result};
+use crate::prune::pack::matrix_dtype;
 use crate::table::{self, Table};
 
 /// Options of `inspect`.
@@ -35,6 +36,7 @@ struct Inspection<'a> {
     id: String,
     file_bytes: u64,
     parameters: usize,
+    weights: &'static str,
     compression_ratio: f64,
     architecture: &'a espalier_models::Architecture,
     layers: Vec<LayerLine>,
@@ -75,6 +77,7 @@ pub fn run(args: &Args) -> Result<()> {
             id: format!("{:016x}", artifact.id()),
             file_bytes: artifact.file_bytes(),
             parameters: manifest.parameters(),
+            weights: weights(manifest)[0],
             compression_ratio: manifest.compression_ratio(),
             architecture: &manifest.architecture,
             layers: layer_lines(&artifact),
@@ -111,12 +114,14 @@ pub fn describe_model(artifact: &Artifact) -> String {
     };
     let mut text = format!(
         "{}: {} parameters ({:.2}× smaller than the first network), {}, id {:016x}\n\
-         input    {input}\noutput   {output}\nblocks   width {}, head size {}, {positions}, {:?}, FFN {:?}{}{}\n{}",
+         weights  {}{}\ninput    {input}\noutput   {output}\nblocks   width {}, head size {}, {positions}, {:?}, FFN {:?}{}{}\n{}",
         artifact.path().display(),
         table::count(manifest.parameters() as u64),
         manifest.compression_ratio(),
         table::bytes(artifact.file_bytes()),
         artifact.id(),
+        weights(manifest)[0],
+        weights(manifest)[1],
         architecture.d_model,
         architecture.attention.head_dim,
         architecture.norm.kind,
@@ -137,6 +142,17 @@ pub fn describe_model(artifact: &Artifact) -> String {
         text += &format!("history  {event}\n");
     }
     text
+}
+
+/// The number format of a model's matrices by its short name, and what is to be said of it.
+fn weights(manifest: &Manifest) -> [&'static str; 2] {
+    match matrix_dtype(manifest) {
+        DType::F32 => ["f32", ""],
+        DType::F16 => ["f16", "; norms and biases f32"],
+        DType::Bf16 => ["bf16", "; norms and biases f32"],
+        DType::Q8 => ["q8", " (8-bit blocks of 32 with a scale); norms and biases f32"],
+        DType::Q4 => ["q4", " (4-bit blocks of 32 with a scale and a minimum); norms and biases f32"],
+    }
 }
 
 /// What not every family has, as a list.

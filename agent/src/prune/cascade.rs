@@ -5,17 +5,19 @@
 //! again with them merged. So the memory that a cascade needs beside the served model is one layer, the activations of a batch, and the
 //! adapters; and a stage's artifact is all that is needed to go on from it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use espalier_kernels::{Device, Purpose, Reservation};
 use espalier_models::artifact::Artifact;
+use espalier_models::formats::Format;
 use espalier_models::manifest::Measured;
-use espalier_models::tensor::layer_tensors;
-use espalier_models::{Manifest, ModelShape};
+use espalier_models::tensor::{layer_tensors, model_tensors};
+use espalier_models::{Manifest, ModelShape, TensorSpec};
 use espalier_runtime::{Budget, Keep, LogitRows, Network, Residency, WorkspaceSize, workspace_bytes};
 
-use super::pack::{HostAdapter, PackNote, pack};
+use super::pack::{HostAdapter, PackNote, matrix_dtype, pack};
 use super::selection::Selection;
 use super::split::{Cutter, Split};
 use super::target::{Target, describe};
@@ -291,9 +293,15 @@ fn is_zero(length: Length) -> bool {
 
 /// Mapped bytes of a streamed network: what no layer owns, and its largest layer.
 fn streamed_bytes(manifest: &Manifest, shape: &ModelShape) -> u64 {
-    let numbers = |specs: Vec<espalier_models::TensorSpec>| specs.iter().map(|spec| spec.rows * spec.columns).sum::<usize>() as u64;
-    let largest = shape.kept().map(|(index, units)| numbers(layer_tensors(&manifest.architecture, index, units))).max().unwrap_or(0);
-    4 * (largest + espalier_models::shape::fixed_parameters(&manifest.architecture) as u64)
+    let dtype = matrix_dtype(manifest);
+    let stored = |spec: &TensorSpec| Format::of(spec, dtype).bytes().unwrap_or(usize::MAX) as u64;
+    let mut layers: BTreeMap<Option<u32>, u64> = BTreeMap::new();
+    for spec in model_tensors(&manifest.architecture, shape) {
+        let bytes = layers.entry(spec.key.layer).or_default();
+        *bytes = bytes.saturating_add(stored(&spec));
+    }
+    let fixed = layers.remove(&None).unwrap_or(0);
+    fixed.saturating_add(layers.into_values().max().unwrap_or(0))
 }
 
 /// Bytes of the adapters of a network.

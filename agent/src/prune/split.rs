@@ -6,9 +6,11 @@
 //! on the recovered network; channels take what is left. A split can also be given. Why whole plans: docs/decisions/0003.
 
 use espalier_kernels::Device;
-use espalier_models::{Manifest, Units};
+use espalier_models::formats::blocks::BLOCK;
+use espalier_models::{DType, Manifest, Units};
 use espalier_runtime::Network;
 
+use super::pack::matrix_dtype;
 use super::selection::Selection;
 use super::target::{Target, describe};
 use super::trial::{Trial, layer_change};
@@ -27,8 +29,14 @@ pub struct Split {
     pub channels: usize,
 }
 
-/// Channels that a layer keeps at least: one row block of the widest vector unit.
-pub const MIN_CHANNELS: usize = 8;
+/// Channels that a layer keeps at least, and whose multiples it keeps: one row block of the widest vector unit, or, of a network that is
+/// stored in blocks of quants, one block of the down projection.
+pub fn channel_block(manifest: &Manifest) -> usize {
+    match matrix_dtype(manifest) {
+        DType::F32 | DType::F16 | DType::Bf16 => 8,
+        DType::Q8 | DType::Q4 => BLOCK,
+    }
+}
 
 /// One network whose units are scored, and what is cut from it.
 pub(super) struct Cutter<'a, D: Device> {
@@ -82,7 +90,7 @@ impl<'a, D: Device> Cutter<'a, D> {
 
     /// The smallest network with these layers.
     pub fn smallest(&self, selection: &Selection) -> Result<Selection> {
-        Ok(self.with_channels(&self.with_groups(selection, 1)?, MIN_CHANNELS))
+        Ok(self.with_channels(&self.with_groups(selection, 1)?, channel_block(self.manifest)))
     }
 
     /// Cuts layers by LCR, measured again before each cut.
@@ -188,17 +196,18 @@ impl<'a, D: Device> Cutter<'a, D> {
 
     /// The most channels a layer, in whole row blocks, for which `holds` is true; it must stay true for fewer.
     fn largest_channels(&self, selection: &Selection, holds: impl Fn(&Selection) -> Result<bool>) -> Result<Option<Selection>> {
-        let most = self.most_channels(selection);
-        let (mut low, mut high) = (0, most / MIN_CHANNELS);
+        let (most, block) = (self.most_channels(selection), channel_block(self.manifest));
+        // A network that has less than a block keeps what it has.
+        let (mut low, mut high) = (0, (most / block).max(usize::from(most > 0)));
         while low < high {
             let middle = (low + high).div_ceil(2);
-            if holds(&self.with_channels(selection, middle * MIN_CHANNELS))? {
+            if holds(&self.with_channels(selection, middle * block))? {
                 low = middle;
             } else {
                 high = middle - 1;
             }
         }
-        Ok(if low > 0 { Some(self.with_channels(selection, low * MIN_CHANNELS)) } else { None })
+        Ok(if low > 0 { Some(self.with_channels(selection, low * block)) } else { None })
     }
 
     /// An error where even the smallest network misses the target.
@@ -208,7 +217,7 @@ impl<'a, D: Device> Cutter<'a, D> {
     }
 }
 
-/// The smallest network that pruning can leave: the first and the last layer, one KV group and [`MIN_CHANNELS`] channels each. Which units
+/// The smallest network that pruning can leave: the first and the last layer, one KV group and a [`channel_block`] of channels each. Which units
 /// they are does not change its size.
 pub fn smallest_of_all(manifest: &Manifest) -> Selection {
     let shape = manifest.shape();
@@ -219,7 +228,7 @@ pub fn smallest_of_all(manifest: &Manifest) -> Selection {
     for (kept, units) in selection.layers.iter_mut().zip(shape.layers.iter().map(espalier_models::LayerShape::units)) {
         if let (Some(kept), Some(units)) = (kept, units) {
             kept.keep_groups(units, (0..units.groups.min(1)).collect());
-            kept.channels.truncate(MIN_CHANNELS);
+            kept.channels.truncate(channel_block(manifest));
         }
     }
     selection
@@ -246,6 +255,14 @@ impl Split {
         let has = Split { layers: shape.kept().count(), heads: most(|units| units.groups), channels: most(|units| units.channels) };
         let fits = |wanted: usize, has: usize, least: usize| (least..=has).contains(&wanted);
         if fits(self.layers, has.layers, 2.min(has.layers)) && fits(self.heads, has.heads, 1) && fits(self.channels, has.channels, 1) {
+            let block = channel_block(manifest);
+            if block == BLOCK && self.channels < has.channels && !self.channels.is_multiple_of(BLOCK) {
+                return Err(AgentError::Usage(format!(
+                    "a split of {} channels cuts through a block of {BLOCK}, in which {:?} weights are stored; keep a multiple of {BLOCK}",
+                    self.channels,
+                    matrix_dtype(manifest)
+                )));
+            }
             return Ok(());
         }
         Err(AgentError::Usage(format!(

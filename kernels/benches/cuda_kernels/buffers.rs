@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use espalier_kernels::cuda::{Buffer, Weight};
-use espalier_kernels::{CudaDevice, Device, Format, HostBytes, Result};
+use espalier_kernels::{CudaDevice, Device, Format, HostBytes, KernelError, Result};
 
 /// Numbers that are written at a time, and repeated: noise, since the power that a multiplication takes, and so the clock, depends on it.
 const NOISE: usize = 1 << 16;
@@ -34,6 +34,10 @@ pub fn stored(device: &CudaDevice, format: Format, rows: usize, columns: usize) 
     let noise = || noise().into_iter().map(|x| x / 32.0);
     let stored_rows = if matches!(format, Format::F16Pairs | Format::Bf16Pairs) { rows.next_multiple_of(2) } else { rows };
     let numbers: Vec<u8> = match format {
+        Format::Q8 | Format::Q4 | Format::Q8Units | Format::Q4Units => {
+            let detail = format!("this measurement makes no {format:?} matrices");
+            return Err(KernelError::Shape { operation: "stored", detail });
+        }
         Format::F32 => noise().flat_map(f32::to_le_bytes).collect(),
         Format::F16 | Format::F16Pairs => noise().flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect(),
         Format::Bf16 | Format::Bf16Pairs => noise().flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),

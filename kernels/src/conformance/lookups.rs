@@ -34,7 +34,7 @@ fn hidden_logits<D: Device>(suite: &Suite<D>) -> Result<()> {
     Ok(())
 }
 
-fn tables<D: Device>(suite: &Suite<D>, format: Format, rows: usize, columns: usize) -> Result<()> {
+pub(super) fn tables<D: Device>(suite: &Suite<D>, format: Format, rows: usize, columns: usize) -> Result<()> {
     let device = suite.device;
     let (bytes, read) = encode(&suite.random(rows * columns), format, columns);
     let table = device.map_weight(host_bytes(&bytes, 8), format, rows, columns)?;

@@ -11,6 +11,7 @@ mod elementwise;
 mod layouts;
 mod lookups;
 mod products;
+mod quantised;
 mod training;
 
 use std::cell::{Cell, RefCell};
@@ -42,17 +43,18 @@ pub fn run<D: Device>(device: &D, tolerance: f64) -> Vec<Failure> {
     run_families(device, tolerance, |_| true)
 }
 
-/// As [`run`], the families that `wanted` chooses: `products`, `elementwise`, `attention`, `lookups`, `layouts`, `training`.
+/// As [`run`], the families that `wanted` chooses: `products`, `elementwise`, `attention`, `lookups`, `layouts`, `training`, `quantised`.
 pub fn run_families<D: Device>(device: &D, tolerance: f64, wanted: impl Fn(&str) -> bool) -> Vec<Failure> {
     let suite = Suite { device, tolerance, state: Cell::new(0x9e37_79b9_7f4a_7c15), failures: RefCell::new(Vec::new()) };
     type Family<D> = fn(&Suite<D>) -> Result<()>;
-    let families: [(&str, Family<D>); 6] = [
+    let families: [(&str, Family<D>); 7] = [
         ("products", products::run),
         ("elementwise", elementwise::run),
         ("attention", attention::run),
         ("lookups", lookups::run),
         ("layouts", layouts::run),
         ("training", training::run),
+        ("quantised", quantised::run),
     ];
     for (name, family) in families.into_iter().filter(|(name, _)| wanted(name)) {
         if let Err(error) = family(&suite) {

@@ -9,7 +9,7 @@ use crate::error::Result;
 const FORMATS: [Format; 5] = [Format::F32, Format::F16, Format::Bf16, Format::F16Pairs, Format::Bf16Pairs];
 
 /// `(m, rows, columns)`.
-const SHAPES: [(usize, usize, usize); 20] = [
+pub(super) const SHAPES: [(usize, usize, usize); 20] = [
     (1, 1, 1),
     (1, 7, 33),
     (1, 96, 64),
@@ -42,6 +42,7 @@ pub(crate) fn encode(values: &[f32], format: Format, columns: usize) -> (Vec<u8>
         Format::F32 => return (bytemuck::cast_slice(values).to_vec(), values.to_vec()),
         Format::F16 | Format::F16Pairs => (|x| half::f16::from_f32(x).to_bits(), values.iter().map(|x| f16(*x).to_f32()).collect()),
         Format::Bf16 | Format::Bf16Pairs => (|x| half::bf16::from_f32(x).to_bits(), values.iter().map(|x| bf16(*x).to_f32()).collect()),
+        Format::Q8 | Format::Q4 | Format::Q8Units | Format::Q4Units => return super::quantised::encode(values, format, columns),
     };
     let mut stored: Vec<u16> = Vec::new();
     if matches!(format, Format::F16Pairs | Format::Bf16Pairs) {
@@ -76,11 +77,7 @@ pub(crate) fn host_bytes(bytes: &[u8], offset: usize) -> HostBytes {
 pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
     for (m, rows, columns) in SHAPES {
         let values = suite.random(rows * columns);
-        for format in FORMATS {
-            let (bytes, read) = encode(&values, format, columns);
-            let weight = suite.device.map_weight(host_bytes(&bytes, 16), format, rows, columns)?;
-            stored(suite, &format!("{format:?} [{rows}, {columns}] with {m} tokens"), &weight, &read, m)?;
-        }
+        every_format(suite, &FORMATS, (m, rows, columns))?;
         let owned = suite.device.own_weight(suite.buffer(&values)?, rows, columns)?;
         stored(suite, &format!("owned [{rows}, {columns}] with {m} tokens"), &owned, &values, m)?;
         for (transpose_a, transpose_b) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -88,14 +85,8 @@ pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
             buffers(suite, product)?;
         }
     }
-    // Nothing to sum: C is zeroed, or kept.
+    nothing_to_sum(suite, &FORMATS)?;
     for m in [3, 20] {
-        for format in FORMATS {
-            for (rows, columns) in [(40, 0), (0, 40)] {
-                let weight = suite.device.map_weight(host_bytes(&[], 16), format, rows, columns)?;
-                stored(suite, &format!("{format:?} [{rows}, {columns}] with {m} tokens"), &weight, &[], m)?;
-            }
-        }
         for (transpose_a, transpose_b) in [(false, false), (false, true), (true, false), (true, true)] {
             for accumulate in [false, true] {
                 buffers(suite, Product { m, n: 4, k: 0, transpose_a, transpose_b, alpha: 1.0, accumulate })?;
@@ -103,6 +94,30 @@ pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
         }
     }
     refusals(suite)
+}
+
+/// Both products of a matrix `[rows, columns]` with `m` tokens, in every one of `formats`.
+pub(super) fn every_format<D: Device>(suite: &Suite<D>, formats: &[Format], (m, rows, columns): (usize, usize, usize)) -> Result<()> {
+    let values = suite.random(rows * columns);
+    for &format in formats {
+        let (bytes, read) = encode(&values, format, columns);
+        let weight = suite.device.map_weight(host_bytes(&bytes, 16), format, rows, columns)?;
+        stored(suite, &format!("{format:?} [{rows}, {columns}] with {m} tokens"), &weight, &read, m)?;
+    }
+    Ok(())
+}
+
+/// Matrices without rows or columns: y is zeroed, or kept.
+pub(super) fn nothing_to_sum<D: Device>(suite: &Suite<D>, formats: &[Format]) -> Result<()> {
+    for m in [3, 20] {
+        for &format in formats {
+            for (rows, columns) in [(40, 0), (0, 40)] {
+                let weight = suite.device.map_weight(host_bytes(&[], 16), format, rows, columns)?;
+                stored(suite, &format!("{format:?} [{rows}, {columns}] with {m} tokens"), &weight, &[], m)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn stored<D: Device>(suite: &Suite<D>, case: &str, weight: &D::Weight, values: &[f32], m: usize) -> Result<()> {

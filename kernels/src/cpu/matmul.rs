@@ -1,8 +1,8 @@
 //! Matrix products with stored matrices and between buffers.
 //!
 //! Up to [`FEW_TOKENS`] tokens are matrix times vector, at the speed of memory; more are tiles of registers (see [`tile`]) over the operands
-//! as they lie, in blocks that the caches hold. Only the tokens of a row-dot product are packed, and only 16-bit matrices are widened, both a
-//! block at a time, so nothing is allocated once a thread's scratch has grown. On AVX-512 this is faster than the `gemm` crate at every size
+//! as they lie, in blocks that the caches hold. Only the tokens of a row-dot product are packed, and only 16-bit and quantised matrices are
+//! widened, both a block at a time, so nothing is allocated once a thread's scratch has grown. On AVX-512 this is faster than the `gemm` crate at every size
 //! that a model here has, and a batch of one window does not pay for packing a matrix that it uses once.
 //!
 //! Every output is summed over `k` in one order, whatever the threads.
@@ -55,10 +55,11 @@ pub fn rows_form<T: Real>(
     let (x, shared) = (&x[..m * columns], Shared::new(&mut y[..m * rows]));
     let ns = product_ns(m, rows, columns);
     if m <= FEW_TOKENS && alpha == T::ONE {
-        // A block of rows serves every token while it is in the cache. Blocks are even, as pairs of rows need.
+        // A block of rows serves every token while it is in the cache. Blocks start at multiples of 16, as rows that are stored in groups need.
         return team.ranges(rows, 16, ns, |range| {
-            for start in range.clone().step_by(16) {
-                let block = start..range.end.min(start + 16);
+            let at_once = if m == 1 { range.len().max(1) } else { 16 };
+            for start in range.clone().step_by(at_once) {
+                let block = start..range.end.min(start + at_once);
                 for t in 0..m {
                     // SAFETY: `ranges` gives every row of W to one thread.
                     let y = unsafe { shared.part(t * rows + block.start..t * rows + block.end) };

@@ -6,7 +6,7 @@
 //! A small operation runs on the caller's thread; a large one is split over the device's threads, fastest from inside
 //! [`enter`](crate::Device::enter). Results do not depend on the timing of threads. Operations take temporary memory from scratch vectors
 //! that every thread keeps, so that nothing is allocated once they have grown: at most 128 tokens of a matrix's columns, 32 queries times the
-//! longest sequence, and 64 rows of a 16-bit matrix.
+//! longest sequence, and 64 rows of a 16-bit or quantised matrix.
 
 mod activation;
 mod adamw;
@@ -25,6 +25,7 @@ mod norm;
 mod operations;
 mod parallel;
 mod pooling;
+mod quantised;
 mod real;
 mod rotary;
 mod tile;

@@ -7,6 +7,7 @@ use bytemuck::Pod;
 use super::buffer::Buffer;
 use super::gemv;
 use super::half::{Bf16, F16, Half};
+use super::quantised::{BlockRows, BlockUnits, Eight, Four, Stored};
 use super::real::Real;
 use super::vector::vectorized;
 use crate::device::{Format, HostBytes};
@@ -32,6 +33,10 @@ pub enum View<'a> {
     Bf16(HalfRows<'a, Bf16>),
     F16Pairs(HalfPairs<'a, F16>),
     Bf16Pairs(HalfPairs<'a, Bf16>),
+    Q8(BlockRows<'a, Eight>),
+    Q4(BlockRows<'a, Four>),
+    Q8Units(BlockUnits<'a, Eight>),
+    Q4Units(BlockUnits<'a, Four>),
 }
 
 /// Calls `$body` with the matrix of a [`View`], of whatever type.
@@ -43,6 +48,10 @@ macro_rules! with_matrix {
             $crate::cpu::weight::View::Bf16($matrix) => $body,
             $crate::cpu::weight::View::F16Pairs($matrix) => $body,
             $crate::cpu::weight::View::Bf16Pairs($matrix) => $body,
+            $crate::cpu::weight::View::Q8($matrix) => $body,
+            $crate::cpu::weight::View::Q4($matrix) => $body,
+            $crate::cpu::weight::View::Q8Units($matrix) => $body,
+            $crate::cpu::weight::View::Q4Units($matrix) => $body,
         }
     };
 }
@@ -68,7 +77,7 @@ fn view(bytes: &[u8], format: Format, rows: usize, columns: usize) -> Result<Vie
     let overflow = || KernelError::Shape { operation: "map_weight", detail: format!("[{rows}, {columns}] does not fit in memory") };
     let stored_rows = match format {
         Format::F16Pairs | Format::Bf16Pairs => rows.div_ceil(2),
-        Format::F32 | Format::F16 | Format::Bf16 => rows,
+        _ => rows,
     };
     let len = stored_rows.checked_mul(columns).ok_or_else(overflow)?;
     Ok(match format {
@@ -77,7 +86,27 @@ fn view(bytes: &[u8], format: Format, rows: usize, columns: usize) -> Result<Vie
         Format::Bf16 => View::Bf16(HalfRows { data: numbers(bytes, len, rows, columns, format)?, columns, half: Bf16 }),
         Format::F16Pairs => View::F16Pairs(HalfPairs { data: numbers(bytes, len, rows, columns, format)?, columns, half: F16 }),
         Format::Bf16Pairs => View::Bf16Pairs(HalfPairs { data: numbers(bytes, len, rows, columns, format)?, columns, half: Bf16 }),
+        Format::Q8 => View::Q8(BlockRows(planes(bytes, format, rows, columns, Eight)?)),
+        Format::Q4 => View::Q4(BlockRows(planes(bytes, format, rows, columns, Four)?)),
+        Format::Q8Units => View::Q8Units(BlockUnits(planes(bytes, format, rows, columns, Eight)?)),
+        Format::Q4Units => View::Q4Units(BlockUnits(planes(bytes, format, rows, columns, Four)?)),
     })
+}
+
+/// The planes of a quantised matrix.
+fn planes<Q>(bytes: &[u8], format: Format, rows: usize, columns: usize, packing: Q) -> Result<Stored<'_, Q>> {
+    let shape = |detail| KernelError::Shape { operation: "map_weight", detail };
+    let planes = format.planes(rows, columns).ok_or_else(|| shape(format!("[{rows}, {columns}] does not fit in memory")))?;
+    // Once for the length of all of them; a plane then starts at a multiple of two bytes where the matrix does.
+    let bytes: &[u8] = numbers(bytes, planes.bytes(), rows, columns, format)?;
+    let halves = |plane: Range<usize>| {
+        bytemuck::try_cast_slice(&bytes[plane]).map_err(|_| {
+            shape(format!(
+                "a {format:?} matrix [{rows}, {columns}] starts at an odd address; it is read in place and has to start at an even one"
+            ))
+        })
+    };
+    Ok(Stored { quants: &bytes[planes.quants], scales: halves(planes.scales)?, minima: halves(planes.minima)?, columns, packing })
 }
 
 impl Weight {
@@ -136,13 +165,13 @@ pub trait Matrix<T: Real>: Copy + Sync {
     /// Whether it is stored as rows of `T`; if not, [`panel`](Matrix::panel) needs as much scratch as the panel has numbers.
     const IN_PLACE: bool;
     /// Rows `rows` of columns `columns` as `T`, and the distance between neighbouring rows; widened into `scratch` where they are stored
-    /// otherwise. `rows` starts at an even row.
+    /// otherwise. `rows` starts at an even row, `columns` at a multiple of 32.
     fn panel<'s>(&'s self, rows: Range<usize>, columns: Range<usize>, scratch: &'s mut [T]) -> (&'s [T], usize);
     /// Calls `work` with row `row` as `T`.
     fn row<R>(&self, row: usize, work: impl FnOnce(&[T]) -> R) -> R;
-    /// `y[i] = W[rows.start + i] · x`, added to `y` where `accumulate`. `rows` starts at an even row.
+    /// `y[i] = W[rows.start + i] · x`, added to `y` where `accumulate`. `rows` starts at a multiple of 8.
     fn dots(&self, y: &mut [T], rows: Range<usize>, x: &[T], accumulate: bool);
-    /// `y += Σ_r a[r] · W[r, columns]`.
+    /// `y += Σ_r a[r] · W[r, columns]`. `columns` starts at a multiple of 32.
     fn axpys(&self, y: &mut [T], columns: Range<usize>, a: &[T]);
 }
 
@@ -175,7 +204,7 @@ impl<T: Real> Matrix<T> for Plain<'_, T> {
 }
 
 /// [`Matrix::dots`] of a matrix that has to be widened: a few rows at a time, which then stay in the first-level cache.
-fn widened_dots(w: &impl Matrix<f32>, y: &mut [f32], rows: Range<usize>, x: &[f32], accumulate: bool) {
+pub(super) fn widened_dots(w: &impl Matrix<f32>, y: &mut [f32], rows: Range<usize>, x: &[f32], accumulate: bool) {
     const ROWS: usize = 8;
     f32::with_scratch(ROWS * x.len(), |scratch| {
         for (start, y) in rows.clone().step_by(ROWS).zip(y.chunks_mut(ROWS)) {
@@ -217,7 +246,8 @@ impl<H: Half> Matrix<f32> for HalfRows<'_, H> {
 }
 
 vectorized! {
-    fn widen<H: Half>(_half: H, to: &mut [f32], from: &[u16]) {
+    /// Widens 16-bit numbers.
+    pub fn widen<H: Half>(_half: H, to: &mut [f32], from: &[u16]) {
         for (to, &from) in to.iter_mut().zip(from) {
             *to = H::widen(from);
         }

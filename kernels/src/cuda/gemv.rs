@@ -3,6 +3,7 @@
 use super::launch::{Args, Grid};
 use super::memory::Pointer;
 use super::products::{ACCUMULATE, Sizes, VECTOR_B, flag, multiprocessors, summed, vector};
+use super::weight::quantised;
 use super::weights::number_bytes;
 use super::{CudaDevice, size32};
 use crate::device::Format;
@@ -34,6 +35,10 @@ fn chunk(format: Format) -> (usize, usize) {
         Format::F32 => (1, 4),
         Format::F16 | Format::Bf16 => (1, 8),
         Format::F16Pairs | Format::Bf16Pairs => (2, 4),
+        Format::Q8 => (1, 16),
+        Format::Q4 => (1, 32),
+        Format::Q8Units => (4, 4),
+        Format::Q4Units => (8, 4),
     }
 }
 
@@ -47,6 +52,7 @@ pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Point
         Format::Bf16 => gemv_kernels!("gemv_rows_bf16"),
         Format::F16Pairs => gemv_kernels!("gemv_rows_f16_pairs"),
         Format::Bf16Pairs => gemv_kernels!("gemv_rows_bf16_pairs"),
+        Format::Q8 | Format::Q4 | Format::Q8Units | Format::Q4Units => return Err(quantised(sizes.operation, format)),
     };
     let (m, rows, columns) = sizes.args32()?;
     let (_, chunk_columns) = chunk(format);
@@ -73,6 +79,7 @@ pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Poin
         Format::Bf16 => gemv_kernels!("gemv_units_bf16"),
         Format::F16Pairs => gemv_kernels!("gemv_units_f16_pairs"),
         Format::Bf16Pairs => gemv_kernels!("gemv_units_bf16_pairs"),
+        Format::Q8 | Format::Q4 | Format::Q8Units | Format::Q4Units => return Err(quantised(sizes.operation, format)),
     };
     let (m, columns, rows) = sizes.args32()?;
     let (chunk_rows, chunk_columns) = chunk(format);

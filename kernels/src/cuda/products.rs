@@ -3,7 +3,7 @@
 
 use super::launch::{Args, Grid, Work};
 use super::memory::{Buffer, Pointer, Scratch};
-use super::weight::Weight;
+use super::weight::{Weight, quantised};
 use super::{CudaDevice, gemv, input, output, size32};
 use crate::device::{Format, Product};
 use crate::error::Result;
@@ -266,6 +266,7 @@ fn gemm_half(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Poin
         (Format::F16Pairs, Form::Units) => (half_kernels!("gemm_f16_units_pairs"), 2 * sizes.n, 16 * (512 + 32)),
         (Format::Bf16Pairs, Form::Units) => (half_kernels!("gemm_bf16_units_pairs"), 2 * sizes.n, 16 * (512 + 32)),
         (Format::F32, _) => return gemm_f32(device, sizes, y, (x, false), (w, matches!(form, Form::Rows))),
+        (Format::Q8 | Format::Q4 | Format::Q8Units | Format::Q4Units, _) => return Err(quantised(sizes.operation, format)),
     };
     let is_f16 = matches!(format, Format::F16 | Format::F16Pairs);
     let exact = device.plan().precision == Precision::Exact;

@@ -49,15 +49,16 @@ pub struct Weight {
     recorded: AtomicU64,
 }
 
+/// The refusal of a quantised matrix.
+pub(super) fn quantised(operation: &'static str, format: Format) -> KernelError {
+    let detail = format!("a {format:?} matrix was given; this device runs f32, f16 and bf16 weights: use the CPU for q8 and q4");
+    KernelError::Shape { operation, detail }
+}
+
 /// Bytes of a stored matrix.
 pub(super) fn stored_bytes(format: Format, rows: usize, columns: usize) -> Result<usize> {
-    let (stored_rows, bytes) = match format {
-        Format::F32 => (rows, 4),
-        Format::F16 | Format::Bf16 => (rows, 2),
-        Format::F16Pairs | Format::Bf16Pairs => (rows.div_ceil(2), 4),
-    };
     let overflow = || KernelError::Shape { operation: "map_weight", detail: format!("[{rows}, {columns}] does not fit in memory") };
-    stored_rows.checked_mul(columns).and_then(|numbers| numbers.checked_mul(bytes)).ok_or_else(overflow)
+    format.stored_bytes(rows, columns).ok_or_else(overflow)
 }
 
 impl Weight {
@@ -70,6 +71,9 @@ impl Weight {
         rows: usize,
         columns: usize,
     ) -> Result<Self> {
+        if format.is_quantised() {
+            return Err(quantised("map_weight", format));
+        }
         let needed = stored_bytes(format, rows, columns)?;
         let bytes = host.bytes();
         let bytes = bytes.get(..needed).ok_or_else(|| KernelError::Shape {

@@ -21,12 +21,20 @@ fn number_of(format: Format) -> u32 {
         Format::Bf16 => 2,
         Format::F16Pairs => 3,
         Format::Bf16Pairs => 4,
+        Format::Q8 => 5,
+        Format::Q4 => 6,
+        Format::Q8Units => 7,
+        Format::Q4Units => 8,
     }
 }
 
 /// Bytes of a stored number.
 pub(super) fn number_bytes(format: Format) -> u64 {
-    if format == Format::F32 { 4 } else { 2 }
+    match format {
+        Format::F32 => 4,
+        _ if format.is_quantised() => 1,
+        _ => 2,
+    }
 }
 
 /// A pass over `table` numbers of a matrix and `numbers` of f32, with one operation each of the former.

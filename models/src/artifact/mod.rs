@@ -29,6 +29,7 @@ use crate::tensor::TensorKey;
 
 mod header;
 mod plan;
+mod sink;
 #[cfg(test)]
 mod tests;
 pub(crate) mod validate;

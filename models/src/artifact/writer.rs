@@ -4,21 +4,18 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
-
 use super::header::{HEADER_BYTES, Header};
 use super::plan::Plan;
-use super::{CHUNK_BYTES, MAX_MANIFEST_BYTES, validate};
+use super::sink::Sink;
+use super::{MAX_MANIFEST_BYTES, format_of, validate};
 use crate::error::{Error, Result};
-use crate::formats::{encode_pair, encode_values};
+use crate::formats::blocks::{BLOCK, Planes};
+use crate::formats::{Format, encode_pair, encode_values};
 use crate::manifest::{Manifest, StoredTensor};
 use crate::tensor::{DType, Layout, TensorKey};
 
 /// Numbers encoded at once: with their bytes, well below 1 MiB.
 const BLOCK_NUMBERS: usize = 64 * 1024;
-
-/// Zeros whose checksum is taken at once; a chunk is a multiple of them.
-const ZEROS: [u8; 4096] = [0; 4096];
 
 /// Length in bytes of the artifact that [`ArtifactWriter`] makes from `manifest` in `dtype`.
 ///
@@ -31,9 +28,6 @@ pub fn expected_bytes(manifest: &Manifest, dtype: DType) -> Result<u64> {
 /// Checks the manifest and places its tensors.
 fn plan(path: &Path, manifest: Manifest, dtype: DType) -> Result<Plan> {
     let refuse = |problem: String| Error::Write { path: path.to_path_buf(), problem };
-    if matches!(dtype, DType::Q8 | DType::Q4) {
-        return Err(refuse(format!("writing {dtype:?} weights is not supported yet; choose f32, f16 or bf16")));
-    }
     if manifest.levels.iter().any(|level| !level.adapters.is_empty() || !level.overrides.is_empty()) {
         return Err(refuse("writing levels with adapters or overrides of their own is not supported".to_string()));
     }
@@ -56,37 +50,24 @@ pub struct ArtifactWriter {
     tensor: usize,
     /// Numbers of it that have been written.
     written: usize,
-    /// The even row of an interleaved pair whose odd row has not come yet.
+    /// Rows of an interleaved tensor that wait for those that are stored with them: of a pair, or of a block of 32.
     pending: Vec<f32>,
+    /// Blocks of a quantised tensor whose scales have been written.
+    blocks: usize,
     /// Encoded bytes on their way to the file.
     encoded: Vec<u8>,
     /// Whether rows that are not given are zero, and holes in the file.
     sparse: bool,
 }
 
-/// The data region of the file, written from front to back, with the checksums of its chunks.
-struct Sink {
-    file: NamedTempFile,
-    /// Next byte to be written, from the start of the file.
-    position: u64,
-    /// Bytes in the chunk that is being written, and their checksum.
-    in_chunk: usize,
-    crc: u32,
-    /// Checksums of all complete chunks, as they are stored.
-    table: Vec<u8>,
-    /// The checksum of a chunk of zeros.
-    zero_chunk: u32,
-}
-
 impl ArtifactWriter {
     /// Plans the artifact `path` in `dtype` (vectors are always f32) and reserves its space on the disk. `manifest.tensors` is replaced.
     ///
     /// # Errors
-    /// [`Error::Write`] where the manifest makes no sense or asks for what cannot be written (quantised weights, levels with data of their
-    /// own); [`Error::Io`], for one where the disk has no room.
+    /// [`Error::Write`] where the manifest makes no sense or asks for what cannot be written (levels with data of their own); [`Error::Io`], for one where the disk has no room.
     pub fn create(path: &Path, manifest: Manifest, dtype: DType) -> Result<Self> {
         let writer = Self::begin(path, manifest, dtype, false)?;
-        reserve(writer.sink.file.as_file(), writer.plan.file_bytes).map_err(Error::io("reserve space for", path))?;
+        reserve(writer.sink.file(), writer.plan.file_bytes).map_err(Error::io("reserve space for", path))?;
         Ok(writer)
     }
 
@@ -112,8 +93,18 @@ impl ArtifactWriter {
         let file = file.map_err(Error::io("create a file beside", path))?;
         // What is never written, between tensors or in a sparse artifact, is zero from here on.
         file.as_file().set_len(plan.file_bytes).map_err(Error::io("set the length of", path))?;
-        let sink = Sink { file, position: plan.data_start, in_chunk: 0, crc: 0, table: Vec::new(), zero_chunk: zero_chunk() };
-        Ok(Self { path: path.to_path_buf(), plan, sink, tensor: 0, written: 0, pending: Vec::new(), encoded: Vec::new(), sparse })
+        let sink = Sink::new(file, plan.data_start);
+        Ok(Self {
+            path: path.to_path_buf(),
+            plan,
+            sink,
+            tensor: 0,
+            written: 0,
+            pending: Vec::new(),
+            blocks: 0,
+            encoded: Vec::new(),
+            sparse,
+        })
     }
 
     /// The manifest with all tensors placed, in the order in which they must be written.
@@ -128,7 +119,7 @@ impl ArtifactWriter {
 
     /// Bytes of the file that have been written.
     pub fn written_bytes(&self) -> u64 {
-        self.sink.position
+        self.sink.position()
     }
 
     /// Writes the raw `tokenizer.json`, before the first tensor; the manifest says how long it is.
@@ -137,7 +128,7 @@ impl ArtifactWriter {
     /// [`Error::Write`] where the manifest has no tokenizer of this length or it comes too late; [`Error::Io`].
     pub fn write_tokenizer(&mut self, json: &[u8]) -> Result<()> {
         let expected = self.plan.manifest.tokenizer.map(|span| span.bytes);
-        if expected != Some(json.len() as u64) || self.sink.position != self.plan.data_start {
+        if expected != Some(json.len() as u64) || self.sink.position() != self.plan.data_start {
             let problem = format!("a tokenizer of {} bytes was given where the manifest has {expected:?}, or after a tensor", json.len());
             return Err(Error::Write { path: self.path.clone(), problem });
         }
@@ -174,6 +165,7 @@ impl ArtifactWriter {
         self.expect_tokenizer()?;
         self.sink.skip_to(tensor.offset);
         match tensor.layout {
+            _ if is_quantised(&tensor) => self.write_quantised(&tensor, rows)?,
             Layout::Rows => rows.chunks(BLOCK_NUMBERS).try_for_each(|block| {
                 encode_values(tensor.dtype, block, &mut self.encoded);
                 self.flush(block.len())
@@ -201,10 +193,68 @@ impl ArtifactWriter {
         Ok(())
     }
 
+    /// Writes rows of a quantised matrix; of an interleaved one, in blocks of 32 rows, the last with those that there are.
+    fn write_quantised(&mut self, tensor: &StoredTensor, rows: &[f32]) -> Result<()> {
+        let columns = tensor.columns as usize;
+        if tensor.layout == Layout::Rows {
+            rows.chunks(columns * (BLOCK_NUMBERS / columns).max(1)).try_for_each(|block| self.quantise(tensor, block))?;
+        } else {
+            let mut rest = rows;
+            while !rest.is_empty() {
+                let (part, after) = rest.split_at(rest.len().min(BLOCK * columns - self.pending.len()));
+                self.pending.extend_from_slice(part);
+                rest = after;
+                if self.pending.len() == BLOCK * columns || self.written + self.pending.len() == numbers(tensor) {
+                    self.quantise_pending(tensor)?;
+                }
+            }
+        }
+        if self.written == numbers(tensor) { self.end_planes(tensor) } else { Ok(()) }
+    }
+
+    fn quantise_pending(&mut self, tensor: &StoredTensor) -> Result<()> {
+        let mut pending = std::mem::take(&mut self.pending);
+        let done = self.quantise(tensor, &pending);
+        pending.clear();
+        self.pending = pending;
+        done
+    }
+
+    /// Writes whole rows: their quants, which follow those before, and their scales and minima to the planes behind, for which
+    /// [`end_planes`](Self::end_planes) takes the checksums.
+    fn quantise(&mut self, tensor: &StoredTensor, rows: &[f32]) -> Result<()> {
+        let whole = format_of(tensor);
+        let part = Format { rows: rows.len() / tensor.columns as usize, ..whole };
+        let refuse = |problem: String| Error::request(tensor.key, problem);
+        let bytes = part.encode(rows).map_err(refuse)?;
+        let planes = |format: &Format| Planes::of(format).ok_or_else(|| refuse(format!("{format:?} is not quantised")));
+        let (whole, part) = (planes(&whole)?, planes(&part)?);
+        let behind = |plane: usize| tensor.offset + (plane + 2 * self.blocks) as u64;
+        let file = self.sink.file();
+        file.write_all_at(&bytes[part.scales.clone()], behind(whole.scales.start))
+            .and_then(|()| file.write_all_at(&bytes[part.minima], behind(whole.minima.start)))
+            .map_err(Error::io("write", &self.path))?;
+        self.blocks += part.scales.len() / 2;
+        self.encoded.extend_from_slice(&bytes[part.quants]);
+        self.flush(rows.len())
+    }
+
+    /// Ends a quantised tensor: the checksums of its scales and minima, which are in the file already.
+    fn end_planes(&mut self, tensor: &StoredTensor) -> Result<()> {
+        let blocks = std::mem::take(&mut self.blocks);
+        let Some(planes) = Planes::of(&format_of(tensor)).filter(|_| blocks > 0) else { return Ok(()) };
+        for plane in [planes.scales, planes.minima].into_iter().filter(|plane| !plane.is_empty()) {
+            let start = tensor.offset + plane.start as u64;
+            self.sink.skip_to(start);
+            self.sink.count_written(2 * blocks).map_err(Error::io("read", &self.path))?;
+        }
+        Ok(())
+    }
+
     /// Refuses to go on where the manifest has a tokenizer that has not been written.
     fn expect_tokenizer(&self) -> Result<()> {
         match self.plan.manifest.tokenizer {
-            Some(span) if self.sink.position < span.offset + span.bytes => {
+            Some(span) if self.sink.position() < span.offset + span.bytes => {
                 let problem = format!("its tokenizer of {} bytes must be written before its tensors", span.bytes);
                 Err(Error::Write { path: self.path.clone(), problem })
             }
@@ -218,7 +268,10 @@ impl ArtifactWriter {
         let limit = match tensor.dtype {
             DType::F16 => 65_520.0,
             DType::Bf16 => f32::from_bits(0x7f7f_8000),
-            _ => f32::INFINITY,
+            // The largest quant times the largest scale, and the lowest minimum.
+            DType::Q8 => 127.0 * 65_520.0,
+            DType::Q4 => 65_520.0,
+            DType::F32 => f32::INFINITY,
         };
         let Some(at) = rows.iter().position(|value| value.is_nan() || value.abs() >= limit) else { return Ok(()) };
         let (path, value, element) = (self.path.clone(), rows[at], self.written + self.pending.len() + at);
@@ -245,8 +298,15 @@ impl ArtifactWriter {
         Ok(())
     }
 
-    /// Leaves the rest of `tensor` as a hole; an even row that waits for its odd one is written with zeros.
+    /// Leaves the rest of `tensor` as a hole; rows that wait for others are written with zeros in their places.
     fn leave_rest(&mut self, tensor: &StoredTensor) -> Result<()> {
+        if is_quantised(tensor) {
+            if !self.pending.is_empty() {
+                self.pending.resize(BLOCK.min((numbers(tensor) - self.written) / tensor.columns as usize) * tensor.columns as usize, 0.0);
+                self.quantise_pending(tensor)?;
+            }
+            self.end_planes(tensor)?;
+        }
         let pending = std::mem::take(&mut self.pending);
         if !pending.is_empty() {
             encode_pair(tensor.dtype, &pending, &[], &mut self.encoded);
@@ -303,66 +363,13 @@ impl ArtifactWriter {
     }
 }
 
-impl Sink {
-    /// Appends bytes to the data region.
-    fn put(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.file.as_file().write_all_at(bytes, self.position)?;
-        self.count(bytes);
-        Ok(())
-    }
-
-    /// Adds bytes that are in the file, or zeros that need not be, to the checksums.
-    fn count(&mut self, bytes: &[u8]) {
-        self.position += bytes.len() as u64;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let (part, after) = rest.split_at(rest.len().min(CHUNK_BYTES - self.in_chunk));
-            self.crc = crc32c::crc32c_append(self.crc, part);
-            self.in_chunk += part.len();
-            if self.in_chunk == CHUNK_BYTES {
-                self.close_chunk();
-            }
-            rest = after;
-        }
-    }
-
-    /// Leaves zeros up to `offset`, which a new file has; nothing where it has been passed.
-    fn skip_to(&mut self, offset: u64) {
-        while self.position < offset {
-            if self.in_chunk == 0 && offset - self.position >= CHUNK_BYTES as u64 {
-                self.table.extend_from_slice(&self.zero_chunk.to_le_bytes());
-                self.position += CHUNK_BYTES as u64;
-                continue;
-            }
-            let to_chunk = CHUNK_BYTES - self.in_chunk;
-            let count = (offset - self.position).min(to_chunk.min(ZEROS.len()) as u64) as usize;
-            self.count(&ZEROS[..count]);
-        }
-    }
-
-    /// Moves the chunk's checksum to the table.
-    fn close_chunk(&mut self) {
-        self.table.extend_from_slice(&self.crc.to_le_bytes());
-        (self.crc, self.in_chunk) = (0, 0);
-    }
-
-    /// The file and the table of all chunks, the last short one included.
-    fn end_chunks(mut self) -> (NamedTempFile, Vec<u8>) {
-        if self.in_chunk > 0 {
-            self.close_chunk();
-        }
-        (self.file, self.table)
-    }
-}
-
-/// The checksum of a chunk of zeros.
-fn zero_chunk() -> u32 {
-    (0..CHUNK_BYTES / ZEROS.len()).fold(0, |crc, _| crc32c::crc32c_append(crc, &ZEROS))
-}
-
 /// Numbers in a tensor.
 fn numbers(tensor: &StoredTensor) -> usize {
     tensor.rows as usize * tensor.columns as usize
+}
+
+fn is_quantised(tensor: &StoredTensor) -> bool {
+    matches!(tensor.dtype, DType::Q8 | DType::Q4)
 }
 
 /// The folder that holds `path`.

@@ -13,8 +13,10 @@ use super::tensors::{Numbers, Tensors, require};
 use crate::architecture::{Architecture, Output};
 use crate::artifact::{ArtifactWriter, validate};
 use crate::error::{Error, Result};
+use crate::formats::Format;
+use crate::formats::blocks::BLOCK;
 use crate::manifest::{Manifest, Origin, Span, StoredTensor};
-use crate::tensor::DType;
+use crate::tensor::{DType, Layout};
 
 /// Makes the artifact `out` of the checkpoint `src`, a folder, a GGUF file, or a PyTorch file with its `config.json` beside it, in `dtype`
 /// or, where that is none, in the number format of the checkpoint's matrices: bf16 where any is quantised, f32 where they differ. Calls
@@ -158,13 +160,18 @@ impl Copying<'_> {
             return Ok(());
         }
         let step = rows_at_once(quantised && self.source.form == Form::Transposed, columns);
+        // A block of an interleaved tensor is made of rows that are there together, so that its error can be counted.
+        let interleaved = tensor.layout == Layout::Interleaved && matches!(tensor.dtype, DType::Q8 | DType::Q4);
+        let step = if interleaved { step.next_multiple_of(BLOCK) } else { step };
         let (mut block, mut strip) = (Vec::new(), Vec::new());
         for start in (0..rows).step_by(step) {
             let count = step.min(rows - start);
             block.resize(count * columns, 0.0);
             self.read(start, count, columns, &mut block, &mut strip)?;
             if loses {
-                self.report.rounding.get_or_insert_with(RoundingError::default).count(tensor.dtype, &block);
+                let format = Format { dtype: tensor.dtype, layout: tensor.layout, rows: count, columns };
+                let counted = self.report.rounding.get_or_insert_with(RoundingError::default).count(format, &block);
+                counted.map_err(|problem| Error::request(tensor.key, problem))?;
             }
             writer.write_rows(tensor.key, &block)?;
             each(writer)?;

@@ -85,34 +85,25 @@ fn numbers(format: &Format, block: usize) -> (usize, usize, usize) {
     }
 }
 
-/// The byte in the quants' plane of number `index` in the block with index `block`, and whether it is the high half of that byte.
-fn quant_at(format: &Format, block: usize, index: usize) -> (usize, bool) {
-    match (format.layout, format.dtype) {
-        (Layout::Rows, DType::Q4) => (block * (BLOCK / 2) + index % (BLOCK / 2), index >= BLOCK / 2),
-        (Layout::Rows, _) => (block * BLOCK + index, false),
-        (Layout::Interleaved, dtype) => {
-            let row = block / format.columns * BLOCK + index;
-            let column = block % format.columns;
-            match dtype {
-                DType::Q4 => ((row / 8 * format.columns + column) * 4 + row % 8 / 2, row % 2 == 1),
-                _ => ((row / 4 * format.columns + column) * 4 + row % 4, false),
-            }
-        }
-    }
+/// Rows that share the four bytes of a column in an interleaved tensor.
+fn group(dtype: DType) -> usize {
+    if dtype == DType::Q4 { 8 } else { 4 }
 }
 
 /// Appends the planes of `values [rows, columns]` to the empty `out`; `format` is quantised and its planes fit.
 pub(super) fn encode(format: &Format, values: &[f32], out: &mut Vec<u8>) {
     let Some(planes) = Planes::of(format) else { return };
     out.resize(planes.bytes(), 0);
+    let (columns, group) = (format.columns, group(format.dtype));
     for block in 0..planes.scales.len() / 2 {
         let (row, column, count) = numbers(format, block);
         let mut gathered = [0.0; BLOCK];
-        for (index, number) in gathered[..count].iter_mut().enumerate() {
-            *number = match format.layout {
-                Layout::Rows => values[row * format.columns + column + index],
-                Layout::Interleaved => values[(row + index) * format.columns + column],
-            };
+        match format.layout {
+            Layout::Rows => gathered[..count].copy_from_slice(&values[row * columns + column..][..count]),
+            Layout::Interleaved => {
+                let column = values[row * columns + column..].iter().step_by(columns);
+                gathered[..count].iter_mut().zip(column).for_each(|(number, value)| *number = *value);
+            }
         }
         let (scale, minimum, quants) = match format.dtype {
             DType::Q4 => quantise_4(&gathered[..count]),
@@ -122,9 +113,22 @@ pub(super) fn encode(format: &Format, values: &[f32], out: &mut Vec<u8>) {
         if !planes.minima.is_empty() {
             out[planes.minima.start + block * 2..][..2].copy_from_slice(&minimum.to_le_bytes());
         }
-        for (index, &quant) in quants[..count].iter().enumerate() {
-            let (byte, high) = quant_at(format, block, index);
-            out[byte] |= if high { quant << 4 } else { quant };
+        match (format.layout, format.dtype) {
+            (Layout::Rows, DType::Q4) => {
+                let (low, high) = quants.split_at(BLOCK / 2);
+                let bytes = &mut out[block * (BLOCK / 2)..][..BLOCK / 2];
+                bytes.iter_mut().zip(low.iter().zip(high)).for_each(|(byte, (low, high))| *byte = low | high << 4);
+            }
+            (Layout::Rows, _) => out[block * BLOCK..][..BLOCK].copy_from_slice(&quants),
+            (Layout::Interleaved, dtype) => {
+                for (index, quants) in quants.chunks_exact(group).enumerate() {
+                    let bytes = &mut out[((row + index * group) / group * columns + column) * 4..][..4];
+                    match dtype {
+                        DType::Q4 => bytes.iter_mut().zip(quants.chunks_exact(2)).for_each(|(byte, pair)| *byte = pair[0] | pair[1] << 4),
+                        _ => bytes.copy_from_slice(quants),
+                    }
+                }
+            }
         }
     }
 }
@@ -132,31 +136,53 @@ pub(super) fn encode(format: &Format, values: &[f32], out: &mut Vec<u8>) {
 /// Decodes the rows `rows` to `out [rows, columns]`; every length has been checked by the caller.
 pub(super) fn decode_rows(format: &Format, bytes: &[u8], rows: Range<usize>, out: &mut [f32]) {
     let Some(planes) = Planes::of(format) else { return };
-    let half = |start: usize, block: usize| f16::from_le_bytes([bytes[start + block * 2], bytes[start + block * 2 + 1]]).to_f32();
-    let blocks = format.columns.div_ceil(BLOCK);
+    let half = |plane: &Range<usize>, block: usize| {
+        f16::from_le_bytes([bytes[plane.start + block * 2], bytes[plane.start + block * 2 + 1]]).to_f32()
+    };
+    let range = |block: usize| (half(&planes.scales, block), if planes.minima.is_empty() { 0.0 } else { half(&planes.minima, block) });
     for (row, out) in rows.zip(out.chunks_exact_mut(format.columns)) {
-        for (column, value) in out.iter_mut().enumerate() {
-            let (block, index) = match format.layout {
-                Layout::Rows => (row * blocks + column / BLOCK, column % BLOCK),
-                Layout::Interleaved => (row / BLOCK * format.columns + column, row % BLOCK),
-            };
-            let (byte, high) = quant_at(format, block, index);
-            let scale = half(planes.scales.start, block);
-            *value = match format.dtype {
-                DType::Q4 => {
-                    let quant = if high { bytes[byte] >> 4 } else { bytes[byte] & 15 };
-                    scale * f32::from(quant) + half(planes.minima.start, block)
+        match format.layout {
+            Layout::Rows => {
+                let first = row * format.columns.div_ceil(BLOCK);
+                for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+                    let (scale, minimum) = range(first + block);
+                    decode_block(format.dtype, bytes, first + block, out);
+                    out.iter_mut().for_each(|value| *value = scale * *value + minimum);
                 }
-                _ => scale * f32::from(bytes[byte] as i8),
-            };
+            }
+            Layout::Interleaved => {
+                let (group, first) = (group(format.dtype), row / BLOCK * format.columns);
+                let (words, place) = (&bytes[row / group * format.columns * 4..], row % group);
+                for (column, (value, word)) in out.iter_mut().zip(words.chunks_exact(4)).enumerate() {
+                    let (scale, minimum) = range(first + column);
+                    let quant = match format.dtype {
+                        DType::Q4 => f32::from(word[place / 2] >> (place % 2 * 4) & 15),
+                        _ => f32::from(word[place] as i8),
+                    };
+                    *value = scale * quant + minimum;
+                }
+            }
         }
+    }
+}
+
+/// The quants of the block `block` along a row.
+fn decode_block(dtype: DType, bytes: &[u8], block: usize, out: &mut [f32]) {
+    match dtype {
+        DType::Q4 => {
+            let bytes = &bytes[block * (BLOCK / 2)..][..BLOCK / 2];
+            out.iter_mut()
+                .zip(bytes.iter().map(|byte| byte & 15).chain(bytes.iter().map(|byte| byte >> 4)))
+                .for_each(|(value, quant)| *value = f32::from(quant));
+        }
+        _ => out.iter_mut().zip(&bytes[block * BLOCK..]).for_each(|(value, &byte)| *value = f32::from(byte as i8)),
     }
 }
 
 /// Scale, zero and the quants of a symmetric 8-bit block.
 fn quantise_8(values: &[f32]) -> (f16, f16, [u8; BLOCK]) {
     let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    let scale = finite(largest / 127.0);
+    let scale = covering(largest / 127.0);
     let mut quants = [0; BLOCK];
     if scale > f16::ZERO {
         for (quant, value) in quants.iter_mut().zip(values) {
@@ -171,7 +197,7 @@ fn quantise_4(values: &[f32]) -> (f16, f16, [u8; BLOCK]) {
     let least = values.iter().fold(f32::INFINITY, |least, &value| least.min(value));
     let most = values.iter().fold(f32::NEG_INFINITY, |most, &value| most.max(value));
     let minimum = finite(least);
-    let scale = finite(((most - minimum.to_f32()) / 15.0).max(0.0));
+    let scale = covering(((most - minimum.to_f32()) / 15.0).max(0.0));
     let mut quants = [0; BLOCK];
     if scale > f16::ZERO {
         for (quant, value) in quants.iter_mut().zip(values) {
@@ -179,6 +205,14 @@ fn quantise_4(values: &[f32]) -> (f16, f16, [u8; BLOCK]) {
         }
     }
     (scale, minimum, quants)
+}
+
+/// Rounds a scale to f16, upwards where f16 is so coarse there (below its normal numbers) that the largest quants would be cut off.
+fn covering(scale: f32) -> f16 {
+    /// Relative; a quarter of a step of the largest quant.
+    const SLACK: f32 = 0.002;
+    let rounded = finite(scale);
+    if rounded.to_f32() * (1.0 + SLACK) < scale && rounded < f16::MAX { f16::from_bits(rounded.to_bits() + 1) } else { rounded }
 }
 
 /// Rounds to f16; beyond its range, the nearest finite number.
@@ -202,6 +236,39 @@ mod tests {
         let quant = bytes[(8 * 3 + 2) * 4 + 1] as i8;
         let value = values[33 * 3 + 2];
         assert!((scale * f32::from(quant) - value).abs() <= scale, "{scale} {quant} {value}");
+    }
+
+    #[test]
+    fn tiny_numbers_keep_their_largest() {
+        // A scale of 1.5 steps of f16's smallest numbers: rounded down, the block's largest numbers would lose a third.
+        for (dtype, most) in [(DType::Q8, 127.0), (DType::Q4, 15.0)] {
+            let format = Format { dtype, layout: Layout::Rows, rows: 1, columns: 3 };
+            let largest = 1.4 * 2_f32.powi(-24) * most;
+            let values = [largest, 0.0, largest / 2.0];
+            let mut out = [0.0; 3];
+            format.decode_rows(&format.encode(&values).unwrap(), 0..1, &mut out).unwrap();
+            for (value, out) in values.iter().zip(out) {
+                assert!((value - out).abs() <= 2_f32.powi(-24), "{dtype:?}: {values:?} became {out}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_quantised_is_quantised_again_without_loss_along_rows() {
+        let mut state = 7_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        for dtype in [DType::Q8, DType::Q4] {
+            let format = Format { dtype, layout: Layout::Rows, rows: 40, columns: 70 };
+            let values: Vec<f32> = (0..40 * 70).map(|_| next()).collect();
+            let (mut once, mut twice) = (vec![0.0; values.len()], vec![0.0; values.len()]);
+            format.decode_rows(&format.encode(&values).unwrap(), 0..40, &mut once).unwrap();
+            format.decode_rows(&format.encode(&once).unwrap(), 0..40, &mut twice).unwrap();
+            let changed = once.iter().zip(&twice).filter(|(once, twice)| once != twice).count();
+            assert_eq!(changed, 0, "{dtype:?}: {changed} numbers changed");
+        }
     }
 
     #[test]

@@ -64,8 +64,8 @@ impl OrtSession {
         let nodes = NODE_BYTES.saturating_mul(graph.nodes as u64);
         let held = Reservation::new(budget.clone(), Purpose::Activations, OrtLibrary::BYTES.saturating_add(nodes))?;
         let weights = Account::new(budget.clone(), Purpose::Weights);
-        // Computing the copies takes two more of each, for which ONNX Runtime does not ask the allocator.
-        let loading = Reservation::new(budget.clone(), Purpose::Weights, graph.copied_bytes.saturating_mul(3))?;
+        // Computing the copies takes more of each, for which ONNX Runtime does not ask the allocator.
+        let loading = Reservation::new(budget.clone(), Purpose::Weights, graph.loading_bytes)?;
         let (session, refusal) = weights.enter(true, || load(library, artifact, folder, &graph, options));
         let session = match (session, refusal) {
             (_, Some(refusal)) => return Err(refusal.into()),
@@ -164,6 +164,8 @@ pub(super) fn builder(library: &OrtLibrary, folder: &str, options: OrtOptions) -
 fn with_weight(builder: SessionBuilder, artifact: &Artifact, weight: &Weight) -> ort::Result<SessionBuilder> {
     let element = match weight.element {
         Element::Float => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+        Element::Uint8 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+        Element::Int8 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
         Element::Float16 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
         Element::Bfloat16 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
         _ => return Err(ort::Error::new(format!("`{}` has numbers that no weight has", weight.name))),

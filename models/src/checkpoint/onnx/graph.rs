@@ -16,6 +16,10 @@ const IR_VERSION: i64 = 8;
 pub enum Element {
     /// Single precision.
     Float = 1,
+    /// Bytes without a sign.
+    Uint8 = 2,
+    /// Bytes with a sign.
+    Int8 = 3,
     /// 64-bit integers.
     Int64 = 7,
     /// Half precision.

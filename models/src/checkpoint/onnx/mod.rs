@@ -14,7 +14,7 @@
 //!
 //! Weights are ONNX *external data*: the graph names the artifact's file and the offset and length of each tensor, so that nothing is
 //! copied and the graph file is small. It then belongs to these bytes in this folder. ONNX Runtime maps f32 weights and computes on
-//! the mapped pages when its session option `session.disable_prepacking` is 1; weights in 16 bits it converts to f32 when it loads.
+//! the mapped pages when its session option `session.disable_prepacking` is 1; weights in 16 bits and fewer it converts to f32 when it loads.
 
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -30,6 +30,7 @@ mod layer;
 mod network;
 mod positions;
 pub(crate) mod protobuf;
+mod quantised;
 mod weights;
 
 pub use graph::{Element, Weight};
@@ -57,7 +58,7 @@ pub struct OnnxExport {
     pub file_bytes: u64,
     /// Bytes of weights that stay in the artifact.
     pub external_bytes: u64,
-    /// Bytes of the f32 copies that ONNX Runtime makes of 16-bit weights when it loads the graph.
+    /// Bytes of the f32 copies that ONNX Runtime makes of other weights when it loads the graph.
     pub copied_bytes: u64,
 }
 
@@ -78,6 +79,8 @@ pub struct OnnxPlan {
     pub nodes: usize,
     /// Bytes of the f32 copies that ONNX Runtime makes of other formats when it loads the graph.
     pub copied_bytes: u64,
+    /// Bytes of copies that it holds at most while it loads the graph.
+    pub loading_bytes: u64,
 }
 
 /// The graph of an artifact in memory, its weights outside it.
@@ -88,16 +91,17 @@ pub struct OnnxGraph {
     pub weights: Vec<Weight>,
     /// Nodes of the graph.
     pub nodes: usize,
-    /// Bytes of the f32 copies that ONNX Runtime makes of 16-bit weights when it loads the graph.
+    /// Bytes of the f32 copies that ONNX Runtime makes of other weights when it loads the graph.
     pub copied_bytes: u64,
+    /// Bytes of all copies of weights that it holds while it loads the graph, those that it keeps among them.
+    pub loading_bytes: u64,
 }
 
 /// Writes the artifact's network as an ONNX graph to the file `out`, which has another name until it is complete. Every checksum of the
 /// weights is compared. Memory: the graph, without weights.
 ///
 /// # Errors
-/// [`Error::Write`] where the file cannot be as asked: a cache where there is nothing to carry, weights in a format that ONNX has not,
-/// another folder than the artifact's, too large with the weights in it; [`Error::Damaged`] and [`Error::Io`].
+/// [`Error::Write`] where the file cannot be as asked: a cache where there is nothing to carry, another folder than the artifact's, too large with the weights in it; [`Error::Damaged`] and [`Error::Io`].
 pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Result<OnnxExport> {
     let refuse = |problem: String| Error::Write { path: out.to_path_buf(), problem };
     if out.file_name().is_none() || out.is_dir() {
@@ -121,7 +125,7 @@ pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Res
             )));
         }
     };
-    let (graph, copied_bytes) = network::graph(artifact, options.cache, OnnxOutput::Logits, true).map_err(|error| match error {
+    let (graph, copies) = network::graph(artifact, options.cache, OnnxOutput::Logits, true).map_err(|error| match error {
         Error::Inexpressible { reason, .. } => refuse(reason),
         other => other,
     })?;
@@ -137,22 +141,22 @@ pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Res
         model.write(&artifact.map(), &mut file).and_then(|()| file.flush()).map_err(Error::io("write", out))
     })?;
     let external_bytes = if options.embed { 0 } else { weights as u64 };
-    Ok(OnnxExport { nodes, file_bytes: model.len() as u64, external_bytes, copied_bytes })
+    Ok(OnnxExport { nodes, file_bytes: model.len() as u64, external_bytes, copied_bytes: copies.held })
 }
 
 /// The artifact's network as a graph in memory, its weights named as external data of the artifact's file.
 ///
 /// # Errors
-/// [`Error::Inexpressible`] for a cache where there is nothing to carry and for weights in a format that ONNX has not, [`Error::Damaged`],
-/// and [`Error::Write`] where the artifact's name is no UTF-8 text.
+/// [`Error::Inexpressible`] for a cache where there is nothing to carry, [`Error::Damaged`], and [`Error::Write`] where the artifact's name is
+/// no UTF-8 text.
 pub fn onnx_graph(artifact: &Artifact, cache: bool, output: OnnxOutput) -> Result<OnnxGraph> {
-    let (graph, copied_bytes) = network::graph(artifact, cache, output, true)?;
+    let (graph, copies) = network::graph(artifact, cache, output, true)?;
     let (weights, nodes) = (graph.weights().to_vec(), graph.nodes());
     let refuse = |problem| Error::Write { path: artifact.path().to_path_buf(), problem };
     let message = finish(graph, Place::Beside(file_name(artifact).map_err(refuse)?), artifact);
     let mut model = Vec::with_capacity(message.len());
     message.write(&[], &mut model).map_err(Error::io("make a graph of", artifact.path()))?;
-    Ok(OnnxGraph { model, weights, nodes, copied_bytes })
+    Ok(OnnxGraph { model, weights, nodes, copied_bytes: copies.held, loading_bytes: copies.loading })
 }
 
 /// What [`onnx_graph`] would make, without reading the weights.
@@ -160,8 +164,8 @@ pub fn onnx_graph(artifact: &Artifact, cache: bool, output: OnnxOutput) -> Resul
 /// # Errors
 /// [`Error::Inexpressible`] as [`onnx_graph`] has it.
 pub fn onnx_plan(artifact: &Artifact, cache: bool) -> Result<OnnxPlan> {
-    let (graph, copied_bytes) = network::graph(artifact, cache, OnnxOutput::Logits, false)?;
-    Ok(OnnxPlan { nodes: graph.nodes(), copied_bytes })
+    let (graph, copies) = network::graph(artifact, cache, OnnxOutput::Logits, false)?;
+    Ok(OnnxPlan { nodes: graph.nodes(), copied_bytes: copies.held, loading_bytes: copies.loading })
 }
 
 /// The name under which a graph in the artifact's folder finds it.

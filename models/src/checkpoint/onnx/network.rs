@@ -4,7 +4,7 @@ use super::OnnxOutput;
 use super::graph::{Attribute, Dim, Element, Graph};
 use super::layer::{Builder, past_name, present_name};
 use super::positions::Places;
-use super::weights::Weights;
+use super::weights::{Copies, Weights};
 use crate::architecture::{Architecture, Input, Output, Positions};
 use crate::artifact::Artifact;
 use crate::error::{Error, Result};
@@ -18,9 +18,9 @@ const PATCHES: Dim = Dim::Named("patches");
 const PAST: Dim = Dim::Named("past_sequence");
 const TOTAL: Dim = Dim::Named("total_sequence");
 
-/// The graph of the artifact's network, and the bytes of weights that ONNX Runtime copies. Checksums of the weights are compared where they
-/// are to be `checked`.
-pub(super) fn graph(artifact: &Artifact, cache: bool, output: OnnxOutput, checked: bool) -> Result<(Graph, u64)> {
+/// The graph of the artifact's network, and what ONNX Runtime copies of the weights. Checksums of the weights are compared where they are to
+/// be `checked`.
+pub(super) fn graph(artifact: &Artifact, cache: bool, output: OnnxOutput, checked: bool) -> Result<(Graph, Copies)> {
     let (architecture, shape) = (&artifact.manifest().architecture, artifact.manifest().shape());
     let mut graph = Graph::default();
     let mut weights = Weights::new(artifact, checked);
@@ -36,12 +36,12 @@ pub(super) fn graph(artifact: &Artifact, cache: bool, output: OnnxOutput, checke
         OnnxOutput::Logits => builder.logits(&x)?,
         OnnxOutput::States => builder.states(&x)?,
     }
-    let copied_bytes = weights.copied_bytes;
+    let copies = weights.copies;
     declare_first_output(&mut graph, architecture, output);
     if cache {
         declare_present(&mut graph, architecture, &shape);
     }
-    Ok((graph, copied_bytes))
+    Ok((graph, copies))
 }
 
 /// Layers that attend: those that carry keys and values, with their KV groups.

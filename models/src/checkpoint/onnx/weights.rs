@@ -2,11 +2,12 @@
 //!
 //! An f32 tensor is used as it lies in the artifact. A 16-bit one is converted by nodes that have only constants before them, which
 //! ONNX Runtime computes once when it loads the graph and keeps as a copy: `Cast`, and for interleaved rows `[rows / 2, columns, 2]`
-//! `Transpose` and `Reshape`, after which the zero row that pads an odd count is cut off.
+//! `Transpose` and `Reshape`, after which the zero row that pads an odd count is cut off. A quantised one is made of its planes ([`Quantised`]).
 
 use std::collections::HashMap;
 
 use super::graph::{Attribute, Element, Graph, Weight};
+use super::quantised::Quantised;
 use crate::artifact::Artifact;
 use crate::error::{Error, Result};
 use crate::manifest::StoredTensor;
@@ -19,35 +20,58 @@ pub(super) struct Weights<'a> {
     checked: bool,
     /// Names of stored tensors that are in the graph already.
     stored: HashMap<TensorKey, String>,
+    /// Names of the planes of quantised tensors that are in the graph already.
+    quantised: HashMap<TensorKey, Quantised>,
     /// Names of their values in single precision.
     single: HashMap<TensorKey, String>,
-    /// Bytes of the copies in single precision that ONNX Runtime makes.
-    pub copied_bytes: u64,
+    pub copies: Copies,
+}
+
+/// Copies of weights in single precision that ONNX Runtime makes, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Copies {
+    /// What it keeps.
+    pub held: u64,
+    /// What it holds at most while it loads the graph: it computes all values that depend on constants alone before it drops those in between.
+    pub loading: u64,
 }
 
 impl<'a> Weights<'a> {
     pub(super) fn new(artifact: &'a Artifact, checked: bool) -> Self {
-        Self { artifact, checked, stored: HashMap::new(), single: HashMap::new(), copied_bytes: 0 }
+        Self { artifact, checked, stored: HashMap::new(), quantised: HashMap::new(), single: HashMap::new(), copies: Copies::default() }
     }
 
     /// A matrix `[rows, columns]` or vector `[columns]` in single precision.
     ///
     /// # Errors
-    /// [`Error::NoTensor`], [`Error::Damaged`], or [`Error::Inexpressible`] for a format that has no number format in ONNX.
+    /// [`Error::NoTensor`] or [`Error::Damaged`].
     pub(super) fn single(&mut self, graph: &mut Graph, key: TensorKey) -> Result<String> {
         if let Some(name) = self.single.get(&key) {
             return Ok(name.clone());
         }
         let tensor = self.find(key)?.clone();
-        let stored = self.stored(graph, key)?;
         let single = match (tensor.dtype, tensor.layout) {
-            (DType::F32, _) => stored,
-            (_, Layout::Rows) => cast(graph, &stored),
-            (_, Layout::Interleaved) => deinterleaved(graph, &stored, tensor.rows as i64, tensor.columns as i64),
+            (DType::F32, _) => self.stored(graph, key)?,
+            (DType::Q8 | DType::Q4, _) => self.quantised(graph, key)?.whole(graph),
+            (DType::F16 | DType::Bf16, layout) => {
+                let stored = self.stored(graph, key)?;
+                match layout {
+                    Layout::Rows => cast(graph, &stored),
+                    Layout::Interleaved => deinterleaved(graph, &stored, tensor.rows as i64, tensor.columns as i64),
+                }
+            }
         };
-        if tensor.dtype != DType::F32 {
-            // Lengths were checked when the artifact was opened: rows · columns · 2 is at most the file's.
-            self.copied_bytes += tensor.rows * tensor.columns * 4;
+        let copies = match tensor.dtype {
+            DType::F32 => 0,
+            // Cast, Transpose, Reshape.
+            DType::F16 | DType::Bf16 => 3,
+            DType::Q8 | DType::Q4 => self.quantised(graph, key)?.copies(),
+        };
+        if copies > 0 {
+            // Lengths were checked when the artifact was opened: rows · columns / 2 is at most the file's.
+            let bytes = tensor.rows * tensor.columns * 4;
+            self.copies.held = self.copies.held.saturating_add(bytes);
+            self.copies.loading = self.copies.loading.saturating_add(bytes.saturating_mul(copies));
         }
         self.single.insert(key, single.clone());
         Ok(single)
@@ -63,12 +87,29 @@ impl<'a> Weights<'a> {
             return Ok(graph.node("Gather", &[table, indices]));
         }
         let dtype = self.find(key)?.dtype;
+        if matches!(dtype, DType::Q8 | DType::Q4) {
+            return Ok(self.quantised(graph, key)?.rows(graph, indices));
+        }
         let stored = self.stored(graph, key)?;
         let rows = graph.node("Gather", &[&stored, indices]);
         Ok(if dtype == DType::F32 { rows } else { cast(graph, &rows) })
     }
 
-    /// The tensor as it lies in the artifact.
+    /// The planes of a quantised tensor.
+    fn quantised(&mut self, graph: &mut Graph, key: TensorKey) -> Result<Quantised> {
+        if let Some(planes) = self.quantised.get(&key) {
+            return Ok(planes.clone());
+        }
+        let tensor = self.find(key)?;
+        if self.checked {
+            self.artifact.check(tensor)?;
+        }
+        let planes = Quantised::new(graph, self.artifact, tensor, &name(key))?;
+        self.quantised.insert(key, planes.clone());
+        Ok(planes)
+    }
+
+    /// A tensor of whole numbers as it lies in the artifact.
     fn stored(&mut self, graph: &mut Graph, key: TensorKey) -> Result<String> {
         if let Some(name) = self.stored.get(&key) {
             return Ok(name.clone());
@@ -81,11 +122,7 @@ impl<'a> Weights<'a> {
             DType::F32 => Element::Float,
             DType::F16 => Element::Float16,
             DType::Bf16 => Element::Bfloat16,
-            DType::Q8 | DType::Q4 => {
-                let reason =
-                    format!("`{key}` is stored as {:?}, for which opset {} has no number format", tensor.dtype, super::graph::OPSET);
-                return Err(Error::Inexpressible { dialect: "ONNX", reason });
-            }
+            DType::Q8 | DType::Q4 => return Err(Error::request(key, "it is quantised and has no one number format")),
         };
         let (rows, columns) = (tensor.rows as usize, tensor.columns as usize);
         let dims = match tensor.layout {
@@ -120,7 +157,7 @@ fn snake_case(part: Part) -> String {
     text
 }
 
-fn cast(graph: &mut Graph, value: &str) -> String {
+pub(super) fn cast(graph: &mut Graph, value: &str) -> String {
     graph.node_with("Cast", &[value], &[("to", Attribute::Int(Element::Float as i64))])
 }
 
