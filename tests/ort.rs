@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use espalier_models::architecture::Input as InputKind;
-use espalier_models::checkpoint::{OnnxOptions, export_onnx};
 #[cfg(feature = "ort")]
 use espalier_kernels::CpuDevice;
+use espalier_models::architecture::Input as InputKind;
+use espalier_models::checkpoint::{OnnxOptions, export_onnx};
 #[cfg(feature = "ort")]
 use espalier_runtime::{
     Budget, Continues, Embeds, Input, OrtEmbedder, OrtGenerator, OrtLibrary, OrtModel, OrtOptions, OrtProviders, OrtScorer, Sampling,

@@ -39,12 +39,8 @@ pub fn page(results: &[(&Model, Vec<Measured>)], threads: u16, windows: u32, loa
     writeln!(page, "{head}\n|{}", "--|".repeat(head.matches('|').count() - 1))?;
     for (model, measured) in results {
         let [layers, heads, channels] = model.split;
-        let name = format!(
-            "{}: {:.1} M parameters, {:.1}×, {layers}/{heads}/{channels}",
-            model.name,
-            model.parameters as f64 / 1e6,
-            model.ratio
-        );
+        let name =
+            format!("{}: {:.1} M parameters, {:.1}×, {layers}/{heads}/{channels}", model.name, model.parameters as f64 / 1e6, model.ratio);
         for (index, one) in measured.iter().enumerate() {
             let p50 = quantile(&one.times_ms, 0.5);
             let ratios: Vec<f64> = one.bursts_ms.iter().zip(&measured[0].bursts_ms).map(|(own, native)| own / native).collect();
@@ -79,7 +75,10 @@ fn efficiency(results: &[(&Model, Vec<Measured>)]) -> String {
         };
         lines.push(format!("{} {}", engine.contender.name(), pruned.iter().map(of).collect::<Vec<_>>().join(", ")));
     }
-    format!("Faster than dense, and in brackets the share of the parameters' ratio that this is (compression efficiency): {}.", lines.join("; "))
+    format!(
+        "Faster than dense, and in brackets the share of the parameters' ratio that this is (compression efficiency): {}.",
+        lines.join("; ")
+    )
 }
 
 /// A quantile, the nearest number; NaN of none.

@@ -92,7 +92,11 @@ fn what_onnx_runtime_cannot_do_here_is_refused() {
         (lib(&place.path("missing.so")), 1, vec!["missing.so", "there is no such file", "scripts/onnxruntime.sh"]),
         (lib(&text), 1, vec!["text.so", "it is no shared library", "--ort-lib"]),
         (lib(&foreign), 1, vec!["foreign.so", "another kind of processor"]),
-        (args!["eval", world.model, "--data", world.corpus, "--engine", "cpu", "--ort-prepack"].to_vec(), 2, vec!["give --engine ort or auto"]),
+        (
+            args!["eval", world.model, "--data", world.corpus, "--engine", "cpu", "--ort-prepack"].to_vec(),
+            2,
+            vec!["give --engine ort or auto"],
+        ),
         (eval(&["--precision".as_ref(), "fast".as_ref()]), 2, vec!["--precision is of the GPU", "--engine ort"]),
         (
             args!["prune", world.model, "-o", place.out("x.esp"), "--data", world.corpus, "--ratio", "2", "--engine", "ort"].to_vec(),

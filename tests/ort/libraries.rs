@@ -84,9 +84,12 @@ fn libraries_are_looked_for_in_the_order_that_is_promised() {
         faults.extend(said.faults(1, words).into_iter().map(|fault| format!("{what}: {fault}")));
     };
     let system = ["/usr/local/lib", "/usr/lib64", "/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
-    let in_system = system.iter().flat_map(fs::read_dir).flatten().flatten().any(|entry| {
-        entry.file_name().to_string_lossy().starts_with("libonnxruntime.so")
-    });
+    let in_system = system
+        .iter()
+        .flat_map(fs::read_dir)
+        .flatten()
+        .flatten()
+        .any(|entry| entry.file_name().to_string_lossy().starts_with("libonnxruntime.so"));
     if !in_system {
         expect("nowhere", run(&[], &[]), &["ONNX Runtime was not found beside the program", "scripts/onnxruntime.sh", "--ort-lib"]);
     }
