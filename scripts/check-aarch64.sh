@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the program for 64-bit ARM (Jetson, DGX Spark) and runs the tests of the model and kernel crates, those on the CUDA emulator
-# among them, under qemu. Needs a Rust toolchain with rustup and, on a Debian system, the packages gcc-aarch64-linux-gnu,
+# among them, and those with ONNX Runtime under qemu. Needs a Rust toolchain with rustup and, on a Debian system, the packages gcc-aarch64-linux-gnu,
 # g++-aarch64-linux-gnu, libc6-dev-arm64-cross, libstdc++-12-dev-arm64-cross and qemu-user; with CI=true they are installed where they are
 # missing and the user may.
 #
@@ -46,3 +46,19 @@ echo "$binary: $version"
 CXX=aarch64-linux-gnu-g++ RUNNER="qemu-aarch64 -L $sysroot" scripts/emulator.sh --test
 # The tests build the emulator by the compiler that CXX names.
 CXX=aarch64-linux-gnu-g++ cargo test --target "$target" -p espalier-models -p espalier-kernels --features espalier-kernels/cuda
+
+# ONNX Runtime reads the processor's kind from /proc/cpuinfo, in which qemu shows the host's, and does not survive another kind's: a system
+# root with one of an ARM processor stands before the host's files.
+library=$PWD/$(scripts/onnxruntime.sh --target aarch64)
+root=$(realpath -m "${CARGO_TARGET_DIR:-target}")/aarch64-root
+mkdir -p "$root/proc"
+for entry in "$sysroot"/*; do
+    ln -sfn "$entry" "$root/${entry##*/}"
+done
+printf '%s\n' 'processor	: 0' 'BogoMIPS	: 100.00' 'Features	: fp asimd' 'CPU implementer	: 0x41' 'CPU architecture: 8' 'CPU variant	: 0x0' \
+    'CPU part	: 0xd08' 'CPU revision	: 3' '' >"$root/proc/cpuinfo"
+runner="qemu-aarch64 -L $root"
+# Tests that start the program start it by ESPALIER_RUNNER. What a process holds under qemu is qemu's too, which one test would count.
+ORT_DYLIB_PATH=$library CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$runner ESPALIER_RUNNER=$runner CC=aarch64-linux-gnu-gcc \
+    cargo test --target "$target" -p espalier --test ort -- --skip a_bench_says_what_it_has_timed
+ORT_DYLIB_PATH=$library CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$runner cargo test --target "$target" -p espalier-runtime --features ort --lib ort::

@@ -2,7 +2,8 @@
 # Brings ONNX Runtime's shared library into target/onnxruntime, where Espalier finds it: from the package on PyPI, pinned by version and
 # SHA-256. What is there with the right hash is not fetched again. Needs python3 with pip, sha256sum and the network (20 MB).
 #
-#   scripts/onnxruntime.sh [ARCH]     ARCH: x86_64 or aarch64; this machine's by default, another's goes into target/onnxruntime/ARCH
+#   scripts/onnxruntime.sh [--target ARCH]     ARCH: x86_64 or aarch64; this machine's by default, another's goes into
+#                                              target/onnxruntime/ARCH
 #
 # Licence: MIT.
 set -euo pipefail
@@ -16,11 +17,16 @@ fail() {
 
 case ${1:-} in
 -h | --help)
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
     exit
     ;;
+'') arch=$(uname -m) ;;
+--target)
+    [ $# -gt 1 ] || fail "--target needs an architecture, x86_64 or aarch64"
+    arch=$2
+    ;;
+*) fail "unexpected argument \`$1\`; it takes --target ARCH or none" ;;
 esac
-arch=${1:-$(uname -m)}
 case $arch in
 x86_64)
     wheel_hash=5752bd508126ae7c49894d3b9d2e83f0c3d487319246d04c444b393308d7ad7f

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use espalier_kernels::{CpuDevice, Unlimited};
 use espalier_models::Artifact;
 use espalier_models::checkpoint::import;
-use espalier_runtime::{Budget, Scorer};
+use espalier_runtime::{Budget, Embeds, Scorer, Scores};
 use safetensors::SafeTensors;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;

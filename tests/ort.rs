@@ -5,10 +5,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+#[cfg(feature = "ort")]
+use espalier_kernels::CpuDevice;
 use espalier_models::architecture::Input as InputKind;
 use espalier_models::checkpoint::{OnnxOptions, export_onnx};
 #[cfg(feature = "ort")]
-use espalier_runtime::{Budget, Continues, Input, OrtGenerator, OrtLibrary, OrtModel, OrtOptions, Sampling};
+use espalier_runtime::{
+    Budget, Continues, Embeds, Input, OrtEmbedder, OrtGenerator, OrtLibrary, OrtModel, OrtOptions, OrtProviders, OrtScorer, Sampling,
+    Scorer, Scores,
+};
 use safetensors::tensor::{Dtype, TensorView};
 
 #[path = "ort/cases.rs"]
@@ -20,8 +25,17 @@ mod commands;
 mod support;
 
 #[cfg(feature = "ort")]
+#[path = "ort/choice.rs"]
+mod choice;
+#[cfg(feature = "ort")]
+#[path = "ort/libraries.rs"]
+mod libraries;
+#[cfg(feature = "ort")]
 #[path = "ort/library.rs"]
 mod library;
+#[cfg(feature = "ort")]
+#[path = "ort/text.rs"]
+mod text;
 
 use cases::{BATCH, Case, Fallible, GREEDY, Given, PROMPT, SEQUENCE, cases};
 use support::world;
@@ -31,7 +45,7 @@ use support::world;
 const TOLERANCE: f32 = 1e-4;
 
 #[cfg(feature = "ort")]
-const OPTIONS: OrtOptions = OrtOptions { threads: 1, prepack: false };
+const OPTIONS: OrtOptions = OrtOptions { threads: 1, prepack: false, providers: OrtProviders::CPU };
 
 /// Every model in ONNX Runtime and in the native engine: logits of a batch, and a greedy continuation.
 #[cfg(feature = "ort")]
@@ -85,11 +99,57 @@ fn compare(library: &OrtLibrary, case: &Case) -> Fallible<()> {
             }
             generator.clear()?;
         }
+        drop(generator);
+        compare_scores(library, case, ids)?;
     }
     match budget.used() {
         0 => Ok(()),
         used => Err(format!("{used} bytes are booked after all is closed").into()),
     }
+}
+
+/// Losses of sequences with a common beginning, losses of single tokens, and embeddings.
+#[cfg(feature = "ort")]
+fn compare_scores(library: &OrtLibrary, case: &Case, ids: &[u32]) -> Fallible<()> {
+    let budget = std::sync::Arc::new(Budget::unlimited());
+    let device = CpuDevice::new(1, budget.clone())?;
+    let mut native = Scorer::open(&device, &budget, &case.reference, SEQUENCE)?;
+    let mut scorer = OrtScorer::open(library, &budget, &case.artifact, SEQUENCE, OPTIONS)?;
+    let tolerance = f64::from(TOLERANCE) * SEQUENCE as f64;
+    for (row, first, end) in [(0, 1, SEQUENCE), (0, 9, SEQUENCE), (0, 9, 12), (1, 5, SEQUENCE), (0, 3, 9)] {
+        let ids = &ids[row * SEQUENCE..][..end];
+        let (found, expected) = (scorer.loss(ids, first)?, native.loss(ids, first)?);
+        if !((found - expected).abs() <= tolerance) {
+            return Err(format!("the loss of tokens {first} to {end} of sequence {row} is {found}, expected {expected}").into());
+        }
+    }
+    let (mut found, mut expected) = (Vec::new(), Vec::new());
+    for length in [1, 7, 16, 9] {
+        scorer.next_losses(&ids[..length], &[ids[length], ids[SEQUENCE]], &mut found)?;
+        native.next_losses(&ids[..length], &[ids[length], ids[SEQUENCE]], &mut expected)?;
+        if !found.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() <= f64::from(2.0 * TOLERANCE)) {
+            return Err(format!("after {length} tokens the losses are {found:?}, expected {expected:?}").into());
+        }
+    }
+    for (ids, first) in [(&ids[..1], 1), (&ids[..4], 0), (&ids[..4], 4), (&[1, 2, u32::MAX][..], 1), (&[0; SEQUENCE + 1][..], 1)] {
+        if scorer.loss(ids, first).is_ok() {
+            return Err(format!("{ids:?} from {first} has a loss").into());
+        }
+    }
+    drop(scorer);
+    let width = native.width();
+    let (mut found, mut expected) = (vec![0.0; width], vec![0.0; width]);
+    let mut embedder = OrtEmbedder::open(library, &budget, &case.artifact, SEQUENCE, OPTIONS)?;
+    for ids in [&ids[..SEQUENCE], &ids[SEQUENCE..SEQUENCE + 5]] {
+        embedder.mean_state(ids, &mut found)?;
+        native.mean_state(ids, &mut expected)?;
+        let largest = expected.iter().fold(1.0_f32, |largest, x| largest.max(x.abs()));
+        let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        if off.is_nan() || off > TOLERANCE * largest || found.iter().any(|x| !x.is_finite()) {
+            return Err(format!("the embedding of {} tokens is off by {off:.1e}", ids.len()).into());
+        }
+    }
+    Ok(())
 }
 
 /// A folder for each model under `target/onnx-exports`: the artifact, `model.onnx`, `embedded.onnx` and, of a language model,

@@ -11,7 +11,7 @@ use espalier_agent::signal_model::dense_manifest;
 use espalier_models::architecture::*;
 use espalier_models::tensor::model_tensors;
 use espalier_models::{Artifact, ArtifactWriter, DType, ModelShape, Units};
-use espalier_runtime::{Budget, OrtModel, OrtOptions, RuntimeError, release_free_memory};
+use espalier_runtime::{Budget, OrtModel, OrtOptions, OrtProviders, RuntimeError, ort_overhead_bytes, release_free_memory};
 
 #[path = "ort/library.rs"]
 mod library;
@@ -54,7 +54,7 @@ fn f32_weights_are_not_copied_and_the_limit_holds() {
     let folder = tempfile::tempdir().expect("a folder");
     let [single, half] =
         [("f32.esp", DType::F32), ("bf16.esp", DType::Bf16)].map(|(name, dtype)| artifact(&folder.path().join(name), dtype));
-    let options = OrtOptions { threads: 1, prepack: false };
+    let options = OrtOptions { threads: 1, prepack: false, providers: OrtProviders::CPU };
     let windows: Vec<f32> = (0..256).map(|index| (index as f32 * 0.3).sin()).collect();
     let held = |artifact: &Arc<Artifact>, options| {
         let budget = Arc::new(Budget::unlimited());
@@ -81,6 +81,26 @@ fn f32_weights_are_not_copied_and_the_limit_holds() {
     assert!(packed_booked >= weights + packed, "{packed} anonymous bytes, {packed_booked} booked");
 
     let mut wrong = Vec::new();
+    // What is planned before anything is loaded is enough, and not far too much.
+    for (name, artifact, prepack) in [("f32", &single, false), ("f32, prepacked", &single, true), ("bf16", &half, false)] {
+        let options = OrtOptions { prepack, ..options };
+        let overhead = ort_overhead_bytes(artifact, options).expect("a plan");
+        let planned = artifact.file_bytes() + overhead;
+        let budget = Arc::new(Budget::new(planned, 0));
+        release_free_memory();
+        let before = gauge("RssAnon");
+        match OrtModel::open(library, &budget, artifact, (1, 8), options) {
+            Ok(mut model) => {
+                model.classify(&windows).expect("probabilities");
+                let anonymous = gauge("RssAnon").saturating_sub(before);
+                println!("{name}: {overhead} bytes planned beside the file, {} booked at most, {anonymous} anonymous", budget.high_water());
+                if anonymous > overhead || budget.high_water() * 2 < planned {
+                    wrong.push(format!("{name}: {overhead} planned, {anonymous} anonymous, {} booked of {planned}", budget.high_water()));
+                }
+            }
+            Err(error) => wrong.push(format!("{name}: {planned} bytes are not enough: {error}")),
+        }
+    }
     for share in [0, 10, 50, 90, 100, 110, 150, 220, 300] {
         let limit = booked / 100 * share;
         let budget = Arc::new(Budget::new(limit, 0));

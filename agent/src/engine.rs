@@ -1,9 +1,10 @@
 //! Which engine computes: what was asked for, what is there, and what takes over.
 //!
 //! Two engines run the same operations: `cuda` on an NVIDIA GPU, and `cpu`, which is always there. A third, `ort`, runs an artifact's
-//! exported graph in ONNX Runtime where it is asked for by name. [`Engines`] opens the one that was asked for; left the choice, it takes
-//! the GPU where one can be used, and says in one line why it was not taken. An engine that fails later is replaced by the next one
-//! ([`Engines::after`]); one that was asked for by name is never replaced.
+//! exported graph in ONNX Runtime. [`Engines`] opens the one that was asked for; left the choice, it takes the GPU where one can be used, and
+//! says in one line why it was not taken, and ONNX Runtime for a model with a part that the first two do not run
+//! ([`Engines::open_for`]). An engine that fails later is replaced by the next one ([`Engines::after`]), in the diagnosis loop at last by ONNX
+//! Runtime ([`Engines::after_in_loop`]); one that was asked for by name is never replaced.
 //!
 //! What a GPU takes is booked in the same [`Budget`] as the rest:
 //!
@@ -30,23 +31,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[cfg(feature = "cuda")]
 use espalier_kernels::cuda::{CudaDevice, Unavailable};
 use espalier_kernels::{CpuDevice, Device, KernelError, Purpose, Reservation};
-use espalier_runtime::{Budget, RuntimeError};
+use espalier_models::Artifact;
+use espalier_runtime::{Budget, RuntimeError, UnsupportedPart};
 #[cfg(feature = "ort")]
-use espalier_runtime::{OrtLibrary, OrtOptions};
+use espalier_runtime::{OrtLibrary, OrtOptions, OrtProviders, ort_overhead_bytes};
 
 use crate::error::{AgentError, Result};
 
 /// The engine that a person asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum EngineChoice {
-    /// The GPU where there is one that can be used, else the CPU.
+    /// The GPU where there is one that can be used, else the CPU; ONNX Runtime for a model with a part that neither runs.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
-    /// ONNX Runtime, for what eval and run make of signals and for generate; all else of these commands computes on the CPU.
+    /// ONNX Runtime, for all that a model says; a node that prunes does that on the CPU.
     Ort,
 }
 
@@ -100,6 +102,9 @@ pub struct AskedOrt {
     pub library: Option<&'static Path>,
     /// Whether it copies matrices into an order of its own, which is faster.
     pub prepack: bool,
+    /// What is to compute beside the CPU, where the library has it and it starts.
+    #[cfg(feature = "ort")]
+    pub providers: OrtProviders,
 }
 
 /// ONNX Runtime, and how it runs a graph.
@@ -184,19 +189,29 @@ impl OpenDevice {
 
     /// Its name for people.
     pub fn name(&self) -> String {
-        on_device!(self, device => device.name())
+        match self {
+            #[cfg(feature = "ort")]
+            OpenDevice::Ort(device, _) => format!("ONNX Runtime, {}", device.name()),
+            device => on_device!(device, device => device.name()),
+        }
     }
 
-    /// Bytes that serving on it takes beside what is planned for the CPU: what its driver and the device took when it was opened, and a
-    /// granule each for weights and activations, which fill their last one in part; what ONNX Runtime holds of its own. 0 for the CPU.
-    pub fn overhead_bytes(&self) -> u64 {
-        match self {
+    /// Bytes that serving `artifact` on it takes beside what is planned for the CPU: what its driver and the device took when it was opened,
+    /// and a granule each for weights and activations, which fill their last one in part; what ONNX Runtime holds of its own and makes of
+    /// the graph. 0 for the CPU.
+    ///
+    /// # Errors
+    /// [`AgentError::Runtime`] where ONNX Runtime is to run an artifact that has no graph.
+    pub fn overhead_bytes(&self, artifact: &Artifact) -> Result<u64> {
+        // Only what ONNX Runtime takes depends on the artifact.
+        let _ = artifact;
+        Ok(match self {
             OpenDevice::Cpu(_) => 0,
             #[cfg(feature = "cuda")]
             OpenDevice::Cuda(device, opened) => opened.bytes + 2 * device.attributes().granularity.unwrap_or(0),
             #[cfg(feature = "ort")]
-            OpenDevice::Ort(..) => OrtLibrary::BYTES,
-        }
+            OpenDevice::Ort(_, ort) => ort_overhead_bytes(artifact, ort.options)?,
+        })
     }
 
     /// Another device of the same engine, to compute beside this one: its own `threads` on the CPU, its own streams on a GPU.
@@ -251,7 +266,7 @@ impl Engines {
     /// [`AgentError::Kernel`] where the CPU's threads are refused.
     pub fn open(&self, threads: usize, budget: &Arc<Budget>) -> Result<OpenDevice> {
         if self.asked.engine == EngineChoice::Ort {
-            return open_ort(self.asked.ort, threads, budget);
+            return self.open_ort(threads, budget);
         }
         if self.asked.engine != EngineChoice::Cpu {
             match open_cuda(self.asked.precision, budget) {
@@ -270,7 +285,32 @@ impl Engines {
         Ok(OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?))
     }
 
-    /// The device that takes over from one that failed for `reason`; none where no engine is left.
+    /// As [`open`](Engines::open), for the model at `path` that the native engines run, or have a part of that they do not: then ONNX Runtime
+    /// is taken, unless another engine was asked for.
+    ///
+    /// # Errors
+    /// As [`open`](Engines::open); [`AgentError::Runtime`] where no engine that may be taken runs the model.
+    pub fn open_for(
+        &self,
+        (covered, path): (std::result::Result<(), UnsupportedPart>, &Path),
+        threads: usize,
+        budget: &Arc<Budget>,
+    ) -> Result<OpenDevice> {
+        let Err(part) = covered else { return self.open(threads, budget) };
+        match self.asked.engine {
+            EngineChoice::Ort => self.open(threads, budget),
+            EngineChoice::Cpu | EngineChoice::Cuda => Err(part.of(path).into()),
+            EngineChoice::Auto => {
+                let why = format!("{}: {part}, which the engines cpu and cuda do not run", path.display());
+                let refused = |error| RuntimeError::Ort(format!("{why}, and engine ort cannot be taken: {error}"));
+                let device = self.open_ort(threads, budget).map_err(refused)?;
+                self.say(log::Level::Warn, format!("engine ort: {why}"));
+                Ok(device)
+            }
+        }
+    }
+
+    /// The device that takes over from a GPU that failed for `reason`; none where no engine is left.
     pub fn after(
         &self,
         failed: &OpenDevice,
@@ -278,32 +318,90 @@ impl Engines {
         budget: &Arc<Budget>,
         reason: &dyn fmt::Display,
     ) -> Result<Option<OpenDevice>> {
-        if failed.kind() == EngineKind::Cpu || !self.may_move() {
+        if failed.kind() != EngineKind::Cuda || !self.may_move() {
             return Ok(None);
         }
-        self.say(log::Level::Warn, format!("engine {}: {reason}; engine cpu takes over", failed.kind()));
-        Ok(Some(OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?)))
+        self.take_over(failed.kind(), threads, budget, reason).map(Some)
     }
 
-    /// Opens something on `device`, and where that refuses or fails, on the next one.
+    /// As [`after`](Engines::after), and from the CPU ONNX Runtime, whose library is looked for now; from that the CPU again, which may have
+    /// got over what it failed of. One line says why ONNX Runtime is not taken.
+    pub fn after_in_loop(
+        &self,
+        failed: &OpenDevice,
+        threads: usize,
+        budget: &Arc<Budget>,
+        reason: &dyn fmt::Display,
+    ) -> Result<Option<OpenDevice>> {
+        if !self.may_move() {
+            return Ok(None);
+        }
+        match failed.kind() {
+            EngineKind::Cuda | EngineKind::Ort => self.take_over(failed.kind(), threads, budget, reason).map(Some),
+            EngineKind::Cpu => match self.open_ort(threads, budget) {
+                Ok(device) => {
+                    self.say(log::Level::Warn, format!("engine cpu: {reason}; engine ort takes over"));
+                    Ok(Some(device))
+                }
+                Err(why) => {
+                    self.say(log::Level::Warn, format!("engine cpu: {reason}; engine ort not taken: {why}"));
+                    Ok(None)
+                }
+            },
+        }
+    }
+
+    /// The CPU, in place of an engine that failed.
+    fn take_over(&self, failed: EngineKind, threads: usize, budget: &Arc<Budget>, reason: &dyn fmt::Display) -> Result<OpenDevice> {
+        self.say(log::Level::Warn, format!("engine {failed}: {reason}; engine cpu takes over"));
+        Ok(OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?))
+    }
+
+    #[cfg(feature = "ort")]
+    fn open_ort(&self, threads: usize, budget: &Arc<Budget>) -> Result<OpenDevice> {
+        let asked = self.asked.ort;
+        let library = OrtLibrary::open(asked.library)?;
+        self.say(log::Level::Info, format!("engine ort: {}", library.path().display()));
+        let tried: Vec<_> = asked.providers.iter().map(|provider| (provider, library.try_provider(provider))).collect();
+        let mut providers = OrtProviders::default();
+        tried.iter().filter(|(_, result)| result.is_ok()).for_each(|(provider, _)| providers.push(*provider));
+        let instead = providers.iter().next().map_or("cpu".to_string(), |provider| provider.to_string());
+        for (provider, result) in tried {
+            match result {
+                Ok(()) => self.say(log::Level::Info, format!("ONNX Runtime's provider {provider} is taken")),
+                Err(why) => {
+                    let line = format!("ONNX Runtime's provider {provider} is not taken: {why}; its provider {instead} computes");
+                    self.say(log::Level::Warn, line);
+                }
+            }
+        }
+        let ort = Ort { library, options: OrtOptions { threads, prepack: asked.prepack, providers } };
+        Ok(OpenDevice::Ort(CpuDevice::new(threads, budget.clone())?, ort))
+    }
+
+    #[cfg(not(feature = "ort"))]
+    fn open_ort(&self, _: usize, _: &Arc<Budget>) -> Result<OpenDevice> {
+        Err(AgentError::Usage("this program was built without the feature `ort`; give --engine cpu or cuda".into()))
+    }
+
+    /// Opens something on `device`, and where that refuses or fails, on the next one of the loop, each once.
     pub fn use_or_next<T>(
         &self,
-        device: OpenDevice,
+        mut device: OpenDevice,
         threads: usize,
         budget: &Arc<Budget>,
         mut open: impl FnMut(&OpenDevice) -> Result<T>,
     ) -> Result<(OpenDevice, T)> {
-        match open(&device) {
-            Ok(opened) => Ok((device, opened)),
-            Err(error) if is_device_failure(&error) => match self.after(&device, threads, budget, &error)? {
-                Some(next) => {
-                    self.close(device, budget);
-                    let opened = open(&next)?;
-                    Ok((next, opened))
-                }
-                None => Err(error),
-            },
-            Err(error) => Err(error),
+        loop {
+            let error = match open(&device) {
+                Ok(opened) => return Ok((device, opened)),
+                Err(error) => error,
+            };
+            if device.kind() == EngineKind::Ort || !another_may_do(device.kind(), &error) {
+                return Err(error);
+            }
+            let Some(next) = self.after_in_loop(&device, threads, budget, &error)? else { return Err(error) };
+            self.close(std::mem::replace(&mut device, next), budget);
         }
     }
 
@@ -324,10 +422,13 @@ impl Engines {
         self.left.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Reservation::bytes).sum()
     }
 
-    /// Bytes of the host beside what is planned for the CPU where `device` serves: its own overhead, and what is left of drivers that were
-    /// closed.
-    pub fn beside_bytes(&self, device: &OpenDevice) -> u64 {
-        device.overhead_bytes().saturating_add(self.left_bytes())
+    /// Bytes of the host beside what is planned for the CPU where `device` serves `artifact`: its own overhead, and what is left of drivers
+    /// that were closed.
+    ///
+    /// # Errors
+    /// As [`OpenDevice::overhead_bytes`].
+    pub fn beside_bytes(&self, device: &OpenDevice, artifact: &Artifact) -> Result<u64> {
+        Ok(device.overhead_bytes(artifact)?.saturating_add(self.left_bytes()))
     }
 
     /// Says a line unless it was said before: a command may open a device several times.
@@ -345,6 +446,28 @@ pub fn is_device_failure(error: &AgentError) -> bool {
         AgentError::Engine(_) | AgentError::LimitTooSmall { .. } => true,
         AgentError::Kernel(error) | AgentError::Runtime(RuntimeError::Kernel(error)) => !matches!(error, KernelError::Shape { .. }),
         _ => false,
+    }
+}
+
+/// Whether another engine may do what one of this kind failed of. What is wrong with the artifact's bytes or with what was asked is so on
+/// every engine. A GPU is left for failures of its own; the CPU, which has none, for any error of its engine but a refusal of memory, of which
+/// ONNX Runtime takes more.
+pub fn another_may_do(failed: EngineKind, error: &AgentError) -> bool {
+    let everywhere = match error {
+        AgentError::Usage(_) | AgentError::Cancelled | AgentError::Model(_) | AgentError::Runtime(RuntimeError::Model(_)) => true,
+        _ => false,
+    };
+    let of_memory = match error {
+        AgentError::LimitTooSmall { .. } => true,
+        AgentError::Kernel(error) | AgentError::Runtime(RuntimeError::Kernel(error)) => {
+            matches!(error, KernelError::OutOfBudget { .. } | KernelError::OutOfMemory { .. })
+        }
+        _ => false,
+    };
+    match failed {
+        EngineKind::Cuda => is_device_failure(error),
+        EngineKind::Cpu => !everywhere && !of_memory,
+        EngineKind::Ort => !everywhere,
     }
 }
 
@@ -410,17 +533,4 @@ fn open_cuda(precision: Precision, budget: &Arc<Budget>) -> std::result::Result<
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(_: Precision, _: &Arc<Budget>) -> std::result::Result<OpenDevice, Passed> {
     Err(Passed { reason: "this program was built without the feature `cuda`".into(), expected: true })
-}
-
-#[cfg(feature = "ort")]
-fn open_ort(asked: AskedOrt, threads: usize, budget: &Arc<Budget>) -> Result<OpenDevice> {
-    let library = OrtLibrary::open(asked.library)?;
-    log::info!("engine ort: {}", library.path().display());
-    let ort = Ort { library, options: OrtOptions { threads, prepack: asked.prepack } };
-    Ok(OpenDevice::Ort(CpuDevice::new(threads, budget.clone())?, ort))
-}
-
-#[cfg(not(feature = "ort"))]
-fn open_ort(_: AskedOrt, _: usize, _: &Arc<Budget>) -> Result<OpenDevice> {
-    Err(AgentError::Usage("this program was built without the feature `ort`; give --engine cpu or cuda".into()))
 }

@@ -49,43 +49,43 @@ impl Batches for espalier_runtime::OrtForeign {
     }
 }
 
-/// Predictions of ONNX Runtime, with a signal model, on one set after the other.
-#[cfg(feature = "ort")]
-pub fn predict_in_ort(
-    ort: crate::engine::Ort,
-    budget: &Arc<Budget>,
-    artifact: &Arc<Artifact>,
-    sets: &[&WindowSet],
-    stop: &Stop,
-) -> Result<Vec<Predictions>> {
-    crate::diagnosis::ort::signal(artifact)?;
-    let architecture = &artifact.manifest().architecture;
-    let size = (BATCH, architecture.patches());
-    let mut model = espalier_runtime::OrtModel::open(ort.library, budget, artifact, size, ort.options)?;
-    let mut predict = |set: &&WindowSet| {
-        check_window(artifact, set.length())?;
-        predict_by_signal(&mut model, architecture.classes(), set, stop)
-    };
-    sets.iter().map(&mut predict).collect()
-}
-
 /// A model that is open to judge one set of windows after the other.
-pub struct Evaluator<D: Device> {
+pub struct Evaluator {
     artifact: Arc<Artifact>,
-    judge: Judge<D>,
+    judge: Judge,
 }
 
-enum Judge<D: Device> {
-    Signal(Box<Classifier<D>>),
-    Text(Box<TextEngine<D>>),
+enum Judge {
+    Signal(Box<dyn Batches>),
+    Text(Box<TextEngine>),
 }
 
-impl<D: Device> Evaluator<D> {
-    /// Opens a model. `asked` says how a language model is asked that was not trained to make a diagnosis; none for a model that was.
-    pub fn open(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, asked: Option<TextDiagnosis>) -> Result<Self> {
-        let judge = match asked.or_else(|| artifact.manifest().diagnosis.clone()) {
-            Some(diagnosis) => Judge::Text(Box::new(TextEngine::with(device, budget, artifact, diagnosis)?)),
-            None => Judge::Signal(Box::new(Classifier::open(device, budget, artifact, BATCH)?)),
+impl Evaluator {
+    /// Opens a model on a device of ours. `asked` says how a language model is asked that was not trained to make a diagnosis; none for a
+    /// model that was.
+    pub fn open<D: Device>(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, asked: Option<TextDiagnosis>) -> Result<Self> {
+        let judge = match asked.is_some() || artifact.manifest().diagnosis.is_some() {
+            true => Judge::Text(Box::new(TextEngine::open(device, budget, artifact, asked)?)),
+            false => Judge::Signal(Box::new(Classifier::open(device, budget, artifact, BATCH)?)),
+        };
+        Ok(Self { artifact: artifact.clone(), judge })
+    }
+
+    /// As [`open`](Self::open), in ONNX Runtime.
+    #[cfg(feature = "ort")]
+    pub fn open_in_ort(
+        ort: crate::engine::Ort,
+        budget: &Arc<Budget>,
+        artifact: &Arc<Artifact>,
+        asked: Option<TextDiagnosis>,
+    ) -> Result<Self> {
+        let judge = match asked.is_some() || artifact.manifest().diagnosis.is_some() {
+            true => Judge::Text(Box::new(TextEngine::open_in_ort(ort, budget, artifact, asked)?)),
+            false => {
+                check_signal_model(artifact)?;
+                let size = (BATCH, artifact.manifest().architecture.patches());
+                Judge::Signal(Box::new(espalier_runtime::OrtModel::open(ort.library, budget, artifact, size, ort.options)?))
+            }
         };
         Ok(Self { artifact: artifact.clone(), judge })
     }
@@ -126,7 +126,7 @@ pub fn predict_by_signal(judge: &mut dyn Batches, classes: &[String], set: &Wind
     Ok(predictions)
 }
 
-fn predict_by_text<D: Device>(engine: &mut TextEngine<D>, set: &WindowSet, stop: &Stop) -> Result<Predictions> {
+fn predict_by_text(engine: &mut TextEngine, set: &WindowSet, stop: &Stop) -> Result<Predictions> {
     let mut predictions = Predictions::new(engine.classes())?;
     let mut window = vec![0.0; set.length()];
     for index in 0..set.len() {
@@ -185,20 +185,18 @@ pub struct Latency {
     pub windows: usize,
 }
 
-/// Times `count` single windows after a warm-up of a tenth as many.
-pub fn latency<D: Device>(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<Latency> {
-    let mut classifier = Classifier::open(device, budget, artifact, 1)?;
+/// Times `count` single windows of `length` samples after a warm-up of a tenth as many.
+pub fn latency(judge: &mut dyn Batches, length: usize, count: usize) -> Result<Latency> {
     // The numbers do not matter for the time; a ramp is as good as a signal.
-    let length = classifier.window();
     let mut window: Vec<f32> = (0..length).map(|index| ((index * 37) % 101) as f32).collect();
     let _ = normalise(&mut window);
     for _ in 0..count.div_ceil(10) {
-        classifier.classify(&window)?;
+        judge.classify(&window)?;
     }
     let mut times = Vec::with_capacity(count);
     for _ in 0..count {
         let started = Instant::now();
-        classifier.classify(&window)?;
+        judge.classify(&window)?;
         times.push(started.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);

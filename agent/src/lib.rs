@@ -17,6 +17,7 @@ pub mod node;
 pub mod picture;
 pub mod prune;
 pub mod sampler;
+pub mod sessions;
 pub mod signal_model;
 pub mod signals;
 pub mod store;

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use common::checkpoints::{fixtures, kept, parity, pruned};
 use common::onnx::Model;
-use espalier_models::checkpoint::{OnnxExport, OnnxOptions, export_onnx, import, onnx_graph};
+use espalier_models::checkpoint::{OnnxExport, OnnxOptions, OnnxOutput, export_onnx, import, onnx_graph};
 use espalier_models::{Artifact, DType, LayerShape, Result};
 
 /// Exports into the folder of the artifact, and reads what was written.
@@ -208,7 +208,7 @@ fn a_graph_in_memory_is_the_one_that_is_written() {
     import(&parity().join("gpt2"), &out, None, &mut |_, _| {}).unwrap();
     let artifact = Artifact::open(&out).unwrap();
     exported(&artifact, OnnxOptions::default()).unwrap();
-    let graph = onnx_graph(&artifact, false).unwrap();
+    let graph = onnx_graph(&artifact, false, OnnxOutput::Logits).unwrap();
     assert_eq!(graph.model, std::fs::read(out.with_extension("onnx")).unwrap());
     let named = Model::parse(&graph.model);
     let external: Vec<&str> =

@@ -2,6 +2,8 @@
 
 use espalier_kernels::KernelError;
 
+use crate::coverage::UnsupportedPart;
+
 /// A failure of the runtime.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,6 +17,14 @@ pub enum RuntimeError {
     /// The caller's input does not fit the model.
     #[error("{0}")]
     Input(String),
+    /// A part of the model is none that the native engines run.
+    #[error("{path}: {part}, which the engines cpu and cuda do not run; give --engine ort, or import the model in f32, f16 or bf16")]
+    Unsupported {
+        /// The artifact.
+        path: String,
+        /// The part.
+        part: UnsupportedPart,
+    },
     /// ONNX Runtime is not there, or refuses.
     #[error("{0}")]
     Ort(String),

@@ -37,6 +37,12 @@ pub trait Continues {
     /// [`RuntimeError::Input`] where a token is unknown or there are more than the session's capacity; any other where the pass fails.
     fn read(&mut self, ids: &[u32]) -> Result<&[f32]>;
 
+    /// Forgets all tokens, for another sequence.
+    ///
+    /// # Errors
+    /// What the session's engine says where it cannot.
+    fn clear(&mut self) -> Result<()>;
+
     /// Logits after a token.
     fn vocabulary(&self) -> usize;
 
@@ -154,11 +160,6 @@ impl<D: Device> Generator<D> {
         let logits = vec![0.0; architecture.output_width()];
         Ok(Self { network, workspace, cache, logits, pass_bytes: pass_bytes(artifact), _mapped: mapped, _choosing: choosing })
     }
-
-    /// Forgets all tokens, for another sequence.
-    pub fn clear(&mut self) {
-        self.cache.clear();
-    }
 }
 
 impl<D: Device> Continues for Generator<D> {
@@ -177,6 +178,11 @@ impl<D: Device> Continues for Generator<D> {
         })?;
         self.network.device.read(&self.workspace.logits, 0, &mut self.logits)?;
         Ok(&self.logits)
+    }
+
+    fn clear(&mut self) -> Result<()> {
+        self.cache.clear();
+        Ok(())
     }
 
     fn vocabulary(&self) -> usize {

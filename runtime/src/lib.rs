@@ -6,6 +6,7 @@ mod adapter;
 mod backward;
 mod budget;
 mod classify;
+mod coverage;
 mod error;
 mod forward;
 mod gates;
@@ -30,6 +31,7 @@ mod workspace;
 pub use adapter::{Adapter, AdapterLike, AdapterOptions};
 pub use budget::Budget;
 pub use classify::Classifier;
+pub use coverage::{UnsupportedPart, covered};
 pub use error::{Result, RuntimeError};
 pub use forward::{Input, Pass};
 pub use gates::{GateGradients, Gates, LayerGateGradients};
@@ -39,10 +41,13 @@ pub use kv_cache::KvCache;
 pub use load::DeviceTensors;
 pub use network::Network;
 #[cfg(feature = "ort")]
-pub use ort::{OrtForeign, OrtGenerator, OrtLibrary, OrtModel, OrtOptions, foreign_plan};
+pub use ort::{
+    OrtEmbedder, OrtForeign, OrtGenerator, OrtLibrary, OrtModel, OrtOptions, OrtProvider, OrtProviders, OrtScorer, foreign_plan,
+    ort_overhead_bytes,
+};
 pub use page_allocator::{PageAllocator, release_free_memory, tune_system_allocator};
 pub use pages::Residency;
 pub use plan::{MAX_PROMPT_TOKENS, PROCESS_BYTES, Plan, PlanLine, tokenizer_bytes, tokenizer_memory};
 pub use sampling::{Sampler, Sampling};
-pub use score::Scorer;
+pub use score::{Embeds, Scorer, Scores};
 pub use workspace::{Keep, LogitRows, Workspace, WorkspaceSize, workspace_bytes};

@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use espalier_kernels::{Device, Format, HostBytes};
+use espalier_kernels::{Device, HostBytes};
 use espalier_models::artifact::Artifact;
-use espalier_models::{Architecture, DType, Layout, ModelShape, Part, TensorKey, TensorSource};
+use espalier_models::{Architecture, ModelShape, Part, TensorKey, TensorSource};
 
+use crate::coverage::native_format;
 use crate::error::{Result, RuntimeError};
 use crate::network::{Network, ParameterSource};
 use crate::pages::{Pages, Residency};
@@ -51,20 +52,7 @@ impl<D: Device> ParameterSource<D> for MappedSource<'_> {
         if self.residency == Residency::Streamed {
             artifact.unmap_pages(artifact.range(stored))?;
         }
-        let format = match (stored.dtype, stored.layout) {
-            (DType::F32, _) => Format::F32,
-            (DType::F16, Layout::Rows) => Format::F16,
-            (DType::F16, Layout::Interleaved) => Format::F16Pairs,
-            (DType::Bf16, Layout::Rows) => Format::Bf16,
-            (DType::Bf16, Layout::Interleaved) => Format::Bf16Pairs,
-            (DType::Q8 | DType::Q4, _) => {
-                let path = artifact.path().display();
-                return Err(RuntimeError::Input(format!(
-                    "{path}: tensor {key} is {:?}, which no engine here runs yet; expected f32, f16 or bf16",
-                    stored.dtype
-                )));
-            }
-        };
+        let format = native_format(stored).map_err(|part| part.of(artifact.path()))?;
         let bytes = HostBytes { owner: artifact.map(), range: artifact.range(stored) };
         let weight = device.map_weight(bytes, format, rows, columns)?;
         // Pages that the device reads, in place or registered, stay and are counted where they are mapped.

@@ -21,10 +21,62 @@ const READ_BLOCK: usize = 256;
 
 /// Bytes of the logits that are held at once: 32 rows of a vocabulary of 262 144, where a whole window of 2048 would take 2 GiB. Above
 /// this, more rows no longer make the product with the output matrix faster.
-const LOGIT_BLOCK_BYTES: usize = 32 << 20;
+pub(crate) const LOGIT_BLOCK_BYTES: usize = 32 << 20;
 
 /// Rows of logits that a diagnosis by text holds: a label has a token or a few, and a node must not book what it does not use.
 const LABEL_ROWS: usize = 8;
+
+/// A session that says how likely token sequences are.
+pub trait Scores {
+    /// The most tokens of a sequence.
+    fn capacity(&self) -> usize;
+
+    /// `−Σ ln p(ids[t] | ids[..t])` over `t ≥ first`, in nats. The first token has nothing before it, so `first` is at least 1.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Input`] where nothing is to be scored, a token is unknown or there are more than the session's capacity; any other
+    /// where the pass fails.
+    fn loss(&mut self, ids: &[u32], first: usize) -> Result<f64>;
+
+    /// `−ln p(candidate | ids)` of each of `candidates` as the token after `ids`, in nats, into `out`.
+    ///
+    /// # Errors
+    /// As [`loss`](Self::loss).
+    fn next_losses(&mut self, ids: &[u32], candidates: &[u32], out: &mut Vec<f64>) -> Result<()>;
+}
+
+/// A session that says what token sequences mean to the model.
+pub trait Embeds {
+    /// Numbers of an embedding.
+    fn width(&self) -> usize;
+
+    /// The mean over all tokens of the final hidden states, after the final norm, into `out [width]`.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Input`] where there are no tokens, one is unknown or there are more than the session's capacity, or `out` is of
+    /// another length; any other where the pass fails.
+    fn mean_state(&mut self, ids: &[u32], out: &mut [f32]) -> Result<()>;
+}
+
+/// An error where no token of `ids` from `first` on has one before it.
+pub(crate) fn check_first(ids: &[u32], first: usize) -> Result<()> {
+    if first > 0 && first < ids.len() {
+        return Ok(());
+    }
+    let tokens = ids.len();
+    Err(RuntimeError::Input(format!("tokens {first} to {tokens} of a sequence cannot be scored: each needs one before it")))
+}
+
+/// An error where `ids` have no embedding of `width` numbers in `out`.
+pub(crate) fn check_embedding(ids: &[u32], out: &[f32], width: usize) -> Result<()> {
+    if out.len() != width {
+        return Err(RuntimeError::Input(format!("an embedding has {width} numbers, but room for {} was given", out.len())));
+    }
+    match ids.is_empty() {
+        true => Err(RuntimeError::Input("a text without tokens has no embedding".into())),
+        false => Ok(()),
+    }
+}
 
 /// A language model that scores sequences. It keeps the keys and values of the last one: what the next has in common with it, from the
 /// first token on, is not computed again.
@@ -67,31 +119,9 @@ impl<D: Device> Scorer<D> {
         })
     }
 
-    /// The most tokens of a sequence.
-    pub fn capacity(&self) -> usize {
-        self.cache.capacity()
-    }
-
     /// Tokens that went through the network so far; what was in the cache is not counted again.
     pub fn tokens_read(&self) -> u64 {
         self.tokens_read
-    }
-
-    /// `−Σ ln p(ids[t] | ids[..t])` over `t ≥ first`, in nats. The first token has nothing before it, so `first` is at least 1.
-    pub fn loss(&mut self, ids: &[u32], first: usize) -> Result<f64> {
-        if first == 0 || first >= ids.len() {
-            return Err(RuntimeError::Input(format!(
-                "tokens {first} to {} of a sequence cannot be scored: each needs one before it",
-                ids.len()
-            )));
-        }
-        self.check_length(ids)?;
-        let device = self.network.device.clone();
-        let result = device.enter(|| self.loss_inside(ids, first));
-        if result.is_err() {
-            self.forget();
-        }
-        result
     }
 
     fn loss_inside(&mut self, ids: &[u32], first: usize) -> Result<f64> {
@@ -111,25 +141,6 @@ impl<D: Device> Scorer<D> {
             start += block.len();
         }
         Ok(loss)
-    }
-
-    /// `−ln p(candidate | ids)` of each of `candidates` as the token after `ids`, in nats, into `out`.
-    pub fn next_losses(&mut self, ids: &[u32], candidates: &[u32], out: &mut Vec<f64>) -> Result<()> {
-        let vocabulary = self.network.architecture.output_width();
-        if ids.is_empty() {
-            return Err(RuntimeError::Input("a token needs one before it to be scored".into()));
-        }
-        if let Some(id) = candidates.iter().find(|id| **id as usize >= vocabulary) {
-            return Err(RuntimeError::Input(format!("token {id} is not in the vocabulary of {vocabulary}")));
-        }
-        self.check_length(ids)?;
-        out.clear();
-        let device = self.network.device.clone();
-        let result = device.enter(|| self.next_losses_inside(ids, candidates, out));
-        if result.is_err() {
-            self.forget();
-        }
-        result
     }
 
     fn next_losses_inside(&mut self, ids: &[u32], candidates: &[u32], out: &mut Vec<f64>) -> Result<()> {
@@ -159,32 +170,6 @@ impl<D: Device> Scorer<D> {
         self.cache.truncate(common);
         self.cached.truncate(common);
         common
-    }
-
-    /// The mean over all tokens of the final hidden states, after the final norm, into `out [d_model]`.
-    pub fn mean_state(&mut self, ids: &[u32], out: &mut [f32]) -> Result<()> {
-        let d = self.network.architecture.d_model;
-        if out.len() != d {
-            return Err(RuntimeError::Input(format!("an embedding has {d} numbers, but room for {} was given", out.len())));
-        }
-        if ids.is_empty() {
-            return Err(RuntimeError::Input("a text without tokens has no embedding".into()));
-        }
-        self.check_length(ids)?;
-        self.forget();
-        let mut sums = vec![0.0_f64; d];
-        let device = self.network.device.clone();
-        for block in ids.chunks(self.workspace.size().sequence) {
-            device.enter(|| {
-                self.read_block(block)?;
-                let Workspace { pooled, normed, .. } = &mut self.workspace;
-                Ok::<_, RuntimeError>(device.mean_pool(pooled, normed, 1, block.len(), d)?)
-            })?;
-            device.read(&self.workspace.pooled, 0, out)?;
-            sums.iter_mut().zip(&*out).for_each(|(sum, mean)| *sum += f64::from(*mean) * block.len() as f64);
-        }
-        out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = (sum / ids.len() as f64) as f32);
-        Ok(())
     }
 
     /// The network that is scored with.
@@ -224,6 +209,67 @@ impl<D: Device> Scorer<D> {
         network.device.write_indices(&mut self.targets, targets)?;
         let mean = network.device.cross_entropy(None, &workspace.logits, &self.targets, targets.len(), vocabulary)?;
         Ok(mean * targets.len() as f64)
+    }
+}
+
+impl<D: Device> Scores for Scorer<D> {
+    fn capacity(&self) -> usize {
+        self.cache.capacity()
+    }
+
+    fn loss(&mut self, ids: &[u32], first: usize) -> Result<f64> {
+        check_first(ids, first)?;
+        self.check_length(ids)?;
+        let device = self.network.device.clone();
+        let result = device.enter(|| self.loss_inside(ids, first));
+        if result.is_err() {
+            self.forget();
+        }
+        result
+    }
+
+    fn next_losses(&mut self, ids: &[u32], candidates: &[u32], out: &mut Vec<f64>) -> Result<()> {
+        let vocabulary = self.network.architecture.output_width();
+        if ids.is_empty() {
+            return Err(RuntimeError::Input("a token needs one before it to be scored".into()));
+        }
+        if let Some(id) = candidates.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(RuntimeError::Input(format!("token {id} is not in the vocabulary of {vocabulary}")));
+        }
+        self.check_length(ids)?;
+        out.clear();
+        let device = self.network.device.clone();
+        let result = device.enter(|| self.next_losses_inside(ids, candidates, out));
+        if result.is_err() {
+            self.forget();
+        }
+        result
+    }
+}
+
+impl<D: Device> Embeds for Scorer<D> {
+    fn width(&self) -> usize {
+        self.network.architecture.d_model
+    }
+
+    fn mean_state(&mut self, ids: &[u32], out: &mut [f32]) -> Result<()> {
+        let d = self.network.architecture.d_model;
+        check_embedding(ids, out, d)?;
+        self.check_length(ids)?;
+        self.forget();
+        let mut sums = vec![0.0_f64; d];
+        let device = self.network.device.clone();
+        for block in ids.chunks(self.workspace.size().sequence) {
+            device.enter(|| {
+                self.read_block(block)?;
+                let Workspace { pooled, normed, .. } = &mut self.workspace;
+                Ok::<_, RuntimeError>(device.mean_pool(pooled, normed, 1, block.len(), d)?)
+            })?;
+            device.read(&self.workspace.pooled, 0, out)?;
+            sums.iter_mut().zip(&*out).for_each(|(sum, mean)| *sum += f64::from(*mean) * block.len() as f64);
+        }
+        out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = (sum / ids.len() as f64) as f32);
+        Ok(())
     }
 }
 

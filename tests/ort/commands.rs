@@ -92,13 +92,28 @@ fn what_onnx_runtime_cannot_do_here_is_refused() {
         (lib(&place.path("missing.so")), 1, vec!["missing.so", "there is no such file", "scripts/onnxruntime.sh"]),
         (lib(&text), 1, vec!["text.so", "it is no shared library", "--ort-lib"]),
         (lib(&foreign), 1, vec!["foreign.so", "another kind of processor"]),
-        (args!["eval", world.model, "--data", world.corpus, "--engine", "cpu", "--ort-prepack"].to_vec(), 2, vec!["give --engine ort too"]),
+        (
+            args!["eval", world.model, "--data", world.corpus, "--engine", "cpu", "--ort-prepack"].to_vec(),
+            2,
+            vec!["give --engine ort or auto"],
+        ),
         (eval(&["--precision".as_ref(), "fast".as_ref()]), 2, vec!["--precision is of the GPU", "--engine ort"]),
-        (args!["bench", world.model, "--engine", "ort"].to_vec(), 2, vec!["nothing else; give --engine cpu or cuda"]),
+        (
+            args!["prune", world.model, "-o", place.out("x.esp"), "--data", world.corpus, "--ratio", "2", "--engine", "ort"].to_vec(),
+            2,
+            vec!["engine ort runs models", "it trains and prunes none; give --engine cpu or cuda"],
+        ),
+        (
+            args!["bench", world.model, "--engine", "cuda", "--ort-provider", "openvino"].to_vec(),
+            2,
+            vec!["--ort-provider are of ONNX Runtime, but --engine cuda was given"],
+        ),
+        (eval(&["--ort-provider".as_ref(), "cuda,vulkan".as_ref()]), 2, vec!["`vulkan` is no execution provider; expected some of cuda,"]),
     ];
     if library().is_some() {
         cases.push((eval(&["--limit".as_ref(), "12MiB".as_ref()]), 1, vec!["memory limit of 12582912 bytes"]));
-        cases.push((args!["eval", world.gpt2, "--data", world.corpus, "--engine", "ort"].to_vec(), 2, vec!["is a language model"]));
+        cases.push((args!["eval", world.gpt2, "--data", world.corpus, "--engine", "ort"].to_vec(), 2, vec!["the model has no tokenizer"]));
+        cases.push((args!["run", world.gpt2, "--source", world.corpus, "--engine", "ort"].to_vec(), 2, vec!["is a language model"]));
     }
     let mut faults = Vec::new();
     for (command, code, words) in cases {

@@ -1,5 +1,7 @@
 //! The program as a person starts it, and what the tests give it: a simulated corpus, a small model trained on it, imported checkpoints.
 
+pub mod language_model;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -55,6 +57,16 @@ impl Said {
     }
 }
 
+/// A copy of the program, by the runner in `ESPALIER_RUNNER` where it is for another processor than this one (`qemu-aarch64 -L ROOT`).
+pub fn program(path: &Path) -> Command {
+    let runner = std::env::var("ESPALIER_RUNNER").unwrap_or_default();
+    let mut words = runner.split_whitespace();
+    let Some(first) = words.next() else { return Command::new(path) };
+    let mut command = Command::new(first);
+    command.args(words).arg(path);
+    command
+}
+
 /// A folder of a test's own: `out` for what commands write, `scratch` for their temporary files.
 pub struct Place {
     folder: TempDir,
@@ -81,7 +93,7 @@ impl Place {
 
     /// The program with its temporary files in `scratch`, on one thread, so that tests beside each other do not slow each other down.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_espalier"));
+        let mut command = program(Path::new(env!("CARGO_BIN_EXE_espalier")));
         command.args(args).args(["--threads", "1"]).stdin(Stdio::null());
         self.surround(&mut command);
         command

@@ -4,18 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use espalier_kernels::Device;
 use espalier_models::Artifact;
-use espalier_runtime::{Budget, Classifier, Continues, Generator, Plan, gauges};
+use espalier_runtime::{Budget, Plan, gauges};
 
 #[cfg(feature = "cuda")]
 use super::bench_kernels::{self, KernelLine};
 use super::foreign::{self, SidecarArgs};
 use super::{Context, EngineArgs, print, print_json};
-use crate::engine::OpenDevice;
+use crate::engine::{EngineKind, OpenDevice};
 use crate::error::Result;
-use crate::evaluate::latency;
-use crate::on_device;
+use crate::evaluate::{check_signal_model, latency};
+use crate::sessions;
 use crate::table::{self, Table};
 
 /// Options of `bench`.
@@ -76,13 +75,9 @@ const KERNEL_COUNT: usize = 20;
 /// Every kernel of the device, on a GPU.
 #[cfg(feature = "cuda")]
 fn kernels(device: &OpenDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<Option<Vec<KernelLine>>> {
-    let OpenDevice::Cuda(device, _) = device else { return Ok(None) };
+    let OpenDevice::Cuda(gpu, _) = device else { return Ok(None) };
     let count = count.min(KERNEL_COUNT);
-    let work = || match artifact.manifest().architecture.patches() {
-        0 => tokens(device, budget, artifact, count).map(drop),
-        _ => latency(device, budget, artifact, count).map(drop),
-    };
-    bench_kernels::timed(device, work).map(Some)
+    bench_kernels::timed(gpu, || median_and_99(device, budget, artifact, count).map(drop)).map(Some)
 }
 
 pub fn run(context: &Context, args: &Args) -> Result<()> {
@@ -90,12 +85,12 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         return foreign::bench(context, args);
     }
     args.sidecar.check_none(&args.model)?;
-    let started = |cold| context.compute(context.device(args.engine, None)?, |device, budget, _| start(device, budget, &args.model, cold));
-    let starts = [started(true)?, started(false)?];
     let artifact = Arc::new(Artifact::open(&args.model)?);
+    let open = || context.any_device(args.engine, None, &artifact);
+    let started = |cold| context.compute(open()?, |device, budget, _| start(device, budget, &args.model, cold));
+    let starts = [started(true)?, started(false)?];
     let count = args.count.max(1);
-    let timing =
-        context.compute(context.device(args.engine, None)?, |device, budget, _| timed(device, budget, &artifact, count, starts))?;
+    let timing = context.compute(open()?, |device, budget, _| timed(device, budget, &artifact, count, starts))?;
     if args.json {
         return print_json(&timing);
     }
@@ -112,13 +107,9 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
 fn timed(device: &OpenDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize, [cold, warm]: [Start; 2]) -> Result<Timing> {
     let manifest = artifact.manifest();
     let patches = manifest.architecture.patches();
-    let (p50_ms, p99_ms) = if patches > 0 {
-        let timed = on_device!(device, device => latency(device, budget, artifact, count))?;
-        (timed.p50_ms, timed.p99_ms)
-    } else {
-        on_device!(device, device => tokens(device, budget, artifact, count))?
-    };
+    let (p50_ms, p99_ms) = median_and_99(device, budget, artifact, count)?;
     let held = gauges::held()?.total();
+    let ort_bytes = if device.kind() == EngineKind::Ort { device.overhead_bytes(artifact)? } else { 0 };
     let positions = patches.max(1) as f64;
     Ok(Timing {
         cold,
@@ -129,7 +120,7 @@ fn timed(device: &OpenDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, co
         gflops: 2.0 * manifest.parameters() as f64 * positions / p50_ms / 1e6,
         weight_gb_per_s: artifact.file_bytes() as f64 / p50_ms / 1e6,
         held_bytes: held,
-        planned_bytes: Plan::serving(manifest, artifact.file_bytes()).total(),
+        planned_bytes: Plan::serving(manifest, artifact.file_bytes()).total().saturating_add(ort_bytes),
         device: device.name(),
         #[cfg(feature = "cuda")]
         kernels: kernels(device, budget, artifact, count)?,
@@ -166,23 +157,29 @@ fn start(device: &OpenDevice, budget: &Arc<Budget>, path: &Path, cold: bool) -> 
     let open_ms = started.elapsed().as_secs_f64() * 1e3;
     let open_anonymous_bytes = gauges::anonymous_bytes()?.saturating_sub(before);
     if artifact.manifest().architecture.patches() > 0 {
-        on_device!(device, device => {
-            let mut classifier = Classifier::open(device, budget, &artifact, 1)?;
-            let window: Vec<f32> = (0..classifier.window()).map(|index| if index % 2 == 0 { 1.0 } else { -1.0 }).collect();
-            classifier.classify(&window)?;
-        });
+        let window: Vec<f32> = (0..check_signal_model(&artifact)?).map(|index| if index % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        sessions::classifier(device, budget, &artifact, 1)?.classify(&window)?;
     } else {
-        on_device!(device, device => drop(Generator::open(device, budget, &artifact, 1)?.read(&[0])?));
+        sessions::generator(device, budget, &artifact, 1)?.read(&[0])?;
     }
     let first_ms = started.elapsed().as_secs_f64() * 1e3;
     let (chunks_checked, chunks) = artifact.chunks_checked();
     Ok(Start { open_ms, open_anonymous_bytes, first_ms, chunks_checked, chunks })
 }
 
+/// Median and 99th percentile of a window or token, in milliseconds.
+fn median_and_99(device: &OpenDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<(f64, f64)> {
+    if artifact.manifest().architecture.patches() == 0 {
+        return tokens(device, budget, artifact, count);
+    }
+    let timed = latency(sessions::classifier(device, budget, artifact, 1)?.as_mut(), check_signal_model(artifact)?, count)?;
+    Ok((timed.p50_ms, timed.p99_ms))
+}
+
 /// Median and 99th percentile of a token, in milliseconds.
-fn tokens<D: Device>(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<(f64, f64)> {
+fn tokens(device: &OpenDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<(f64, f64)> {
     let capacity = artifact.manifest().architecture.context().min(count + 1);
-    let mut generator = Generator::open(device, budget, artifact, capacity)?;
+    let mut generator = sessions::generator(device, budget, artifact, capacity)?;
     let mut times = Vec::new();
     for _ in 0..capacity {
         let started = Instant::now();

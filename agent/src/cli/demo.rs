@@ -169,7 +169,7 @@ fn serve(context: &Context, args: &Args, data_args: &DataArgs, factory: &Path) -
     let engines = Engines::new(args.engine.asked()?);
     let device = engines.open(LOOP_THREADS, &budget)?;
     // The story is about the model: what the engine takes is left to it.
-    let engine_bytes = engines.beside_bytes(&device);
+    let engine_bytes = engines.beside_bytes(&device, &Artifact::open(&store.path(Active::Factory))?)?;
     let (limit, goal) = (planned + planned / 2 + engine_bytes, (planned as f64 / args.squeeze) as u64 + engine_bytes);
     budget.set_limit(limit);
     budget.set_goal(limit);

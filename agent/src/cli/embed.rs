@@ -4,16 +4,15 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use espalier_kernels::Device;
 use espalier_models::Artifact;
-use espalier_runtime::Scorer;
+use espalier_runtime::Embeds;
 
 use super::foreign::{self, SidecarArgs};
 use super::{Context, EngineArgs, print_while_read};
 use crate::error::{AgentError, Result};
 use crate::language::check_language_model;
 use crate::language::sequences::read_text;
-use crate::on_device;
+use crate::sessions;
 use crate::text::Tokenizer;
 
 /// Options of `embed`.
@@ -58,8 +57,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let sequences = texts(args)?.iter().map(|text| tokenizer.encode(text, true)).collect::<Result<Vec<_>>>()?;
     check_lengths(&sequences, artifact.manifest().architecture.context())?;
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(1);
-    context.compute(context.device(args.engine, args.limit)?, |device, budget, shown| {
-        on_device!(device, device => embed(context, args, &sequences, Scorer::open(device, budget, &artifact, longest)?, shown))
+    context.compute(context.any_device(args.engine, args.limit, &artifact)?, |device, budget, shown| {
+        embed(context, args, &sequences, sessions::embedder(device, budget, &artifact, longest)?.as_mut(), shown)
     })
 }
 
@@ -93,11 +92,11 @@ pub(super) fn print_embedding(args: &Args, index: usize, tokens: usize, embeddin
 }
 
 /// Prints the embedding of every sequence.
-fn embed<D: Device>(context: &Context, args: &Args, sequences: &[Vec<u32>], mut scorer: Scorer<D>, shown: &Cell<bool>) -> Result<()> {
-    let mut embedding = vec![0.0; scorer.network().architecture.d_model];
+fn embed(context: &Context, args: &Args, sequences: &[Vec<u32>], embedder: &mut dyn Embeds, shown: &Cell<bool>) -> Result<()> {
+    let mut embedding = vec![0.0; embedder.width()];
     for (index, ids) in sequences.iter().enumerate() {
         context.stop.check()?;
-        scorer.mean_state(ids, &mut embedding)?;
+        embedder.mean_state(ids, &mut embedding)?;
         shown.set(true);
         if !print_embedding(args, index, ids.len(), &mut embedding)? {
             break;

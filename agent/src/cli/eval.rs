@@ -17,8 +17,6 @@ use crate::diagnosis_text::for_classes;
 #[cfg(feature = "ort")]
 use crate::engine::OpenDevice;
 use crate::error::Result;
-#[cfg(feature = "ort")]
-use crate::evaluate::predict_in_ort;
 use crate::evaluate::{Evaluator, check_classes};
 use crate::metrics::{Evaluation, Predictions};
 use crate::on_device;
@@ -112,16 +110,13 @@ fn predict(
     asked: Option<TextDiagnosis>,
     sets: &[(String, WindowSet)],
 ) -> Result<Vec<Predictions>> {
-    context.compute(context.any_device(args.engine, args.limit)?, |device, budget, _| {
-        #[cfg(feature = "ort")]
-        if let OpenDevice::Ort(_, ort) = device {
-            let windows: Vec<&WindowSet> = sets.iter().map(|(_, windows)| windows).collect();
-            return predict_in_ort(*ort, budget, model, &windows, &context.stop);
-        }
-        on_device!(device, device => {
-            let mut evaluator = Evaluator::open(device, budget, model, asked.clone())?;
-            sets.iter().map(|(_, windows)| evaluator.predict(windows, &context.stop)).collect()
-        })
+    context.compute(context.any_device(args.engine, args.limit, model)?, |device, budget, _| {
+        let mut evaluator = match device {
+            #[cfg(feature = "ort")]
+            OpenDevice::Ort(_, ort) => Evaluator::open_in_ort(*ort, budget, model, asked.clone())?,
+            device => on_device!(device, device => Evaluator::open(device, budget, model, asked.clone()))?,
+        };
+        sets.iter().map(|(_, windows)| evaluator.predict(windows, &context.stop)).collect()
     })
 }
 

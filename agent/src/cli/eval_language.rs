@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use espalier_models::Artifact;
-use espalier_runtime::{Generator, Scorer};
 
 use super::bar::Bar;
 use super::{Context, EngineArgs, print, print_json};
@@ -13,7 +12,7 @@ use crate::language::check_language_model;
 use crate::language::perplexity::{self, Sequence};
 use crate::language::sequences::{fasta_sequences, is_fasta, read_text};
 use crate::language::tasks::{Task, choice, files, solution};
-use crate::on_device;
+use crate::sessions;
 use crate::table::Table;
 use crate::text::Tokenizer;
 
@@ -96,11 +95,9 @@ fn windows(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, pat
     }
     let text = read_text(path)?;
     let ids = Tokenizer::of(artifact)?.encode(&text, true)?;
-    let result = context.compute(context.device(computing.engine, computing.limit)?, |device, budget, _| {
-        on_device!(device, device => {
-            let mut scorer = Scorer::open(device, budget, artifact, window)?;
-            perplexity::of_text(&mut scorer, &ids, text.len(), window, args.windows, &mut Bar::new(), &context.stop)
-        })
+    let result = context.compute(context.any_device(computing.engine, computing.limit, artifact)?, |device, budget, _| {
+        let mut scorer = sessions::scorer(device, budget, artifact, window)?;
+        perplexity::of_text(scorer.as_mut(), &ids, text.len(), window, args.windows, &mut Bar::new(), &context.stop)
     })?;
     if computing.json {
         return print_json(&result);
@@ -149,11 +146,9 @@ fn sequences(context: &Context, artifact: &Arc<Artifact>, args: &LanguageArgs, p
         sequences.push(Sequence { ids, first });
     }
     let longest = sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(1);
-    let result = context.compute(context.device(computing.engine, computing.limit)?, |device, budget, _| {
-        on_device!(device, device => {
-            let mut scorer = Scorer::open(device, budget, artifact, longest)?;
-            perplexity::of_sequences(&mut scorer, &sequences, &mut Bar::new(), &context.stop)
-        })
+    let result = context.compute(context.any_device(computing.engine, computing.limit, artifact)?, |device, budget, _| {
+        let mut scorer = sessions::scorer(device, budget, artifact, longest)?;
+        perplexity::of_sequences(scorer.as_mut(), &sequences, &mut Bar::new(), &context.stop)
     })?;
     if computing.json {
         return print_json(&result);
@@ -187,7 +182,7 @@ fn questions(
     let file = task.file(data)?;
     let tokenizer = Tokenizer::of(artifact)?;
     let most = args.limit_examples.unwrap_or(usize::MAX);
-    let opened = context.device(computing.engine, computing.limit)?;
+    let opened = context.any_device(computing.engine, computing.limit, artifact)?;
     // Longer than any question of these sets with its solution, and a small KV cache.
     let capacity = artifact.manifest().architecture.context().min(1024);
     let mut table = Table::new(["task", task.name()]);
@@ -195,10 +190,8 @@ fn questions(
         let mut questions = files::gsm8k(&file)?;
         questions.truncate(most);
         let scores = context.compute(opened, |device, budget, _| {
-            on_device!(device, device => {
-                let mut generator = Generator::open(device, budget, artifact, capacity)?;
-                solution::solve(&mut generator, &tokenizer, capacity, &questions, &mut Bar::new(), &context.stop)
-            })
+            let mut generator = sessions::generator(device, budget, artifact, capacity)?;
+            solution::solve(generator.as_mut(), &tokenizer, capacity, &questions, &mut Bar::new(), &context.stop)
         })?;
         if computing.json {
             return print_json(&Named { task: task.name(), scores });
@@ -209,10 +202,8 @@ fn questions(
     let mut questions = if task == Task::Piqa { files::piqa(&file)? } else { files::arc(&file)? };
     questions.truncate(most);
     let scores = context.compute(opened, |device, budget, _| {
-        on_device!(device, device => {
-            let mut scorer = Scorer::open(device, budget, artifact, capacity)?;
-            choice::ask(&mut scorer, &tokenizer, &questions, &mut Bar::new(), &context.stop)
-        })
+        let mut scorer = sessions::scorer(device, budget, artifact, capacity)?;
+        choice::ask(scorer.as_mut(), &tokenizer, &questions, &mut Bar::new(), &context.stop)
     })?;
     if computing.json {
         return print_json(&Named { task: task.name(), scores });

@@ -5,16 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use espalier_models::Artifact;
-#[cfg(feature = "ort")]
-use espalier_runtime::OrtGenerator;
-use espalier_runtime::{Continues, GenerationSpeed, Generator, Sampling};
+use espalier_runtime::{Continues, GenerationSpeed, Sampling};
 
 use super::{Context, EngineArgs, foreign, print_json, tell};
-#[cfg(feature = "ort")]
-use crate::engine::OpenDevice;
 use crate::error::{AgentError, Result, file_error};
 use crate::language::check_language_model;
-use crate::on_device;
+use crate::sessions;
 use crate::signals::Rng;
 use crate::text::{ChatTemplate, Message, TextStream, Tokenizer};
 
@@ -118,18 +114,11 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let prompt = prompt_ids(args, &artifact, &tokenizer)?;
     check_length(&artifact, prompt.len(), args.max_tokens)?;
     let capacity = prompt.len() + args.max_tokens;
-    context.compute(context.any_device(args.engine, None)?, |device, budget, shown| {
-        #[cfg(feature = "ort")]
-        if let OpenDevice::Ort(_, ort) = device {
-            let generator = OrtGenerator::open(ort.library, budget, &artifact, capacity, ort.options)?;
-            return generate(context, args, &prompt, &tokenizer, sampling, generator);
-        }
-        on_device!(device, device => {
-            let generator = Generator::open(device, budget, &artifact, capacity)?;
-            // From here on the continuation may be printed as it comes.
-            shown.set(true);
-            generate(context, args, &prompt, &tokenizer, sampling, generator)
-        })
+    context.compute(context.any_device(args.engine, None, &artifact)?, |device, budget, shown| {
+        let mut generator = sessions::generator(device, budget, &artifact, capacity)?;
+        // From here on the continuation may be printed as it comes.
+        shown.set(true);
+        generate(context, args, &prompt, &tokenizer, sampling, generator.as_mut())
     })
 }
 
@@ -140,7 +129,7 @@ fn generate(
     prompt: &[u32],
     tokenizer: &Tokenizer,
     sampling: Sampling,
-    mut generator: impl Continues,
+    generator: &mut dyn Continues,
 ) -> Result<()> {
     let mut rng = Rng::new(args.seed);
     let mut writer = Writer::new(tokenizer, prompt, args)?;

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use clap::{Parser, Subcommand};
-use espalier_runtime::{Budget, PROCESS_BYTES};
+use espalier_models::Artifact;
+#[cfg(feature = "ort")]
+use espalier_runtime::OrtProviders;
+use espalier_runtime::{Budget, PROCESS_BYTES, covered};
 
 use crate::engine::{Asked, AskedOrt, EngineChoice, Engines, OpenDevice, Precision, is_device_failure};
 use crate::error::{AgentError, Result};
@@ -94,12 +97,16 @@ pub(crate) struct EngineArgs {
     /// How exactly the GPU multiplies with weights that are stored in 16 bits; the CPU always computes in f32 [default: exact].
     #[arg(long, value_enum, value_name = "PRECISION")]
     precision: Option<Precision>,
-    /// ONNX Runtime's library, for --engine ort [default: ORT_DYLIB_PATH, else beside the program, target/onnxruntime, the system's].
+    /// ONNX Runtime's library [default: ORT_DYLIB_PATH, else beside the program, target/onnxruntime, the system's].
     #[arg(long, value_name = "FILE", value_parser = forever)]
     ort_lib: Option<&'static Path>,
     /// Let ONNX Runtime copy f32 matrices into an order that it multiplies with faster, for up to as much memory again.
     #[arg(long)]
     ort_prepack: bool,
+    /// Execution providers of ONNX Runtime, in the order in which they are tried, such as tensorrt,cuda; what they leave the CPU computes. What a GPU holds for them is not counted [default: cpu].
+    #[cfg(feature = "ort")]
+    #[arg(long, value_name = "NAME,..", value_parser = <OrtProviders as std::str::FromStr>::from_str)]
+    ort_provider: Option<OrtProviders>,
 }
 
 /// A path for the whole run of the program, of which there is one.
@@ -111,8 +118,8 @@ impl EngineArgs {
     /// Refuses ONNX Runtime, for work that only our own engines do.
     pub fn check_ours(self) -> Result<()> {
         if self.engine == EngineChoice::Ort {
-            let why = "engine ort judges windows with a signal model (eval, run) and continues texts (generate)";
-            return Err(AgentError::Usage(format!("{why}, nothing else; give --engine cpu or cuda")));
+            let why = "engine ort runs models (run, eval, generate, embed, bench), it trains and prunes none";
+            return Err(AgentError::Usage(format!("{why}; give --engine cpu or cuda")));
         }
         Ok(())
     }
@@ -124,10 +131,20 @@ impl EngineArgs {
             let name = engine.name();
             return Err(AgentError::Usage(format!("--precision is of the GPU, but --engine {name} was given; leave one of them out")));
         }
-        if engine != EngineChoice::Ort && (self.ort_lib.is_some() || self.ort_prepack) {
-            return Err(AgentError::Usage("--ort-lib and --ort-prepack are of ONNX Runtime; give --engine ort too".into()));
+        #[cfg(feature = "ort")]
+        let has_provider = self.ort_provider.is_some();
+        #[cfg(not(feature = "ort"))]
+        let has_provider = false;
+        if matches!(engine, EngineChoice::Cpu | EngineChoice::Cuda) && (self.ort_lib.is_some() || self.ort_prepack || has_provider) {
+            let (what, name) = ("--ort-lib, --ort-prepack and --ort-provider are of ONNX Runtime", engine.name());
+            return Err(AgentError::Usage(format!("{what}, but --engine {name} was given; give --engine ort or auto")));
         }
-        let ort = AskedOrt { library: self.ort_lib, prepack: self.ort_prepack };
+        let ort = AskedOrt {
+            library: self.ort_lib,
+            prepack: self.ort_prepack,
+            #[cfg(feature = "ort")]
+            providers: self.ort_provider.unwrap_or_default(),
+        };
         Ok(Asked { engine, precision: self.precision.unwrap_or_default(), ort })
     }
 }
@@ -136,14 +153,17 @@ impl Context {
     /// A device of the engine that was asked for, within `limit` bytes, for work that only our own engines do.
     pub fn device(&self, args: EngineArgs, limit: Option<u64>) -> Result<(OpenDevice, Arc<Budget>)> {
         args.check_ours()?;
-        self.any_device(args, limit)
-    }
-
-    /// A device of the engine that was asked for, within `limit` bytes, for work that ONNX Runtime does too.
-    pub fn any_device(&self, args: EngineArgs, limit: Option<u64>) -> Result<(OpenDevice, Arc<Budget>)> {
         let budget = Arc::new(Budget::new(limit.unwrap_or(u64::MAX), PROCESS_BYTES));
         let asked = args.asked()?;
         Ok((self.engines.get_or_init(|| Engines::new(asked)).open(self.threads, &budget)?, budget))
+    }
+
+    /// A device of the engine that was asked for, or of the one that runs `model`, within `limit` bytes, for work that ONNX Runtime does too.
+    pub fn any_device(&self, args: EngineArgs, limit: Option<u64>, model: &Artifact) -> Result<(OpenDevice, Arc<Budget>)> {
+        let budget = Arc::new(Budget::new(limit.unwrap_or(u64::MAX), PROCESS_BYTES));
+        let asked = args.asked()?;
+        let engines = self.engines.get_or_init(|| Engines::new(asked));
+        Ok((engines.open_for((covered(model.manifest()), model.path()), self.threads, &budget)?, budget))
     }
 
     /// Does `work` on a device that [`Context::device`] or [`Context::any_device`] has opened; where it has no room or fails, from the

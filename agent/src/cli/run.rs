@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use espalier_models::Artifact;
-use espalier_runtime::{Budget, PROCESS_BYTES};
+use espalier_runtime::{Budget, PROCESS_BYTES, covered};
 
 use super::data::DataArgs;
 use super::foreign::{self, SidecarArgs};
@@ -73,9 +73,12 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let engines = Engines::new(args.engine.asked()?);
     let active = store.path(store.active());
     let planned = planned_bytes(&active)?;
-    let device = open_device(&engines, &budget, planned.saturating_add(source_bytes), goal.min(args.limit.unwrap_or(u64::MAX)))?;
+    let artifact = Artifact::open(&active)?;
+    let room = goal.min(args.limit.unwrap_or(u64::MAX));
+    let device = open_device(&engines, &budget, &artifact, planned.saturating_add(source_bytes), room)?;
     // A driver that was opened in vain leaves some of its memory behind.
-    let engine_bytes = engines.beside_bytes(&device);
+    let engine_bytes = engines.beside_bytes(&device, &artifact)?;
+    drop(artifact);
     let serving = serving.saturating_add(engine_bytes);
     let room = Room { goal, source_bytes, engine_bytes, serving };
     let limit = args.limit.unwrap_or_else(|| if room.is_too_small() { goal.max(serving + serving / 2) } else { goal });
@@ -142,9 +145,9 @@ impl Ending<'_> {
 
 /// The device that serves: where engines may be chosen, one whose overhead fits into `room` bytes beside the `needed` ones of model and
 /// source. A driver that takes more than the model would otherwise have the model pruned to make room for it.
-fn open_device(engines: &Engines, budget: &Arc<Budget>, needed: u64, room: u64) -> Result<OpenDevice> {
-    let device = engines.open(LOOP_THREADS, budget)?;
-    let overhead = device.overhead_bytes();
+fn open_device(engines: &Engines, budget: &Arc<Budget>, artifact: &Artifact, needed: u64, room: u64) -> Result<OpenDevice> {
+    let device = engines.open_for((covered(artifact.manifest()), artifact.path()), LOOP_THREADS, budget)?;
+    let overhead = device.overhead_bytes(artifact)?;
     if overhead == 0 || needed.saturating_add(overhead) <= room {
         return Ok(device);
     }

@@ -33,14 +33,12 @@ impl OrtEngine {
 ///
 /// # Errors
 /// [`AgentError::Usage`] where it reads text.
-pub fn signal(artifact: &Artifact) -> Result<(usize, f64)> {
+fn signal(artifact: &Artifact) -> Result<(usize, f64)> {
     match artifact.manifest().architecture.input {
         Input::Patches { window, sample_rate_hz, .. } => Ok((window, sample_rate_hz)),
         Input::Tokens { .. } => {
             let path = artifact.path().display();
-            Err(AgentError::Usage(format!(
-                "{path} is a language model, whose diagnosis engine ort does not make; give --engine cpu or cuda"
-            )))
+            Err(AgentError::Usage(format!("{path} is a language model; give an artifact that classifies signals")))
         }
     }
 }

@@ -1,19 +1,26 @@
 //! What judges a window by text.
 
+use std::any::Any;
 use std::sync::Arc;
 
-use espalier_kernels::Device;
+use espalier_kernels::{CpuDevice, Device};
 use espalier_models::Artifact;
 use espalier_models::manifest::TextDiagnosis;
-use espalier_runtime::{Budget, Scorer};
+#[cfg(feature = "ort")]
+use espalier_runtime::OrtScorer;
+use espalier_runtime::{Budget, Scorer, Scores};
 
 use super::prompts::Prompts;
 use crate::diagnosis::engine::{Engine, Host, host_on};
+#[cfg(feature = "ort")]
+use crate::engine::Ort;
 use crate::error::{AgentError, Result};
 
 /// A language model that judges windows: the class whose label is likeliest after the window's prompt.
-pub struct TextEngine<D: Device> {
-    scorer: Scorer<D>,
+pub struct TextEngine {
+    scorer: Box<dyn Scores + Send>,
+    /// Where the loop is best run, where the scorer computes on the CPU.
+    cpu: Option<CpuDevice>,
     prompts: Prompts,
     model_id: u64,
     /// The labels' first tokens.
@@ -22,25 +29,44 @@ pub struct TextEngine<D: Device> {
     probabilities: Vec<f32>,
 }
 
-impl<D: Device> TextEngine<D> {
-    /// Opens `artifact`, which says how it makes its diagnosis.
-    pub fn open(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>) -> Result<Self> {
+impl TextEngine {
+    /// Opens a language model on a device of ours: to make the diagnosis that is asked, whether it was trained to or not, or the one that it
+    /// was trained to make.
+    ///
+    /// # Errors
+    /// [`AgentError::Usage`] where none is asked of a model that was not trained to make one, or it reads no prompt; what
+    /// [`Scorer::open`] says.
+    pub fn open<D: Device>(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, asked: Option<TextDiagnosis>) -> Result<Self> {
+        let cpu = (device as &dyn Any).downcast_ref::<CpuDevice>().cloned();
+        let scorer = |capacity| Ok(Box::new(Scorer::open(device, budget, artifact, capacity)?) as _);
+        Self::with(budget, artifact, asked, cpu, scorer)
+    }
+
+    /// As [`open`](Self::open), in ONNX Runtime.
+    #[cfg(feature = "ort")]
+    pub fn open_in_ort(ort: Ort, budget: &Arc<Budget>, artifact: &Arc<Artifact>, asked: Option<TextDiagnosis>) -> Result<Self> {
+        let scorer = |capacity| Ok(Box::new(OrtScorer::open(ort.library, budget, artifact, capacity, ort.options)?) as _);
+        Self::with(budget, artifact, asked, None, scorer)
+    }
+
+    fn with(
+        budget: &Arc<Budget>,
+        artifact: &Arc<Artifact>,
+        asked: Option<TextDiagnosis>,
+        cpu: Option<CpuDevice>,
+        scorer: impl FnOnce(usize) -> Result<Box<dyn Scores + Send>>,
+    ) -> Result<Self> {
         let missing = || {
             let path = artifact.path().display();
             AgentError::Usage(format!(
                 "{path} is a language model that was not trained to make a diagnosis; train it with `espalier train --lora {path} --data DIR`"
             ))
         };
-        let diagnosis = artifact.manifest().diagnosis.clone().ok_or_else(missing)?;
-        Self::with(device, budget, artifact, diagnosis)
-    }
-
-    /// Opens a language model to make this diagnosis, whether it was trained to or not.
-    pub fn with(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>, diagnosis: TextDiagnosis) -> Result<Self> {
+        let diagnosis = asked.or_else(|| artifact.manifest().diagnosis.clone()).ok_or_else(missing)?;
         let prompts = Prompts::open(budget, artifact, diagnosis)?;
-        let scorer = Scorer::open(device, budget, artifact, prompts.token_limit())?;
+        let scorer = scorer(prompts.token_limit())?;
         let firsts = prompts.labels().iter().filter_map(|label| label.first().copied()).collect();
-        Ok(Self { scorer, prompts, model_id: artifact.id(), firsts, losses: Vec::new(), probabilities: Vec::new() })
+        Ok(Self { scorer, cpu, prompts, model_id: artifact.id(), firsts, losses: Vec::new(), probabilities: Vec::new() })
     }
 
     /// Probabilities `[classes]` of a normalised window: the likelihoods of the labels, divided by their sum.
@@ -61,7 +87,7 @@ impl<D: Device> TextEngine<D> {
     }
 }
 
-impl<D: Device> Engine for TextEngine<D> {
+impl Engine for TextEngine {
     fn classify(&mut self, window: &[f32]) -> Result<&[f32]> {
         self.judge(window)
     }
@@ -88,6 +114,6 @@ impl<D: Device> Engine for TextEngine<D> {
 
     /// On a thread of the device, as the signal way does.
     fn host(&self) -> Host {
-        host_on(&self.scorer.network().device)
+        self.cpu.as_ref().map_or_else(|| -> Host { Box::new(|work| work()) }, host_on)
     }
 }

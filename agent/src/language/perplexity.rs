@@ -4,8 +4,7 @@
 //! token has nothing before it. What is left at the end, shorter than a window, is not scored. This is how the pruning literature reports
 //! WikiText-2 (GPTQ, SparseGPT; GISP, arXiv 2510.18030, at 128 tokens), so a number is comparable only at the same length.
 
-use espalier_kernels::Device;
-use espalier_runtime::Scorer;
+use espalier_runtime::Scores;
 
 use crate::error::{AgentError, Result};
 use crate::train::{Progress, Report, Stop};
@@ -34,8 +33,8 @@ pub struct TextPerplexity {
 }
 
 /// Scores the first `windows` (or all) windows of `window` tokens of a text, given as its tokens and its length in bytes.
-pub fn of_text<D: Device>(
-    scorer: &mut Scorer<D>,
+pub fn of_text(
+    scorer: &mut dyn Scores,
     ids: &[u32],
     text_bytes: usize,
     window: usize,
@@ -114,8 +113,8 @@ pub struct SequencePerplexity {
 }
 
 /// Scores every sequence by itself.
-pub fn of_sequences<D: Device>(
-    scorer: &mut Scorer<D>,
+pub fn of_sequences(
+    scorer: &mut dyn Scores,
     sequences: &[Sequence],
     progress: &mut dyn Progress,
     stop: &Stop,

@@ -148,9 +148,12 @@ pub fn artifact_id(path: &Path) -> std::result::Result<u64, String> {
 /// An engine for an artifact, booked in the budget, and the artifact for as long as the engine lives.
 pub fn open_engine(device: &OpenDevice, budget: &Arc<Budget>, path: &Path) -> Result<Served> {
     let artifact = Arc::new(Artifact::open(path)?);
-    let engine = match device {
+    let engine: Box<dyn Engine> = match device {
         #[cfg(feature = "ort")]
-        OpenDevice::Ort(_, ort) => Box::new(diagnosis::ort::OrtEngine::open(*ort, budget, &artifact)?),
+        OpenDevice::Ort(_, ort) => match artifact.manifest().diagnosis {
+            Some(_) => Box::new(TextEngine::open_in_ort(*ort, budget, &artifact, None)?),
+            None => Box::new(diagnosis::ort::OrtEngine::open(*ort, budget, &artifact)?),
+        },
         device => on_device!(device, device => engine_on(device, budget, &artifact))?,
     };
     Ok((engine, Arc::downgrade(&artifact)))
@@ -161,7 +164,7 @@ pub type Served = (Box<dyn Engine>, Weak<Artifact>);
 
 fn engine_on<D: Device>(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>) -> Result<Box<dyn Engine>> {
     Ok(match artifact.manifest().diagnosis {
-        Some(_) => Box::new(TextEngine::open(device, budget, artifact)?),
+        Some(_) => Box::new(TextEngine::open(device, budget, artifact, None)?),
         None => Box::new(NativeEngine::open(device, budget, artifact)?),
     })
 }
@@ -308,16 +311,17 @@ impl Node {
         self.store.candidate().map(|candidate| candidate.id)
     }
 
-    /// The engine of a model has failed: leaves its device where that is to blame. A candidate gets one more chance where
-    /// there is another device, and nowhere else.
+    /// The engine of a model has failed: leaves its device where that is to blame. What a candidate fails of is held against a device only
+    /// where it is the device's own failure. A candidate gets one more chance where there is another device, and nowhere else.
     fn failed(&mut self, model_id: u64, error: &AgentError) -> Option<Event> {
         self.note_failure(format!("the engine failed: {error}"));
-        let moved = is_device_failure(error)
+        let is_candidate = self.candidate() == Some(model_id);
+        let moved = (!is_candidate || is_device_failure(error))
             && self.serving.leave(error).unwrap_or_else(|error| {
                 self.note_failure(format!("no other engine can take over: {error}"));
                 false
             });
-        if self.candidate() != Some(model_id) {
+        if !is_candidate {
             return None;
         }
         let spare = moved && self.spared != Some(model_id);

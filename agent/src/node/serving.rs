@@ -9,7 +9,7 @@ use espalier_runtime::{Budget, release_free_memory};
 
 use super::{LOOP_THREADS, Served};
 use crate::diagnosis::{DiagnosisHandle, Event};
-use crate::engine::{EngineKind, Engines, OpenDevice, is_device_failure, is_lost};
+use crate::engine::{EngineKind, Engines, OpenDevice, another_may_do, is_lost};
 use crate::error::{AgentError, Result};
 
 /// How long a failure counts against a device: contention and a refused allocation pass within minutes, and a device that fails twice in
@@ -45,6 +45,8 @@ pub(super) struct Serving {
     budget: Arc<Budget>,
     /// Where the newest engine runs; none after it was lost where no other may take its place.
     device: Option<OpenDevice>,
+    /// Bytes that the newest engine takes beside its model.
+    engine_bytes: u64,
     /// The last failure of the device.
     device_failed: Option<Instant>,
     /// Contents of the model that was offered and not yet taken.
@@ -64,6 +66,7 @@ impl Serving {
         served: Weak<Artifact>,
         open: Opener,
     ) -> Self {
+        let engine_bytes = overhead_bytes(&device, &served).unwrap_or(0);
         Self {
             engines,
             handle,
@@ -71,6 +74,7 @@ impl Serving {
             open,
             budget,
             device: Some(device),
+            engine_bytes,
             device_failed: None,
             offered: None,
             without: None,
@@ -81,7 +85,8 @@ impl Serving {
 
     /// What the engine takes beside the model.
     pub fn overhead_bytes(&self) -> u64 {
-        self.device.as_ref().map_or_else(|| self.engines.left_bytes(), |device| self.engines.beside_bytes(device))
+        let engine_bytes = if self.device.is_some() { self.engine_bytes } else { 0 };
+        engine_bytes.saturating_add(self.engines.left_bytes())
     }
 
     /// The device, for work beside the loop.
@@ -124,16 +129,19 @@ impl Serving {
     /// Leaves the device of an engine that has failed for another, and says whether it did: at once where the device is lost, which takes
     /// everything on it along, else with the second failure, because contention and a refused allocation pass.
     pub fn leave(&mut self, error: &AgentError) -> Result<bool> {
-        let again = self.device_failed.replace(Instant::now()).is_some_and(|last| last.elapsed() < FAILURE_MEMORY);
         let Some(device) = &self.device else { return Ok(false) };
-        if device.kind() == EngineKind::Cpu {
-            // A CPU is never lost: that engine was of a device that has been left.
-            return Ok(is_lost(error));
+        if device.kind() != EngineKind::Cuda && is_lost(error) {
+            // Only a GPU is ever lost: that engine was of a device that has been left.
+            return Ok(true);
         }
+        if !another_may_do(device.kind(), error) {
+            return Ok(false);
+        }
+        let again = self.device_failed.replace(Instant::now()).is_some_and(|last| last.elapsed() < FAILURE_MEMORY);
         if !again && !is_lost(error) {
             return Ok(false);
         }
-        let next = self.engines.after(device, LOOP_THREADS, &self.budget, error)?;
+        let next = self.engines.after_in_loop(device, LOOP_THREADS, &self.budget, error)?;
         let moved = next.is_some();
         if !moved && !is_lost(error) {
             return Ok(false);
@@ -149,7 +157,7 @@ impl Serving {
     /// model.
     pub fn offer(&mut self, path: &Path) -> Result<u64> {
         let (engine, artifact) = match self.open_beside(path) {
-            Err(error) if is_device_failure(&error) && self.leave(&error)? => self.open_beside(path)?,
+            Err(error) if self.leave(&error)? => self.open_beside(path)?,
             opened => opened?,
         };
         let model_id = engine.model_id();
@@ -167,6 +175,9 @@ impl Serving {
             None => self.engines.open(LOOP_THREADS, &self.budget)?,
         };
         let served = (self.open)(&device, &self.budget, path)?;
+        if let Some(bytes) = overhead_bytes(&device, &served.1) {
+            self.engine_bytes = bytes;
+        }
         self.device = Some(device);
         Ok(served)
     }
@@ -187,4 +198,9 @@ impl Serving {
         (self.tries, self.last_try) = (self.tries.saturating_add(1), Some(Instant::now()));
         true
     }
+}
+
+/// Bytes that a device takes beside the artifact that it serves, as long as that is there. It serves it, so that it can be said.
+fn overhead_bytes(device: &OpenDevice, served: &Weak<Artifact>) -> Option<u64> {
+    served.upgrade().and_then(|artifact| device.overhead_bytes(&artifact).ok())
 }

@@ -1,6 +1,12 @@
 //! What a user relies on when an engine fails: the candidate on probation is judged by its own windows only, memory is given back before it
 //! is needed again, and no window goes without a verdict where any engine can give one.
 
+#[cfg(all(feature = "ort", feature = "cuda"))]
+#[path = "../../../kernels/tests/support/mod.rs"]
+mod device;
+#[cfg(feature = "ort")]
+mod takeover;
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -175,8 +181,13 @@ impl World {
     }
 
     /// Readings until `done`, at most for ten seconds.
-    fn until(&mut self, what: &str, mut done: impl FnMut(&Node) -> bool) {
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    fn until(&mut self, what: &str, done: impl FnMut(&Node) -> bool) {
+        self.until_within(what, Duration::from_secs(10), done);
+    }
+
+    /// As [`until`](World::until), with another patience.
+    fn until_within(&mut self, what: &str, patience: Duration, mut done: impl FnMut(&Node) -> bool) {
+        let deadline = std::time::Instant::now() + patience;
         while !done(&self.node) {
             assert!(std::time::Instant::now() < deadline, "{what} did not come; {:?}", self.node.log);
             self.tick();

@@ -30,7 +30,7 @@ pub use export::export_safetensors;
 pub use gguf::export_gguf;
 pub use import::{import, import_until};
 pub(crate) use onnx::protobuf;
-pub use onnx::{Element, OnnxExport, OnnxGraph, OnnxOptions, Weight, export_onnx, onnx_graph};
+pub use onnx::{Element, OnnxExport, OnnxGraph, OnnxOptions, OnnxOutput, OnnxPlan, Weight, export_onnx, onnx_graph, onnx_plan};
 pub use report::{ImportReport, RoundingError};
 pub use streams::{Absent, EachTensor, for_each_source_tensor};
 

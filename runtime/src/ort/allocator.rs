@@ -265,12 +265,12 @@ unsafe extern "system" fn memory_info(allocator: *const sys::OrtAllocator) -> *c
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::budget::Budget;
 
     /// `LAST` is one for the process: one test enters at a time.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    pub static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
     #[test]
     fn a_thread_that_entered_nothing_is_never_refused() {

@@ -21,7 +21,7 @@ use ort::value::TensorRef;
 use super::allocator::Account;
 use super::library::OrtLibrary;
 use super::model::softmax;
-use super::session::{Inputs, NODE_BYTES, OrtOptions, failed_at, folder, with_initializer};
+use super::session::{Inputs, NODE_BYTES, OrtOptions, builder, failed_at, folder, with_initializer};
 use crate::budget::Budget;
 use crate::error::{Result, RuntimeError};
 use crate::gauges;
@@ -391,13 +391,7 @@ fn copy_weights(graph: &ForeignGraph, copies: &mut Vec<Vec<u64>>) -> u64 {
 
 fn session(library: &OrtLibrary, graph: &ForeignGraph, light: &[u8], copies: &[Vec<u64>], options: OrtOptions) -> ort::Result<Session> {
     let folder = folder(graph.path()).map_err(|error| ort::Error::new(error.to_string()))?;
-    let mut builder = Session::builder(&library.environment)?
-        .with_env_allocators()?
-        .with_prepacking(options.prepack)?
-        // Otherwise a second run takes one block that is larger than what the first one took, and every new shape is remembered for good.
-        .with_memory_pattern(false)?
-        .with_intra_threads(options.threads)?;
-    builder = builder.with_config_entry("session.model_external_initializers_file_folder_path", folder)?;
+    let mut builder = builder(library, folder, options)?;
     let mut copies = copies.iter();
     for weight in graph.weights() {
         let start = match weight.is_aligned {

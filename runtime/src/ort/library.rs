@@ -50,7 +50,7 @@ impl OrtLibrary {
         }
         check_file(&path)?;
         stay_quiet();
-        let builder = ort::init_from(&path).map_err(|error| refused(&path, &first_line(&error.to_string())))?;
+        let builder = ort::init_from(&path).map_err(|error| refused(&path, &reason(&error)))?;
         let built = builder.with_name("espalier").with_telemetry(false).build();
         let environment = built.map_err(|error| refused(&path, &first_line(&error.to_string())))?;
         allocator::register(&environment)?;
@@ -78,7 +78,19 @@ fn refused(path: &Path, reason: &str) -> RuntimeError {
     RuntimeError::Ort(format!("{} cannot be used as ONNX Runtime: {reason}; {ADVICE}", path.display()))
 }
 
-fn first_line(text: &str) -> String {
+/// Why a library was not loaded, for people.
+fn reason(error: &ort::LoadDynamicError) -> String {
+    match error {
+        ort::LoadDynamicError::BadVersion { version_str, .. } => {
+            format!("it is version {version_str}, but 1.{} or a later one is needed", ort::MINOR_VERSION)
+        }
+        ort::LoadDynamicError::MissingApi { .. } => "it is no ONNX Runtime: it does not export OrtGetApiBase".to_string(),
+        ort::LoadDynamicError::Dlopen { error, .. } => format!("the system's loader refuses it: {}", first_line(&error.to_string())),
+        ort::LoadDynamicError::InvalidVersionString => "it is no ONNX Runtime: the name of its version is no text".to_string(),
+    }
+}
+
+pub(super) fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().trim().to_string()
 }
 

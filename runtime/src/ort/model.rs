@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use espalier_kernels::{Purpose, Reservation};
 use espalier_models::architecture::{Architecture, Input as InputKind, Output};
+use espalier_models::checkpoint::OnnxOutput;
 use espalier_models::{Artifact, ModelShape};
 use ort::value::TensorRef;
 
@@ -53,7 +54,7 @@ impl OrtModel {
         let outputs = rows * architecture.output_width();
         let bytes = 4 * (samples + outputs) as u64 + 8 * ids as u64;
         let buffers = Reservation::new(budget.clone(), Purpose::Activations, bytes)?;
-        let mut session = OrtSession::open(library, budget, artifact, false, options)?;
+        let mut session = OrtSession::open(library, budget, artifact, (false, OnnxOutput::Logits), options)?;
         let (patches, ids, mut out) = (vec![0.0; samples], vec![0; ids], Vec::with_capacity(outputs));
         let most = run_bytes(architecture, &artifact.manifest().shape(), batch, sequence, 0);
         session.try_out(most, |session| run(session, (batch, sequence), &patches, &ids, &mut out))?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use espalier_kernels::{Purpose, Reservation};
 use espalier_models::Artifact;
-use espalier_models::checkpoint::{Element, OnnxGraph, Weight, onnx_graph};
+use espalier_models::checkpoint::{Element, OnnxGraph, OnnxOutput, Weight, onnx_graph};
 use ort::memory::Allocator;
 use ort::session::builder::SessionBuilder;
 use ort::session::{Session, SessionInputValue, SessionOutputs};
@@ -17,6 +17,7 @@ use ort::value::{DynValue, Value};
 
 use super::allocator::Account;
 use super::library::OrtLibrary;
+use super::providers::OrtProviders;
 use crate::budget::Budget;
 use crate::error::{Result, RuntimeError};
 use crate::page_allocator::release_free_memory;
@@ -28,6 +29,8 @@ pub struct OrtOptions {
     pub threads: usize,
     /// Whether matrices are copied into the order that its products read fastest. Without it f32 weights stay pages of the artifact.
     pub prepack: bool,
+    /// What computes, each what those before it do not; the CPU does the rest.
+    pub providers: OrtProviders,
 }
 
 /// Bytes of a node in ONNX Runtime's copies of a graph: one of 113 nodes took 1.9 MiB of `RssAnon`.
@@ -43,7 +46,7 @@ pub(super) struct OrtSession {
 }
 
 impl OrtSession {
-    /// Loads the graph of `artifact`, with or without a cache of keys and values, within `budget`.
+    /// Loads the graph of `artifact`, with or without a cache of keys and values, of this output, within `budget`.
     ///
     /// # Errors
     /// [`RuntimeError::Kernel`] where memory is refused, [`RuntimeError::Model`] where the artifact has no graph or is damaged, and
@@ -52,12 +55,12 @@ impl OrtSession {
         library: &OrtLibrary,
         budget: &Arc<Budget>,
         artifact: &Arc<Artifact>,
-        cache: bool,
+        (cache, output): (bool, OnnxOutput),
         options: OrtOptions,
     ) -> Result<Self> {
         let folder = folder(artifact.path())?;
         let mapped = Reservation::new(budget.clone(), Purpose::Weights, artifact.file_bytes())?;
-        let graph = onnx_graph(artifact, cache)?;
+        let graph = onnx_graph(artifact, cache, output)?;
         let nodes = NODE_BYTES.saturating_mul(graph.nodes as u64);
         let held = Reservation::new(budget.clone(), Purpose::Activations, OrtLibrary::BYTES.saturating_add(nodes))?;
         let weights = Account::new(budget.clone(), Purpose::Weights);
@@ -134,15 +137,23 @@ pub(super) fn folder(path: &Path) -> Result<&str> {
     folder.to_str().ok_or_else(|| RuntimeError::Ort(refuse()))
 }
 
-fn load(library: &OrtLibrary, artifact: &Artifact, folder: &str, graph: &OnnxGraph, options: OrtOptions) -> ort::Result<Session> {
+/// A session in the making, of a graph whose weights lie in files of `folder`.
+pub(super) fn builder(library: &OrtLibrary, folder: &str, options: OrtOptions) -> ort::Result<SessionBuilder> {
     let mut builder = Session::builder(&library.environment)?
         .with_env_allocators()?
         .with_prepacking(options.prepack)?
         // Otherwise a second run takes one block that is larger than what the first one took, and every new shape is remembered for good.
         .with_memory_pattern(false)?
         .with_intra_threads(options.threads)?;
-    // The graph names the artifact's file, which ONNX Runtime looks for although it is given every weight.
-    builder = builder.with_config_entry("session.model_external_initializers_file_folder_path", folder)?;
+    for provider in options.providers.iter() {
+        provider.register(&mut builder)?;
+    }
+    // The graph names the files of its weights, which ONNX Runtime looks for although it is given every weight.
+    Ok(builder.with_config_entry("session.model_external_initializers_file_folder_path", folder)?)
+}
+
+fn load(library: &OrtLibrary, artifact: &Artifact, folder: &str, graph: &OnnxGraph, options: OrtOptions) -> ort::Result<Session> {
+    let mut builder = builder(library, folder, options)?;
     for weight in &graph.weights {
         builder = with_weight(builder, artifact, weight)?;
     }
@@ -199,8 +210,56 @@ pub(super) unsafe fn with_initializer(
 mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
+    use std::sync::PoisonError;
 
+    use espalier_models::checkpoint::import;
+
+    use super::super::allocator::tests::ONE_AT_A_TIME;
     use super::*;
+
+    /// Loads `graph` within a gibibyte, as a session does.
+    fn loads(library: &OrtLibrary, artifact: &Artifact, graph: &OnnxGraph) -> ort::Result<Session> {
+        let options = OrtOptions { threads: 1, prepack: false, providers: OrtProviders::CPU };
+        let account = Account::new(Arc::new(Budget::new(1 << 30, 0)), Purpose::Weights);
+        account.enter(true, || load(library, artifact, folder(artifact.path()).unwrap(), graph, options)).0
+    }
+
+    #[test]
+    fn a_damaged_graph_is_an_error_or_a_session() {
+        let library = match OrtLibrary::open(None) {
+            Ok(library) => library,
+            Err(error) => {
+                assert!(std::env::var("CI").as_deref() != Ok("true"), "{error}");
+                eprintln!("SKIPPED: {error}");
+                return;
+            }
+        };
+        let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("model.esp");
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/parity/gpt2");
+        import(&fixture, &path, None, &mut |_, _| {}).unwrap();
+        let artifact = Artifact::open(&path).unwrap();
+        let mut graph = onnx_graph(&artifact, false, OnnxOutput::Logits).unwrap();
+        loads(library, &artifact, &graph).unwrap();
+        let whole = graph.model.clone();
+        let mut refused = 0;
+        let mut check = |bytes: Vec<u8>| {
+            graph.model = bytes;
+            refused += usize::from(loads(library, &artifact, &graph).is_err());
+        };
+        let cuts: Vec<usize> = (0..whole.len()).step_by(whole.len() / 60).collect();
+        cuts.iter().for_each(|&length| check(whole[..length].to_vec()));
+        let mut state = 1_u64;
+        for _ in 0..200 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let mut bytes = whole.clone();
+            let place = (state >> 33) as usize % bytes.len();
+            bytes[place] ^= (state >> 20) as u8 | 1;
+            check(bytes);
+        }
+        assert!(refused >= cuts.len(), "{refused} graphs were refused, of {} that were cut short", cuts.len());
+    }
 
     #[test]
     fn a_folder_that_is_no_text_is_refused() {

@@ -1,7 +1,6 @@
 //! Multiple choice by likelihood.
 
-use espalier_kernels::Device;
-use espalier_runtime::Scorer;
+use espalier_runtime::Scores;
 
 use super::{Share, prompt};
 use crate::error::{AgentError, Result};
@@ -31,8 +30,8 @@ pub struct ChoiceScores {
 }
 
 /// Asks every question.
-pub fn ask<D: Device>(
-    scorer: &mut Scorer<D>,
+pub fn ask(
+    scorer: &mut dyn Scores,
     tokenizer: &Tokenizer,
     questions: &[ChoiceQuestion],
     progress: &mut dyn Progress,
@@ -59,8 +58,8 @@ pub fn ask<D: Device>(
 }
 
 /// The loss of each continuation of `context`, in nats over all of its tokens. What two have in common is computed once.
-pub fn losses<D: Device>(
-    scorer: &mut Scorer<D>,
+pub fn losses(
+    scorer: &mut dyn Scores,
     tokenizer: &Tokenizer,
     context: &str,
     continuations: impl Iterator<Item = String>,

@@ -1,7 +1,6 @@
 //! Solutions that end in a number.
 
-use espalier_kernels::Device;
-use espalier_runtime::{Continues, Generator, Sampling};
+use espalier_runtime::{Continues, Sampling};
 
 use super::{Share, prompt};
 use crate::error::{AgentError, Result};
@@ -32,8 +31,8 @@ pub struct SolutionScores {
 }
 
 /// Solves every question greedily. A solution ends where the model begins another question.
-pub fn solve<D: Device>(
-    generator: &mut Generator<D>,
+pub fn solve(
+    generator: &mut dyn Continues,
     tokenizer: &Tokenizer,
     capacity: usize,
     questions: &[NumberQuestion],
@@ -53,7 +52,7 @@ pub fn solve<D: Device>(
         }
         let mut stream = TextStream::new(tokenizer, &ids, &stops)?;
         let (mut text, mut failed) = (String::new(), None);
-        generator.clear();
+        generator.clear()?;
         let speed = generator.generate(&ids, room, Sampling::default(), &mut || 0.0, &mut |id| match stream.push(id, &mut text) {
             Ok(stopped) => !stopped && !tokenizer.is_end(id) && !stop.is_asked(),
             Err(error) => {

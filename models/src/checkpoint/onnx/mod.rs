@@ -61,6 +61,25 @@ pub struct OnnxExport {
     pub copied_bytes: u64,
 }
 
+/// What a graph's first output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnnxOutput {
+    /// `logits`.
+    #[default]
+    Logits,
+    /// `states` f32 `[batch, sequence, d_model]`: the hidden states behind the final norm. The output matrix is left out.
+    States,
+}
+
+/// What ONNX Runtime will hold of an artifact's graph, without making it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnnxPlan {
+    /// Nodes of the graph.
+    pub nodes: usize,
+    /// Bytes of the f32 copies that ONNX Runtime makes of other formats when it loads the graph.
+    pub copied_bytes: u64,
+}
+
 /// The graph of an artifact in memory, its weights outside it.
 pub struct OnnxGraph {
     /// The `ModelProto`.
@@ -102,7 +121,7 @@ pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Res
             )));
         }
     };
-    let (graph, copied_bytes) = network::graph(artifact, options.cache).map_err(|error| match error {
+    let (graph, copied_bytes) = network::graph(artifact, options.cache, OnnxOutput::Logits, true).map_err(|error| match error {
         Error::Inexpressible { reason, .. } => refuse(reason),
         other => other,
     })?;
@@ -126,14 +145,23 @@ pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Res
 /// # Errors
 /// [`Error::Inexpressible`] for a cache where there is nothing to carry and for weights in a format that ONNX has not, [`Error::Damaged`],
 /// and [`Error::Write`] where the artifact's name is no UTF-8 text.
-pub fn onnx_graph(artifact: &Artifact, cache: bool) -> Result<OnnxGraph> {
-    let (graph, copied_bytes) = network::graph(artifact, cache)?;
+pub fn onnx_graph(artifact: &Artifact, cache: bool, output: OnnxOutput) -> Result<OnnxGraph> {
+    let (graph, copied_bytes) = network::graph(artifact, cache, output, true)?;
     let (weights, nodes) = (graph.weights().to_vec(), graph.nodes());
     let refuse = |problem| Error::Write { path: artifact.path().to_path_buf(), problem };
     let message = finish(graph, Place::Beside(file_name(artifact).map_err(refuse)?), artifact);
     let mut model = Vec::with_capacity(message.len());
     message.write(&[], &mut model).map_err(Error::io("make a graph of", artifact.path()))?;
     Ok(OnnxGraph { model, weights, nodes, copied_bytes })
+}
+
+/// What [`onnx_graph`] would make, without reading the weights.
+///
+/// # Errors
+/// [`Error::Inexpressible`] as [`onnx_graph`] has it.
+pub fn onnx_plan(artifact: &Artifact, cache: bool) -> Result<OnnxPlan> {
+    let (graph, copied_bytes) = network::graph(artifact, cache, OnnxOutput::Logits, false)?;
+    Ok(OnnxPlan { nodes: graph.nodes(), copied_bytes })
 }
 
 /// The name under which a graph in the artifact's folder finds it.

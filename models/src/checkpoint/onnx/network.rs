@@ -1,5 +1,6 @@
 //! The nodes of a whole model: input, layers, output.
 
+use super::OnnxOutput;
 use super::graph::{Attribute, Dim, Element, Graph};
 use super::layer::{Builder, past_name, present_name};
 use super::positions::Places;
@@ -17,11 +18,12 @@ const PATCHES: Dim = Dim::Named("patches");
 const PAST: Dim = Dim::Named("past_sequence");
 const TOTAL: Dim = Dim::Named("total_sequence");
 
-/// The graph of the artifact's network, and the bytes of weights that ONNX Runtime copies.
-pub(super) fn graph(artifact: &Artifact, cache: bool) -> Result<(Graph, u64)> {
+/// The graph of the artifact's network, and the bytes of weights that ONNX Runtime copies. Checksums of the weights are compared where they
+/// are to be `checked`.
+pub(super) fn graph(artifact: &Artifact, cache: bool, output: OnnxOutput, checked: bool) -> Result<(Graph, u64)> {
     let (architecture, shape) = (&artifact.manifest().architecture, artifact.manifest().shape());
     let mut graph = Graph::default();
-    let mut weights = Weights::new(artifact);
+    let mut weights = Weights::new(artifact, checked);
     let past = if cache { Some(past(&mut graph, architecture, &shape)?) } else { None };
     let input = declare_input(&mut graph, architecture);
     let mut places = Places::new(&mut graph, input, past.as_deref());
@@ -30,9 +32,15 @@ pub(super) fn graph(artifact: &Artifact, cache: bool) -> Result<(Graph, u64)> {
     for (index, units) in shape.kept() {
         x = builder.layer(index, units, &x)?;
     }
-    builder.logits(&x)?;
+    match output {
+        OnnxOutput::Logits => builder.logits(&x)?,
+        OnnxOutput::States => builder.states(&x)?,
+    }
     let copied_bytes = weights.copied_bytes;
-    declare_outputs(&mut graph, architecture, &shape, cache);
+    declare_first_output(&mut graph, architecture, output);
+    if cache {
+        declare_present(&mut graph, architecture, &shape);
+    }
     Ok((graph, copied_bytes))
 }
 
@@ -71,13 +79,17 @@ fn declare_input(graph: &mut Graph, architecture: &Architecture) -> &'static str
     }
 }
 
-fn declare_outputs(graph: &mut Graph, architecture: &Architecture, shape: &ModelShape, cache: bool) {
+fn declare_first_output(graph: &mut Graph, architecture: &Architecture, output: OnnxOutput) {
     let width = Dim::Size(architecture.output_width());
-    match architecture.output {
-        Output::NextToken { .. } => graph.output("logits", &[BATCH, SEQUENCE, width]),
-        Output::Classes { .. } => graph.output("logits", &[BATCH, width]),
+    match (output, &architecture.output) {
+        (OnnxOutput::States, _) => graph.output("states", &[BATCH, SEQUENCE, Dim::Size(architecture.d_model)]),
+        (OnnxOutput::Logits, Output::NextToken { .. }) => graph.output("logits", &[BATCH, SEQUENCE, width]),
+        (OnnxOutput::Logits, Output::Classes { .. }) => graph.output("logits", &[BATCH, width]),
     }
-    for (layer, groups) in attending(shape).filter(|_| cache) {
+}
+
+fn declare_present(graph: &mut Graph, architecture: &Architecture, shape: &ModelShape) {
+    for (layer, groups) in attending(shape) {
         for what in ["key", "value"] {
             let dims = [BATCH, Dim::Size(groups), TOTAL, Dim::Size(architecture.attention.head_dim)];
             graph.output(&present_name(layer, what), &dims);
@@ -111,6 +123,15 @@ impl Builder<'_, '_> {
             x = self.graph.node("Add", &[&x, &table]);
         }
         Ok(self.graph.node("Reshape", &[&x, &flat]))
+    }
+
+    /// The output `states` of the last layer's residual stream.
+    fn states(&mut self, x: &str) -> Result<()> {
+        self.graph.enter("output");
+        let states = self.norm(None, Part::FinalNorm, Part::FinalNormBias, x)?;
+        let shape = self.places.with_sizes(self.graph, &[self.architecture.d_model]);
+        self.graph.named_node("states", "Reshape", &[&states, &shape], &[]);
+        Ok(())
     }
 
     /// The output `logits` of the last layer's residual stream.

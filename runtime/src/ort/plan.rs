@@ -1,0 +1,42 @@
+//! What serving a model in ONNX Runtime takes beside the model, before anything is loaded.
+
+use espalier_models::architecture::Input;
+use espalier_models::checkpoint::onnx_plan;
+use espalier_models::{Artifact, DType};
+
+use super::library::OrtLibrary;
+use super::model::run_bytes;
+use super::scorer::scoring_block;
+use super::session::{NODE_BYTES, OrtOptions};
+use crate::error::Result;
+use crate::plan::MAX_PROMPT_TOKENS;
+
+/// Bytes of small blocks that a session keeps of its weights: 0.7 KiB were asked for a network of five layers.
+const KEPT_BYTES: u64 = 64 << 10;
+
+/// Bytes that ONNX Runtime takes for `artifact` beside its mapped file, at most: the library, its form of every node, the copies that it
+/// makes of weights, while it makes them too, and the largest run of one window, or of one prompt where the diagnosis is made by text.
+///
+/// # Errors
+/// [`RuntimeError::Model`](crate::RuntimeError::Model) where the artifact has no graph.
+pub fn ort_overhead_bytes(artifact: &Artifact, options: OrtOptions) -> Result<u64> {
+    let manifest = artifact.manifest();
+    let (architecture, shape) = (&manifest.architecture, manifest.shape());
+    let by_tokens = architecture.patches() == 0;
+    let plan = onnx_plan(artifact, by_tokens)?;
+    let (run, input) = match architecture.input {
+        Input::Tokens { .. } => {
+            let tokens = architecture.context().min(MAX_PROMPT_TOKENS);
+            let block = scoring_block(architecture.output_width()).min(tokens);
+            (run_bytes(architecture, &shape, 1, block, tokens.saturating_sub(block)), 0)
+        }
+        Input::Patches { patch, .. } => (run_bytes(architecture, &shape, 1, architecture.patches(), 0), architecture.patches() * patch),
+    };
+    let buffers = 4 * (input + architecture.output_width()) as u64 + KEPT_BYTES;
+    let matrices = manifest.tensors.iter().filter(|tensor| !tensor.key.part.is_vector() && tensor.dtype == DType::F32);
+    let packed = if options.prepack { matrices.map(|tensor| tensor.bytes).sum::<u64>().saturating_add(plan.copied_bytes) } else { 0 };
+    // While it computes a copy it holds two more.
+    let copies = plan.copied_bytes.saturating_mul(3).max(plan.copied_bytes.saturating_add(run)).max(run);
+    let nodes = NODE_BYTES.saturating_mul(plan.nodes as u64);
+    Ok(OrtLibrary::BYTES.saturating_add(buffers).saturating_add(nodes).saturating_add(packed).saturating_add(copies))
+}
