@@ -6,11 +6,11 @@ use espalier_agent::data::Data;
 use espalier_agent::signals::splits::Protocol;
 use espalier_agent::signals::{Corpus, ReadOptions, WindowSet, normalise_as};
 use espalier_models::foreign::{ForeignModel, Layout};
-use espalier_runtime::{Budget, OrtForeign, OrtLibrary, OrtOptions, RuntimeError, foreign_plan};
+use espalier_runtime::{Budget, OrtForeign, OrtLibrary, OrtOptions, OrtProviders, RuntimeError, foreign_plan};
 
 use crate::{TOLERANCE, data, library::library, off, recordings, tensor};
 
-const OPTIONS: OrtOptions = OrtOptions { threads: 1, prepack: false };
+const OPTIONS: OrtOptions = OrtOptions { threads: 1, prepack: false, providers: OrtProviders::CPU };
 
 fn open(library: &OrtLibrary, budget: &Arc<Budget>, name: &str, most: usize) -> OrtForeign {
     let model = Arc::new(ForeignModel::open(&data(name), None).expect("a graph with a sidecar"));

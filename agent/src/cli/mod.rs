@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use espalier_models::Artifact;
 #[cfg(feature = "ort")]
 use espalier_runtime::OrtProviders;
-use espalier_runtime::{Budget, PROCESS_BYTES, UnsupportedPart, covered};
+use espalier_runtime::{Budget, PROCESS_BYTES, covered};
 
 use crate::engine::{Asked, AskedOrt, EngineChoice, Engines, OpenDevice, Precision, is_device_failure};
 use crate::error::{AgentError, Result};
@@ -160,20 +160,10 @@ impl Context {
 
     /// A device of the engine that was asked for, or of the one that runs `model`, within `limit` bytes, for work that ONNX Runtime does too.
     pub fn any_device(&self, args: EngineArgs, limit: Option<u64>, model: &Artifact) -> Result<(OpenDevice, Arc<Budget>)> {
-        self.device_for(args, limit, (covered(model.manifest()), model.path()))
-    }
-
-    /// As [`any_device`](Context::any_device), for the model of a path, which the native engines run, or have a part of that they do not.
-    pub fn device_for(
-        &self,
-        args: EngineArgs,
-        limit: Option<u64>,
-        model: (std::result::Result<(), UnsupportedPart>, &Path),
-    ) -> Result<(OpenDevice, Arc<Budget>)> {
         let budget = Arc::new(Budget::new(limit.unwrap_or(u64::MAX), PROCESS_BYTES));
         let asked = args.asked()?;
         let engines = self.engines.get_or_init(|| Engines::new(asked));
-        Ok((engines.open_for(model, self.threads, &budget)?, budget))
+        Ok((engines.open_for((covered(model.manifest()), model.path()), self.threads, &budget)?, budget))
     }
 
     /// Does `work` on a device that [`Context::device`] or [`Context::any_device`] has opened; where it has no room or fails, from the

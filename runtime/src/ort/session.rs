@@ -137,15 +137,7 @@ pub(super) fn folder(path: &Path) -> Result<&str> {
     folder.to_str().ok_or_else(|| RuntimeError::Ort(refuse()))
 }
 
-fn load(library: &OrtLibrary, artifact: &Artifact, folder: &str, graph: &OnnxGraph, options: OrtOptions) -> ort::Result<Session> {
-    let mut builder = builder(library, folder, options)?;
-    for weight in &graph.weights {
-        builder = with_weight(builder, artifact, weight)?;
-    }
-    builder.commit_from_memory(&graph.model)
-}
-
-/// What loads a graph of `folder` as the options say.
+/// A session in the making, of a graph whose weights lie in files of `folder`.
 pub(super) fn builder(library: &OrtLibrary, folder: &str, options: OrtOptions) -> ort::Result<SessionBuilder> {
     let mut builder = Session::builder(&library.environment)?
         .with_env_allocators()?
@@ -156,8 +148,16 @@ pub(super) fn builder(library: &OrtLibrary, folder: &str, options: OrtOptions) -
     for provider in options.providers.iter() {
         provider.register(&mut builder)?;
     }
-    // The graph names the weights' files, which ONNX Runtime looks for although it is given every weight.
+    // The graph names the files of its weights, which ONNX Runtime looks for although it is given every weight.
     Ok(builder.with_config_entry("session.model_external_initializers_file_folder_path", folder)?)
+}
+
+fn load(library: &OrtLibrary, artifact: &Artifact, folder: &str, graph: &OnnxGraph, options: OrtOptions) -> ort::Result<Session> {
+    let mut builder = builder(library, folder, options)?;
+    for weight in &graph.weights {
+        builder = with_weight(builder, artifact, weight)?;
+    }
+    builder.commit_from_memory(&graph.model)
 }
 
 /// Gives the builder a weight where the artifact's map has it.

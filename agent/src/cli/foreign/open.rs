@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use espalier_models::foreign::ForeignModel;
-use espalier_runtime::{Budget, OrtForeign};
+use espalier_runtime::{Budget, OrtForeign, PROCESS_BYTES};
 
 use super::engine;
 use crate::cli::{Context, EngineArgs};
-use crate::engine::{OpenDevice, Ort};
+use crate::engine::{Engines, OpenDevice, Ort};
 use crate::error::{AgentError, Result};
 
 /// A graph with its sidecar, read from their files.
@@ -18,9 +18,11 @@ pub(in crate::cli) fn read(model: &Path, sidecar: Option<&Path>) -> Result<Arc<F
 
 /// ONNX Runtime for the graph `model`, and the budget that what it takes is booked in.
 pub(super) fn ort(context: &Context, args: EngineArgs, model: &Path, limit: Option<u64>) -> Result<(Ort, Arc<Budget>)> {
-    match context.device_for(engine(args, model)?, limit, (Ok(()), model))? {
-        (OpenDevice::Ort(_, ort), budget) => Ok((ort, budget)),
-        (other, _) => Err(AgentError::Usage(format!("engine {} was opened for {}; give --engine ort", other.kind(), model.display()))),
+    let budget = Arc::new(Budget::new(limit.unwrap_or(u64::MAX), PROCESS_BYTES));
+    // Engines of its own: an artifact that it is compared with may be computed by another one.
+    match Engines::new(engine(args, model)?.asked()?).open(context.threads, &budget)? {
+        OpenDevice::Ort(_, ort) => Ok((ort, budget)),
+        other => Err(AgentError::Usage(format!("engine {} was opened for {}; give --engine ort", other.kind(), model.display()))),
     }
 }
 
