@@ -1,9 +1,10 @@
 //! Which engine computes: what was asked for, what is there, and what takes over.
 //!
 //! Two engines run the same operations: `cuda` on an NVIDIA GPU, and `cpu`, which is always there. A third, `ort`, runs an artifact's
-//! exported graph in ONNX Runtime. [`Engines`] opens the one that was asked for; left the choice, it takes the GPU where one can be used, and
-//! says in one line why it was not taken, and ONNX Runtime for what the first two do not run ([`Engines::open_for`]). An engine that fails later is replaced by the next one ([`Engines::after`]), in the diagnosis loop at last by ONNX
-//! Runtime ([`Engines::after_in_loop`]); one that was asked for by name is never replaced.
+//! exported graph, and graphs of other programs, in ONNX Runtime. [`Engines`] opens the one that was asked for; left the choice, it takes
+//! the GPU where one can be used, and says in one line why it was not taken, and ONNX Runtime for what the first two do not run
+//! ([`Engines::open_for`]). An engine that fails later is replaced by the next one ([`Engines::after`]), in the diagnosis loop at last by
+//! ONNX Runtime ([`Engines::after_in_loop`]); one that was asked for by name is never replaced.
 //!
 //! What a GPU takes is booked in the same [`Budget`] as the rest:
 //!
@@ -450,10 +451,8 @@ pub fn is_device_failure(error: &AgentError) -> bool {
 /// every engine. A GPU is left for failures of its own; the CPU, which has none, for any error of its engine but a refusal of memory, of which
 /// ONNX Runtime takes more.
 pub fn another_may_do(failed: EngineKind, error: &AgentError) -> bool {
-    let everywhere = match error {
-        AgentError::Usage(_) | AgentError::Cancelled | AgentError::Model(_) | AgentError::Runtime(RuntimeError::Model(_)) => true,
-        _ => false,
-    };
+    let everywhere =
+        matches!(error, AgentError::Usage(_) | AgentError::Cancelled | AgentError::Model(_) | AgentError::Runtime(RuntimeError::Model(_)));
     let of_memory = match error {
         AgentError::LimitTooSmall { .. } => true,
         AgentError::Kernel(error) | AgentError::Runtime(RuntimeError::Kernel(error)) => {

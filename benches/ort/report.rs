@@ -16,12 +16,13 @@ pub fn page(results: &[(&Model, Vec<Measured>)], threads: u16, windows: u32, loa
     writeln!(page, "# The native CPU engine and ONNX Runtime\n")?;
     writeln!(
         page,
-        "Written by `cargo bench --bench ort -- --threads {threads} --windows {windows}` (after `scripts/onnxruntime.sh`, which brings ONNX Runtime). \
-         The signal network of the cascade's paper, f32, random numbers, one window of 2048 samples (32 patches) at a time, {threads} \
-         thread{}. Each engine has a process of its own; the processes take turns in bursts of {} windows, {windows} windows each. *Ratio* is the \
-         median over the turns of a burst's median divided by that of the native engine's burst in the same turn, so that load meets both; below \
-         1 is faster than native. Machine: {}, {cores} cores; load averages {} at the start, {} at the end (1, 5, 15 minutes): above {cores} others \
-         computed too, so the milliseconds are too high and the ratios are what counts.\n",
+        "Written by `cargo bench --bench ort -- --threads {threads} --windows {windows}`, after `scripts/onnxruntime.sh`, which brings ONNX \
+         Runtime. The signal network of the cascade's paper, f32, random numbers, one window of 2048 samples (32 patches) at a time, \
+         {threads} thread{}. Each engine has a process of its own; the processes take turns in bursts of {} windows, {windows} windows \
+         each. *Ratio* is the median over the turns of a burst's median divided by that of the native engine's burst in the same turn, so \
+         that load meets both; below 1 is faster than native. Machine: {}, {cores} cores; load averages (1, 5, 15 minutes) {} at the \
+         start, {} at the end: where they are above {cores}, others computed too, the milliseconds are too high, and the ratios are what \
+         counts.\n",
         if threads == 1 { "" } else { "s" },
         crate::BURST,
         processor(),
@@ -31,9 +32,9 @@ pub fn page(results: &[(&Model, Vec<Measured>)], threads: u16, windows: u32, loa
     writeln!(
         page,
         "*GFLOP/s* is twice the parameters times the patches of a window by the median; *GB/s* the file's bytes by the median, and *of \
-         bandwidth* its share of {bandwidth:.1} GB/s, at which one thread adds up memory here: were a window bound by reading weights, that would \
-         be near 100 %. *Anonymous*, *file* and *peak* are `RssAnon`, `RssFile` and `VmHWM` of the process in the end, file pages of the program and \
-         of ONNX Runtime's library included.\n"
+         bandwidth* its share of {bandwidth:.1} GB/s, at which one thread adds up memory here: were a window bound by reading weights, \
+         that would be near 100 %. *Anonymous*, *file* and *peak* are `RssAnon`, `RssFile` and `VmHWM` of the process in the end, file \
+         pages of the program and of ONNX Runtime's library included.\n"
     )?;
     let head = "| model | engine | p50 ms | p99 ms | ratio | GFLOP/s | GB/s | of bandwidth | anonymous MiB | file MiB | peak MiB |";
     writeln!(page, "{head}\n|{}", "--|".repeat(head.matches('|').count() - 1))?;

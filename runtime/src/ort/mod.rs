@@ -6,8 +6,8 @@
 //! * [`providers`]: what computes a graph's nodes beside the CPU.
 //! * [`plan`]: what serving a model will take, before it is loaded.
 //! * [`model`]: logits and class probabilities.
-//! * [`foreign`]: graphs of other programs.
 //! * [`carried`]: a graph that carries keys and values.
+//! * [`foreign`]: graphs of other programs.
 //! * [`generator`]: continues token sequences with it.
 //! * [`scorer`]: scores and embeds token sequences with it.
 

@@ -35,7 +35,7 @@ pub fn ort_overhead_bytes(artifact: &Artifact, options: OrtOptions) -> Result<u6
     let buffers = 4 * (input + architecture.output_width()) as u64 + KEPT_BYTES;
     let matrices = manifest.tensors.iter().filter(|tensor| !tensor.key.part.is_vector() && tensor.dtype == DType::F32);
     let packed = if options.prepack { matrices.map(|tensor| tensor.bytes).sum::<u64>().saturating_add(plan.copied_bytes) } else { 0 };
-    let copies = plan.loading_bytes.max(plan.copied_bytes.saturating_add(run)).max(run);
+    let copies = plan.loading_bytes.max(plan.copied_bytes.saturating_add(run));
     let nodes = NODE_BYTES.saturating_mul(plan.nodes as u64);
     Ok(OrtLibrary::BYTES.saturating_add(buffers).saturating_add(nodes).saturating_add(packed).saturating_add(copies))
 }

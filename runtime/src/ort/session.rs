@@ -137,7 +137,7 @@ pub(super) fn folder(path: &Path) -> Result<&str> {
     folder.to_str().ok_or_else(|| RuntimeError::Ort(refuse()))
 }
 
-/// A session to be, whose graph names files in `folder`.
+/// A session in the making, of a graph whose weights lie in files of `folder`.
 pub(super) fn builder(library: &OrtLibrary, folder: &str, options: OrtOptions) -> ort::Result<SessionBuilder> {
     let mut builder = Session::builder(&library.environment)?
         .with_env_allocators()?
@@ -148,11 +148,11 @@ pub(super) fn builder(library: &OrtLibrary, folder: &str, options: OrtOptions) -
     for provider in options.providers.iter() {
         provider.register(&mut builder)?;
     }
+    // The graph names the files of its weights, which ONNX Runtime looks for although it is given every weight.
     Ok(builder.with_config_entry("session.model_external_initializers_file_folder_path", folder)?)
 }
 
 fn load(library: &OrtLibrary, artifact: &Artifact, folder: &str, graph: &OnnxGraph, options: OrtOptions) -> ort::Result<Session> {
-    // The graph names the artifact's file, which ONNX Runtime looks for although it is given every weight.
     let mut builder = builder(library, folder, options)?;
     for weight in &graph.weights {
         builder = with_weight(builder, artifact, weight)?;

@@ -79,7 +79,7 @@ pub struct OnnxPlan {
     pub nodes: usize,
     /// Bytes of the f32 copies that ONNX Runtime makes of other formats when it loads the graph.
     pub copied_bytes: u64,
-    /// Bytes that it holds at most for them while it loads the graph.
+    /// Bytes of copies that it holds at most while it loads the graph.
     pub loading_bytes: u64,
 }
 

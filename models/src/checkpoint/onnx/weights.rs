@@ -38,8 +38,7 @@ pub(super) struct Copies {
 
 impl<'a> Weights<'a> {
     pub(super) fn new(artifact: &'a Artifact, checked: bool) -> Self {
-        let (stored, quantised, single) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { artifact, checked, stored, quantised, single, copies: Copies::default() }
+        Self { artifact, checked, stored: HashMap::new(), quantised: HashMap::new(), single: HashMap::new(), copies: Copies::default() }
     }
 
     /// A matrix `[rows, columns]` or vector `[columns]` in single precision.
