@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use crate::error::{KernelError, Result};
 pub use crate::format::Format;
+use crate::fused::{self, Epilogue, KeyValues, Projection, Start, TokenShape};
 use crate::memory::Purpose;
 
 /// Bytes that live as long as anyone holds them: a memory-mapped artifact or a vector.
@@ -169,6 +170,8 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn indices(&self, from: &[u32]) -> Result<Self::Indices>;
     /// Replaces the first indices.
     fn write_indices(&self, to: &mut Self::Indices, from: &[u32]) -> Result<()>;
+    /// The first index, as the host wrote it last.
+    fn first_index(&self, indices: &Self::Indices) -> Result<usize>;
 
     // Weights.
 
@@ -195,6 +198,35 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn matmul_rows(&self, y: &mut Self::Buffer, x: &Self::Buffer, w: &Self::Weight, m: usize, accumulate: bool) -> Result<()>;
     /// Unit-row form: `y [m, columns] = a [m, rows] · W (+ y)`. It is also the backward of the row-dot form.
     fn matmul_units(&self, y: &mut Self::Buffer, a: &Self::Buffer, w: &Self::Weight, m: usize, accumulate: bool) -> Result<()>;
+    /// Row-dot products of one input, each with its epilogue.
+    fn project_rows(&self, projections: &mut [Projection<'_, Self>], x: &Self::Buffer, m: usize) -> Result<()> {
+        projections.iter_mut().try_for_each(|projection| fused::project_rows(self, projection, x, m))
+    }
+    /// [`matmul_units`](Device::matmul_units) with an epilogue.
+    fn project_units(
+        &self,
+        y: &mut Self::Buffer,
+        a: &Self::Buffer,
+        w: &Self::Weight,
+        m: usize,
+        accumulate: bool,
+        epilogue: Epilogue<'_, Self::Buffer>,
+    ) -> Result<()> {
+        fused::project_units(self, y, a, w, m, accumulate, epilogue)
+    }
+    /// `out [m, rows] = activation(up)`, or `activation(gate) · up` where there is a gate, of row-dot products with their epilogues. What
+    /// the products' own buffers hold afterwards is nobody's: a device that activates before it stores leaves them as they were.
+    fn project_activated(
+        &self,
+        kind: Activation,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        m: usize,
+        up: Projection<'_, Self>,
+        gate: Option<Projection<'_, Self>>,
+    ) -> Result<()> {
+        fused::project_activated(self, kind, out, x, m, up, gate)
+    }
     /// A product of buffers.
     fn matmul(&self, c: &mut Self::Buffer, a: &Self::Buffer, b: &Self::Buffer, product: Product) -> Result<()>;
 
@@ -284,6 +316,37 @@ pub trait Device: Clone + Send + Sync + 'static {
         v: &Self::Buffer,
         groups: &Self::Indices,
     ) -> Result<()>;
+    /// Turns the queries and keys of new tokens of one sequence by their positions, as [`rotate`](Device::rotate) does, where there are
+    /// frequencies, and puts keys and values into the cache at these positions. `q [sequence, heads · head_dim]`, `k` and `v [sequence,
+    /// groups · head_dim]`; `k` may be left turned or not.
+    #[allow(clippy::too_many_arguments)]
+    fn cache_tokens(
+        &self,
+        cache: KeyValues<'_, Self::Buffer>,
+        q: &mut Self::Buffer,
+        k: &mut Self::Buffer,
+        v: &Self::Buffer,
+        frequencies: Option<&Self::Buffer>,
+        shape: TokenShape,
+        start: Start<'_, Self::Indices>,
+    ) -> Result<()> {
+        fused::cache_tokens(self, cache, q, k, v, frequencies, shape, start)
+    }
+    /// [`attention`](Device::attention) where the first query of every sequence stands at the position that is the first index, so that
+    /// `position + queries` keys are used, which the device reads when the work runs: `shape.keys` is the most that they may be.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_at(
+        &self,
+        shape: AttentionShape,
+        out: &mut Self::Buffer,
+        q: &Self::Buffer,
+        k: &Self::Buffer,
+        v: &Self::Buffer,
+        groups: &Self::Indices,
+        position: &Self::Indices,
+    ) -> Result<()> {
+        self.attention(fused::attended(self, shape, position)?, out, q, k, v, groups)
+    }
     /// Backward of [`attention`](Device::attention), probabilities computed again; *replaces* `dq`, `dk`, `dv`. `queries == keys`.
     #[allow(clippy::too_many_arguments)]
     fn attention_backward(
@@ -314,6 +377,17 @@ pub trait Device: Clone + Send + Sync + 'static {
     ) -> Result<()>;
     /// `x [batch, sequence, d] += table[start + position]`.
     fn add_positions(&self, x: &mut Self::Buffer, table: &Self::Weight, batch: usize, sequence: usize, start: usize) -> Result<()>;
+    /// `x [sequence, d] += table[offset + first index + position]`, the first index of `start` read when the work runs.
+    fn add_positions_at(
+        &self,
+        x: &mut Self::Buffer,
+        table: &Self::Weight,
+        sequence: usize,
+        offset: usize,
+        start: &Self::Indices,
+    ) -> Result<()> {
+        self.add_positions(x, table, 1, sequence, offset.saturating_add(self.first_index(start)?))
+    }
     /// `d_table[start + position] += Σ_batch dy`.
     fn positions_backward(
         &self,

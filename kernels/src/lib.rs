@@ -10,6 +10,7 @@ pub mod cuda;
 pub mod device;
 pub mod error;
 pub mod format;
+pub mod fused;
 pub mod memory;
 
 pub use cpu::{CpuDevice, buffer_bytes};
@@ -18,4 +19,5 @@ pub use cuda::{CudaDevice, Unavailable};
 pub use device::{Activation, AdamW, AttentionShape, Device, HostBytes, NO_TARGET, NormKind, Product};
 pub use error::{KernelError, Result};
 pub use format::{Format, Planes};
+pub use fused::{Epilogue, KeyValues, LowRank, Projection, Start, TokenShape};
 pub use memory::{Ledger, Purpose, Reservation, Unlimited};

@@ -25,7 +25,7 @@ fn kernels(source: &str) -> impl Iterator<Item = &str> {
 
 /// What fails of the cases with stored matrices, a line each.
 fn products(device: &CudaDevice, tolerance: f64) -> impl Iterator<Item = String> {
-    let failures = conformance::run_families(device, tolerance, |family| matches!(family, "products" | "lookups" | "quantised"));
+    let failures = conformance::run_families(device, tolerance, |family| matches!(family, "products" | "lookups" | "fused" | "quantised"));
     failures.into_iter().map(|failure| format!("{failure}\n"))
 }
 
@@ -46,6 +46,7 @@ fn every_cuda_product_kernel_is_as_exact_as_f32() {
         include_str!("../src/cuda/products_quantized.cu"),
         include_str!("../src/cuda/products_quantized_backward.cu"),
         include_str!("../src/cuda/gemv.cu"),
+        include_str!("../src/cuda/gemv_fused.cu"),
         include_str!("../src/cuda/gemv_quantized.cu"),
         include_str!("../src/cuda/weights.cu"),
     ];

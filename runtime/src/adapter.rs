@@ -131,7 +131,7 @@ impl<D: Device> Adapter<D> {
 
 /// Sizes of one adapted product.
 #[derive(Clone, Copy)]
-pub(crate) struct LowRank {
+pub(crate) struct AdapterSizes {
     pub m: usize,
     pub units: usize,
     pub d: usize,
@@ -140,7 +140,7 @@ pub(crate) struct LowRank {
 
 const PLAIN: Product = Product { m: 0, n: 0, k: 0, transpose_a: false, transpose_b: false, alpha: 1.0, accumulate: false };
 
-impl LowRank {
+impl AdapterSizes {
     /// `t [m, rank] = x [m, d] · Vᵀ`.
     pub fn by_model_side<D: Device>(self, device: &D, t: &mut D::Buffer, x: &D::Buffer, v: &D::Buffer, alpha: f32) -> Result<()> {
         Ok(device.matmul(t, x, v, Product { m: self.m, n: self.rank, k: self.d, transpose_b: true, alpha, ..PLAIN })?)

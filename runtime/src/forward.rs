@@ -1,9 +1,10 @@
 //! The forward pass, written once for tokens and patches, for inference and training, for every device.
 
-use espalier_kernels::Device;
+use espalier_kernels::{Device, Epilogue, Projection};
 use espalier_models::architecture::{Input as InputKind, Output};
 
 use crate::adapter::Adapter;
+use crate::decoding::StepPosition;
 use crate::error::{Result, RuntimeError};
 use crate::gates::Gates;
 use crate::kv_cache::KvCache;
@@ -59,7 +60,24 @@ impl<'a, D: Device> Pass<'a, D> {
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let extent = self.extent(workspace, input, start)?;
         self.write_input(workspace, input)?;
-        self.run(workspace, extent, cache)
+        let Some(cache) = cache else { return self.run(workspace, extent, None, None) };
+        self.run(workspace, extent, Some(&mut *cache), None)?;
+        cache.advance(extent.sequence);
+        Ok(())
+    }
+
+    /// Checks a token that follows those that are cached, and puts it where [`forward_token`](Pass::forward_token) reads it.
+    pub(crate) fn place_token(&self, workspace: &mut Workspace<D>, id: u32, start: usize, position: &mut D::Indices) -> Result<()> {
+        let input = Input::Tokens { ids: &[id], sequence: 1 };
+        self.extent(workspace, input, start)?;
+        self.write_input(workspace, input)?;
+        Ok(self.network.device.write_indices(position, &[start as u32])?)
+    }
+
+    /// As [`forward`](Pass::forward) of the token that was [placed](Pass::place_token), but for [`KvCache::advance`]: nothing passes between
+    /// device and host, and nothing depends on the position but what the device reads at `step`, so that the work can be recorded.
+    pub(crate) fn forward_token(&self, workspace: &mut Workspace<D>, cache: &mut KvCache<D>, step: StepPosition<'_, D>) -> Result<()> {
+        self.run(workspace, Extent { batch: 1, sequence: 1, start: cache.len() }, Some(cache), Some(step))
     }
 
     /// Checks windows and puts them where [`forward_placed`](Pass::forward_placed) reads them.
@@ -72,7 +90,7 @@ impl<'a, D: Device> Pass<'a, D> {
     /// As [`forward`](Pass::forward) of the `count` windows that were [placed](Pass::place): nothing passes between device and host, so that
     /// the work can be recorded.
     pub(crate) fn forward_placed(&self, workspace: &mut Workspace<D>, count: usize) -> Result<()> {
-        self.run(workspace, Extent { batch: count, sequence: self.network.architecture.patches(), start: 0 }, None)
+        self.run(workspace, Extent { batch: count, sequence: self.network.architecture.patches(), start: 0 }, None, None)
     }
 
     /// Writes the input to the device.
@@ -85,8 +103,14 @@ impl<'a, D: Device> Pass<'a, D> {
         Ok(())
     }
 
-    fn run(&self, workspace: &mut Workspace<D>, extent: Extent, mut cache: Option<&mut KvCache<D>>) -> Result<()> {
-        self.embed(workspace, extent)?;
+    fn run(
+        &self,
+        workspace: &mut Workspace<D>,
+        extent: Extent,
+        mut cache: Option<&mut KvCache<D>>,
+        step: Option<StepPosition<'_, D>>,
+    ) -> Result<()> {
+        self.embed(workspace, extent, step)?;
         let network = self.network;
         let m = extent.tokens();
         let kept = workspace.size.keep != Keep::Nothing;
@@ -98,17 +122,14 @@ impl<'a, D: Device> Pass<'a, D> {
             let hidden = &mut workspace.hidden[if kept { position + 1 } else { 0 }];
             let last = workspace.layers.len() - 1;
             let buffers = &mut workspace.layers[position.min(last)];
-            let layer_cache = cache.as_deref_mut().map(|cache| cache.layer(position));
+            let layer_cache = cache.as_deref_mut().map(|cache| cache.layer(position, extent.sequence, step));
             self.layer_forward(index, hidden, buffers, &mut workspace.scratch, extent, layer_cache)?;
             network.layer_done(index)?;
-        }
-        if let Some(cache) = cache {
-            cache.advance(extent.sequence);
         }
         self.output(workspace, extent)
     }
 
-    fn embed(&self, workspace: &mut Workspace<D>, extent: Extent) -> Result<()> {
+    fn embed(&self, workspace: &mut Workspace<D>, extent: Extent, step: Option<StepPosition<'_, D>>) -> Result<()> {
         let network = self.network;
         let device = &network.device;
         let hidden = &mut workspace.hidden[0];
@@ -116,10 +137,9 @@ impl<'a, D: Device> Pass<'a, D> {
             InputTable::Patches(linear) => {
                 let InputKind::Patches { window, patch, stride, .. } = network.architecture.input else { return Err(wrong_input()) };
                 device.patches(&mut workspace.patches, &workspace.windows, extent.batch, window, patch, stride)?;
-                device.matmul_rows(hidden, &workspace.patches, &linear.weight, extent.tokens(), false)?;
-                if let Some(bias) = &linear.bias {
-                    device.add_bias(hidden, bias, extent.tokens(), network.architecture.d_model)?;
-                }
+                let epilogue = Epilogue { bias: linear.bias.as_ref(), low_rank: None };
+                let projection = Projection { y: hidden, weight: &linear.weight, epilogue };
+                device.project_rows(&mut [projection], &workspace.patches, extent.tokens())?;
             }
             InputTable::Tokens(table) => {
                 device.embed(hidden, table, &workspace.ids, extent.tokens())?;
@@ -129,7 +149,10 @@ impl<'a, D: Device> Pass<'a, D> {
             }
         }
         if let Some(table) = &network.positions {
-            device.add_positions(hidden, table, extent.batch, extent.sequence, self.position_row(extent.start))?;
+            match step {
+                Some(step) => device.add_positions_at(hidden, table, extent.sequence, self.position_row(0), step.index)?,
+                None => device.add_positions(hidden, table, extent.batch, extent.sequence, self.position_row(extent.start))?,
+            }
         }
         Ok(())
     }
@@ -193,6 +216,8 @@ impl<'a, D: Device> Pass<'a, D> {
             }
             (Output::NextToken { .. }, LogitRows::Blocks(_)) => return Ok(()),
             (Output::NextToken { .. }, LogitRows::All) => (normed, extent.tokens()),
+            // The only position is the last.
+            (Output::NextToken { .. }, LogitRows::Last) if extent.sequence == 1 => (normed, extent.batch),
             (Output::NextToken { .. }, LogitRows::Last) => {
                 for sequence in 0..extent.batch {
                     let from = (sequence * extent.sequence + extent.sequence - 1) * d;
@@ -216,11 +241,9 @@ impl<'a, D: Device> Pass<'a, D> {
     /// `logits [rows, output width]` of `states [rows, d]`.
     fn head(&self, logits: &mut D::Buffer, states: &D::Buffer, rows: usize) -> Result<()> {
         let network = self.network;
-        network.device.matmul_rows(logits, states, self.head_weight()?, rows, false)?;
-        if let Some(bias) = &network.head_bias {
-            network.device.add_bias(logits, bias, rows, network.architecture.output_width())?;
-        }
-        Ok(())
+        let epilogue = Epilogue { bias: network.head_bias.as_ref(), low_rank: None };
+        let projection = Projection { y: logits, weight: self.head_weight()?, epilogue };
+        Ok(network.device.project_rows(&mut [projection], states, rows)?)
     }
 
     /// The output matrix: the head, or the token table it is tied to.

@@ -9,6 +9,7 @@ use espalier_models::artifact::Artifact;
 use espalier_models::{Architecture, Part};
 
 use crate::budget::Budget;
+use crate::decoding::{Step, StepPosition, Steps};
 use crate::error::{Result, RuntimeError};
 use crate::forward::{Input, Pass};
 use crate::kv_cache::KvCache;
@@ -17,11 +18,13 @@ use crate::network::Network;
 use crate::sampling::{Sampler, Sampling};
 use crate::workspace::{Keep, LogitRows, Workspace, WorkspaceSize};
 
-/// A language model that is ready: network, KV cache and buffers.
+/// A language model that is ready: network, KV cache and buffers. A device that can record a pass reads single tokens by a recording, which
+/// it makes at the second token and whenever the keys outgrow it.
 pub struct Generator<D: Device> {
     network: Network<D>,
     workspace: Workspace<D>,
     cache: KvCache<D>,
+    steps: Steps<D>,
     logits: Vec<f32>,
     pass_bytes: u64,
     _mapped: Option<Reservation>,
@@ -150,9 +153,9 @@ impl<D: Device> Generator<D> {
         let (network, mapped) = load_resident(device, budget, artifact)?;
         let workspace = Workspace::new(device, architecture, &manifest.shape(), generating_size(capacity))?;
         let choosing = Reservation::new(budget.clone(), Purpose::Activations, choosing_bytes(architecture))?;
-        let cache = KvCache::new(&network, capacity)?;
+        let (cache, steps) = (KvCache::new(&network, capacity)?, Steps::new(device, capacity)?);
         let logits = vec![0.0; architecture.output_width()];
-        Ok(Self { network, workspace, cache, logits, pass_bytes: pass_bytes(artifact), _mapped: mapped, _choosing: choosing })
+        Ok(Self { network, workspace, cache, steps, logits, pass_bytes: pass_bytes(artifact), _mapped: mapped, _choosing: choosing })
     }
 
     /// Forgets all tokens, for another sequence.
@@ -161,15 +164,34 @@ impl<D: Device> Generator<D> {
     }
 }
 
+/// Reads the token `id`.
+fn read_one<D: Device>(
+    network: &Network<D>,
+    workspace: &mut Workspace<D>,
+    cache: &mut KvCache<D>,
+    step: &mut Step<D>,
+    id: u32,
+) -> Result<()> {
+    let (pass, Step { most_keys, position, graph }) = (Pass::of(network), step);
+    pass.place_token(workspace, id, cache.len(), position)?;
+    let at = StepPosition { index: &*position, most_keys: *most_keys };
+    network.device.replay(graph, || pass.forward_token(workspace, cache, at))?;
+    cache.advance(1);
+    Ok(())
+}
+
 impl<D: Device> Continues for Generator<D> {
     fn read(&mut self, ids: &[u32]) -> Result<&[f32]> {
         if self.cache.len() + ids.len() > self.cache.capacity() {
             let (used, capacity) = (self.cache.len(), self.cache.capacity());
             return Err(RuntimeError::Input(format!("{} more tokens after {used} do not fit the session's {capacity}", ids.len())));
         }
-        let Self { network, workspace, cache, .. } = self;
+        let Self { network, workspace, cache, steps, .. } = self;
         let device = network.device.clone();
         device.enter(|| {
+            if let ([id], Some(step)) = (ids, steps.for_keys(cache.len() + 1)) {
+                return read_one(network, workspace, cache, step, *id);
+            }
             for block in ids.chunks(workspace.size().sequence) {
                 Pass::of(network).forward(workspace, Input::Tokens { ids: block, sequence: block.len() }, Some(&mut *cache))?;
             }

@@ -1,7 +1,8 @@
 //! Keys and values of the tokens that a session has read.
 
-use espalier_kernels::{Device, Purpose};
+use espalier_kernels::{Device, KeyValues, Purpose, Start};
 
+use crate::decoding::StepPosition;
 use crate::error::Result;
 use crate::network::Network;
 
@@ -12,13 +13,12 @@ pub struct KvCache<D: Device> {
     len: usize,
 }
 
-/// The cache of one layer.
+/// The cache of one layer, and where the tokens of a pass stand in it.
 pub(crate) struct LayerCache<'a, D: Device> {
-    /// `[capacity, groups · head_dim]`.
-    pub keys: &'a mut D::Buffer,
-    /// `[capacity, groups · head_dim]`.
-    pub values: &'a mut D::Buffer,
-    pub capacity: usize,
+    pub cache: KeyValues<'a, D::Buffer>,
+    pub start: Start<'a, D::Indices>,
+    /// Keys with those of the pass; at most so many where the start is the device's to read.
+    pub keys: usize,
 }
 
 impl<D: Device> KvCache<D> {
@@ -59,9 +59,14 @@ impl<D: Device> KvCache<D> {
         self.capacity
     }
 
-    pub(crate) fn layer(&mut self, position: usize) -> LayerCache<'_, D> {
+    /// The cache of the `position`-th kept layer for `tokens` tokens more, which are those of `step` where there is one.
+    pub(crate) fn layer<'a>(&'a mut self, position: usize, tokens: usize, step: Option<StepPosition<'a, D>>) -> LayerCache<'a, D> {
         let (keys, values) = &mut self.layers[position];
-        LayerCache { keys, values, capacity: self.capacity }
+        let cache = KeyValues { keys, values, capacity: self.capacity };
+        match step {
+            Some(step) => LayerCache { cache, start: Start::Stored(step.index), keys: step.most_keys },
+            None => LayerCache { cache, start: Start::At(self.len), keys: self.len + tokens },
+        }
     }
 
     pub(crate) fn advance(&mut self, tokens: usize) {

@@ -1,10 +1,10 @@
 //! The forward pass of one layer: attention and FFN, after one another or side by side, each read through a norm and added to the
 //! residual stream, through a norm of its own where the model has post norms.
 
-use espalier_kernels::{AttentionShape, Device, NormKind};
+use espalier_kernels::{AttentionShape, Device, Epilogue, KeyValues, LowRank, NormKind, Projection, Start, TokenShape};
 use espalier_models::Part;
 
-use crate::adapter::{Adapter, LowRank};
+use crate::adapter::{Adapter, AdapterSizes};
 use crate::error::Result;
 use crate::forward::{Extent, Pass};
 use crate::gates::LayerGates;
@@ -50,8 +50,8 @@ impl<D: Device> Pass<'_, D> {
         Ok(network.device.norm(kind, y, x, &norm.weight, norm.bias.as_ref(), network.architecture.norm.epsilon, m)?)
     }
 
-    pub(crate) fn low_rank(&self, adapter: &Adapter<D>, m: usize, units: usize) -> LowRank {
-        LowRank { m, units, d: self.network.architecture.d_model, rank: adapter.rank }
+    pub(crate) fn low_rank(&self, adapter: &Adapter<D>, m: usize, units: usize) -> AdapterSizes {
+        AdapterSizes { m, units, d: self.network.architecture.d_model, rank: adapter.rank }
     }
 }
 
@@ -116,13 +116,11 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
             self.queries_and_keys(buffers, scratch)?;
             let LayerBuffers { q, k, v, attended, attended_gated, .. } = &mut *buffers;
             match cache {
-                None => device.attention(self.attention_shape(extent.sequence), attended, q, k, v, &layer.groups)?,
-                Some(cache) => {
-                    let width = layer.units.groups * self.head_dim();
-                    device.copy(cache.keys, extent.start * width, k, 0, m * width)?;
-                    device.copy(cache.values, extent.start * width, v, 0, m * width)?;
-                    device.attention(self.attention_shape(cache.capacity), attended, q, cache.keys, cache.values, &layer.groups)?;
+                None => {
+                    self.rotate(q, k, false)?;
+                    device.attention(self.attention_shape(extent.sequence), attended, q, k, v, &layer.groups)?;
                 }
+                Some(cache) => self.cached_attention(cache, attended, [q, k, v])?,
             }
             if let Some(heads) = self.head_gates() {
                 let width = self.head_dim();
@@ -136,39 +134,63 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
         self.add_block(block, x, attended, attention_out, scratch)
     }
 
-    /// Queries, keys and values of `normed_attention`, normalised and turned as they are attended.
+    /// Attention to the tokens of the cache and to those of the pass, whose keys and values are added to it.
+    fn cached_attention(&self, cache: LayerCache<'_, D>, attended: &mut D::Buffer, [q, k, v]: [&mut D::Buffer; 3]) -> Result<()> {
+        let (device, layer) = (self.device(), self.layer);
+        let LayerCache { cache: KeyValues { keys: cached_keys, values: cached_values, capacity }, start, keys } = cache;
+        let (sequence, heads, groups) = (self.extent.tokens(), layer.units.heads.len(), layer.units.groups);
+        let tokens = TokenShape { sequence, heads, groups, head_dim: self.head_dim() };
+        let frequencies = self.pass.network.frequencies.get(layer.units.span);
+        let room = KeyValues { keys: &mut *cached_keys, values: &mut *cached_values, capacity };
+        device.cache_tokens(room, q, k, v, frequencies, tokens, start)?;
+        let shape = AttentionShape { keys, ..self.attention_shape(capacity) };
+        match start {
+            Start::At(_) => device.attention(shape, attended, q, cached_keys, cached_values, &layer.groups)?,
+            Start::Stored(position) => device.attention_at(shape, attended, q, cached_keys, cached_values, &layer.groups, position)?,
+        }
+        Ok(())
+    }
+
+    /// Queries, keys and values of `normed_attention`, normalised.
     fn queries_and_keys(&self, buffers: &mut LayerBuffers<D>, scratch: &mut Scratch<D>) -> Result<()> {
         let LayerBuffers { normed_attention: normed, q_raw, k_raw, q, k, v, .. } = buffers;
         let (layer, m) = (self.layer, self.extent.tokens());
-        match &layer.qk_norms {
-            None => {
-                self.project(Part::Query, &layer.query, q, normed, scratch, false)?;
-                self.project(Part::Key, &layer.key, k, normed, scratch, false)?;
-            }
-            Some([query_norm, key_norm]) => {
-                self.project(Part::Query, &layer.query, q_raw, normed, scratch, false)?;
-                self.project(Part::Key, &layer.key, k_raw, normed, scratch, false)?;
-                self.pass.norm_of_kind(NormKind::RmsNorm, query_norm, q, q_raw, m * layer.units.heads.len())?;
-                self.pass.norm_of_kind(NormKind::RmsNorm, key_norm, k, k_raw, m * layer.units.groups)?;
-            }
+        let normalised = layer.qk_norms.is_some();
+        let (to_q, to_k) = if normalised { (&mut *q_raw, &mut *k_raw) } else { (&mut *q, &mut *k) };
+        let parts = [Part::Query, Part::Key, Part::Value];
+        if parts.iter().any(|part| self.is_adapted(*part)) {
+            self.project(Part::Query, &layer.query, to_q, normed, scratch)?;
+            self.project(Part::Key, &layer.key, to_k, normed, scratch)?;
+            self.project(Part::Value, &layer.value, v, normed, scratch)?;
+        } else {
+            let mut all = [plain(&layer.query, to_q), plain(&layer.key, to_k), plain(&layer.value, v)];
+            self.device().project_rows(&mut all, normed, m)?;
         }
-        self.project(Part::Value, &layer.value, v, normed, scratch, false)?;
-        self.rotate(q, k, false)
+        if let Some([query_norm, key_norm]) = &layer.qk_norms {
+            self.pass.norm_of_kind(NormKind::RmsNorm, query_norm, q, q_raw, m * layer.units.heads.len())?;
+            self.pass.norm_of_kind(NormKind::RmsNorm, key_norm, k, k_raw, m * layer.units.groups)?;
+        }
+        Ok(())
     }
 
     /// Adds what the FFN makes of its normed input to `x`.
     fn ffn(&self, x: &mut D::Buffer, buffers: &mut LayerBuffers<D>, scratch: &mut Scratch<D>) -> Result<()> {
         let (device, layer) = (self.device(), self.layer);
         let (m, channels) = (self.extent.tokens(), layer.units.channels);
-        let LayerBuffers { normed_attention, normed_ffn, gate, up, active, active_gated, attention_out, ffn_out, .. } = buffers;
+        let LayerBuffers { kept, normed_attention, normed_ffn, gate, up, active, active_gated, attention_out, ffn_out, .. } = buffers;
         if channels > 0 {
             let normed = if device.len(normed_ffn) > 0 { normed_ffn } else { normed_attention };
-            self.project(Part::Up, &layer.up, up, normed, scratch, false)?;
-            if let Some(linear) = &layer.gate {
-                self.project(Part::Gate, linear, gate, normed, scratch, false)?;
+            let kind = self.pass.network.activation();
+            if *kept || self.is_adapted(Part::Up) || self.is_adapted(Part::Gate) {
+                self.project(Part::Up, &layer.up, up, normed, scratch)?;
+                if let Some(linear) = &layer.gate {
+                    self.project(Part::Gate, linear, gate, normed, scratch)?;
+                }
+                device.activate(kind, active, up, layer.gate.as_ref().map(|_| &*gate), m * channels)?;
+            } else {
+                let gate = layer.gate.as_ref().map(|linear| plain(linear, gate));
+                device.project_activated(kind, active, normed, m, plain(&layer.up, up), gate)?;
             }
-            let gate = layer.gate.as_ref().map(|_| &*gate);
-            device.activate(self.pass.network.activation(), active, up, gate, m * channels)?;
             if let Some(factors) = self.channel_gates() {
                 device.copy(active_gated, 0, active, 0, m * channels)?;
                 device.gate_columns(active_gated, factors, m, 1)?;
@@ -200,60 +222,85 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
     ) -> Result<()> {
         let (device, m, d) = (self.device(), self.extent.tokens(), self.d_model());
         let Block { part, linear, post_norm, empty } = block;
+        let bias_alone = linear.bias.as_ref().filter(|_| empty);
         let Some(norm) = post_norm else {
-            if !empty {
-                self.project(part, linear, x, a, scratch, true)?;
-            }
-            return match &linear.bias {
+            return match bias_alone {
                 Some(bias) => Ok(device.add_bias(x, bias, m, d)?),
-                None => Ok(()),
+                None if empty => Ok(()),
+                None => self.project_units(part, linear, x, a, scratch, true),
             };
         };
         if empty {
             device.fill(out, m * d, 0.0)?;
         } else {
-            self.project(part, linear, out, a, scratch, false)?;
+            self.project_units(part, linear, out, a, scratch, false)?;
         }
-        if let Some(bias) = &linear.bias {
+        if let Some(bias) = bias_alone {
             device.add_bias(out, bias, m, d)?;
         }
         self.pass.norm(norm, &mut scratch.post, out, m)?;
         Ok(device.add(x, &scratch.post, m * d, 1.0)?)
     }
 
-    /// `y (+)= x Wᵀ + bias` for a matrix whose rows make outputs, `y (+)= x W` for one whose rows are units, and the adapters of `part`.
-    fn project(
+    /// The adapters of `part`, each with its unit side.
+    fn adapters_of(&self, part: Part) -> impl Iterator<Item = (&'a Adapter<D>, &'a D::Buffer)> {
+        let (adapters, index) = (self.pass.adapters, self.index);
+        adapters.iter().filter_map(move |adapter| Some((adapter, &adapter.unit_sides[adapter.unit_side_of(index, part)?])))
+    }
+
+    fn is_adapted(&self, part: Part) -> bool {
+        self.adapters_of(part).next().is_some()
+    }
+
+    /// `y = x Wᵀ + bias` for a matrix whose rows make outputs, and the adapters of `part`.
+    fn project(&self, part: Part, linear: &Linear<D>, y: &mut D::Buffer, x: &D::Buffer, scratch: &mut Scratch<D>) -> Result<()> {
+        let (device, m, low) = (self.device(), self.extent.tokens(), &mut scratch.low);
+        let (units, _) = device.weight_shape(&linear.weight);
+        let mut adapters = self.adapters_of(part);
+        let mut projection = plain(linear, y);
+        if let Some((adapter, u)) = adapters.next() {
+            self.pass.low_rank(adapter, m, units).by_model_side(device, low, x, &adapter.model_side, 1.0)?;
+            projection.epilogue.low_rank = Some(LowRank { low: &*low, side: u, rank: adapter.rank, scale: adapter.scale });
+        }
+        device.project_rows(std::slice::from_mut(&mut projection), x, m)?;
+        for (adapter, u) in adapters {
+            let sizes = self.pass.low_rank(adapter, m, units);
+            sizes.by_model_side(device, low, x, &adapter.model_side, 1.0)?;
+            sizes.to_units(device, y, low, u, adapter.scale)?;
+        }
+        Ok(())
+    }
+
+    /// `y (+)= a W + bias` for a matrix whose rows are units, and the adapters of `part`, which come before the bias.
+    fn project_units(
         &self,
         part: Part,
         linear: &Linear<D>,
         y: &mut D::Buffer,
-        x: &D::Buffer,
+        a: &D::Buffer,
         scratch: &mut Scratch<D>,
         accumulate: bool,
     ) -> Result<()> {
         let (device, m, low) = (self.device(), self.extent.tokens(), &mut scratch.low);
         let (units, _) = device.weight_shape(&linear.weight);
-        let by_units = part.is_unit_reduction();
-        if by_units {
-            device.matmul_units(y, x, &linear.weight, m, accumulate)?;
-        } else {
-            device.matmul_rows(y, x, &linear.weight, m, accumulate)?;
-            if let Some(bias) = &linear.bias {
-                device.add_bias(y, bias, m, units)?;
-            }
+        let mut adapters = self.adapters_of(part).peekable();
+        let mut epilogue = Epilogue::default();
+        if let Some((adapter, u)) = adapters.next() {
+            self.pass.low_rank(adapter, m, units).by_unit_side(device, low, a, u, 1.0)?;
+            epilogue.low_rank = Some(LowRank { low: &*low, side: &adapter.model_side, rank: adapter.rank, scale: adapter.scale });
         }
-        for adapter in self.pass.adapters {
-            let Some(side) = adapter.unit_side_of(self.index, part) else { continue };
-            let (sizes, u, v) = (self.pass.low_rank(adapter, m, units), &adapter.unit_sides[side], &adapter.model_side);
-            if by_units {
-                sizes.by_unit_side(device, low, x, u, 1.0)?;
-                sizes.to_model(device, y, low, v, adapter.scale)?;
-            } else {
-                sizes.by_model_side(device, low, x, v, 1.0)?;
-                sizes.to_units(device, y, low, u, adapter.scale)?;
-            }
+        let several = adapters.peek().is_some();
+        epilogue.bias = linear.bias.as_ref().filter(|_| !several);
+        device.project_units(y, a, &linear.weight, m, accumulate, epilogue)?;
+        for (adapter, u) in adapters {
+            let sizes = self.pass.low_rank(adapter, m, units);
+            sizes.by_unit_side(device, low, a, u, 1.0)?;
+            sizes.to_model(device, y, low, &adapter.model_side, adapter.scale)?;
         }
-        Ok(())
+        match linear.bias.as_ref().filter(|_| several) {
+            Some(bias) => Ok(device.add_bias(y, bias, m, self.d_model())?),
+            None => Ok(()),
+        }
     }
 
     /// Turns queries and keys by their positions; `inverse` turns back.
@@ -280,6 +327,11 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
             window: architecture.spans.get(units.span).and_then(|span| span.window),
         }
     }
+}
+
+/// A projection with its bias alone.
+fn plain<'a, D: Device>(linear: &'a Linear<D>, y: &'a mut D::Buffer) -> Projection<'a, D> {
+    Projection { y, weight: &linear.weight, epilogue: Epilogue { bias: linear.bias.as_ref(), low_rank: None } }
 }
 
 /// What writes to the residual stream.

@@ -6,6 +6,7 @@ mod adapter;
 mod backward;
 mod budget;
 mod classify;
+mod decoding;
 mod error;
 mod forward;
 mod gates;

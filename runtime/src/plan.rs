@@ -6,6 +6,7 @@ use espalier_models::tensor::model_tensors;
 use espalier_models::{Architecture, Manifest, ModelShape};
 
 use crate::classify::serving_size;
+use crate::decoding::step_bytes;
 use crate::generate::{choosing_bytes, generating_size};
 use crate::score::scoring_size;
 use crate::workspace::workspace_bytes;
@@ -64,7 +65,8 @@ impl Plan {
         };
         lines.push(line("activations", workspace_bytes(architecture, &shape, &size)));
         if !classifier {
-            lines.push(line("KV cache", kv_bytes(architecture, &shape, tokens)));
+            let steps = if manifest.diagnosis.is_some() { 0 } else { step_bytes(tokens) };
+            lines.push(line("KV cache", kv_bytes(architecture, &shape, tokens) + steps));
         }
         if manifest.diagnosis.is_some() {
             lines.push(line("tokenizer, while it is read", tokenizer_bytes(manifest)));

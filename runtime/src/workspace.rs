@@ -78,6 +78,8 @@ pub(crate) struct Scratch<D: Device> {
 
 /// Activations inside one layer.
 pub(crate) struct LayerBuffers<D: Device> {
+    /// Whether a backward pass reads them, so that each holds what its name says. Else only those that the next operation reads do.
+    pub kept: bool,
     /// `[m, d]`, after the attention norm.
     pub normed_attention: D::Buffer,
     /// `[m, heads · head_dim]`, before the norm of query heads; empty without one.
@@ -295,7 +297,9 @@ impl<D: Device> Workspace<D> {
             patches: zeros(patches)?,
             ids: device.indices(&ids)?,
             hidden: (0..hidden).map(|_| zeros(lengths.m * lengths.d)).collect::<espalier_kernels::Result<_>>()?,
-            layers: (0..layers).map(|_| LayerBuffers::new(&device, lengths.layer(&size))).collect::<Result<_>>()?,
+            layers: (0..layers)
+                .map(|_| LayerBuffers::new(&device, lengths.layer(&size), size.keep != Keep::Nothing))
+                .collect::<Result<_>>()?,
             scratch: Scratch { low: zeros(low)?, post: zeros(post)? },
             normed: zeros(normed)?,
             pooled: zeros(pooled)?,
@@ -323,7 +327,7 @@ impl<D: Device> Workspace<D> {
 }
 
 impl<D: Device> LayerBuffers<D> {
-    fn new(device: &D, lengths: [usize; LAYER_BUFFERS]) -> Result<Self> {
+    fn new(device: &D, lengths: [usize; LAYER_BUFFERS], kept: bool) -> Result<Self> {
         let [
             normed_attention,
             q_raw,
@@ -343,6 +347,7 @@ impl<D: Device> LayerBuffers<D> {
             ffn_out,
         ] = lengths;
         Ok(Self {
+            kept,
             normed_attention: device.zeros(normed_attention)?,
             q_raw: device.zeros(q_raw)?,
             k_raw: device.zeros(k_raw)?,

@@ -191,6 +191,17 @@ impl<'a> Reference<'a> {
     }
 }
 
+/// Turns the heads of `x` by their position.
+pub(crate) fn turn(x: &mut [f64], frequencies: &[f32], head_dim: usize, position: usize) {
+    let half = frequencies.len();
+    for head in x.chunks_mut(head_dim.max(1)) {
+        for i in 0..half {
+            let (sin, cos) = (position as f64 * f64::from(frequencies[i])).sin_cos();
+            (head[i], head[half + i]) = (head[i] * cos - head[half + i] * sin, head[half + i] * cos + head[i] * sin);
+        }
+    }
+}
+
 fn rotary<D: Device>(
     suite: &Suite<D>,
     batch: usize,
@@ -207,12 +218,7 @@ fn rotary<D: Device>(
     suite.device.rotate(&mut buffer, &f, batch, sequence, heads, head_dim, start, false)?;
     let mut expected = wide(&x);
     for (row, x) in expected.chunks_mut((heads * head_dim).max(1)).enumerate() {
-        for head in x.chunks_mut(head_dim) {
-            for i in 0..half {
-                let (sin, cos) = ((start + row % sequence) as f64 * f64::from(frequencies[i])).sin_cos();
-                (head[i], head[half + i]) = (head[i] * cos - head[half + i] * sin, head[half + i] * cos + head[i] * sin);
-            }
-        }
+        turn(x, &frequencies, head_dim, start + row % sequence);
     }
     let case = format!("rotate [{batch}, {sequence}, {heads} of {head_dim}], {half} frequencies from {start}");
     suite.check(&case, &buffer, &expected)?;

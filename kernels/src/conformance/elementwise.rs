@@ -7,7 +7,7 @@ use crate::error::Result;
 const ACTIVATIONS: [Activation; 4] = [Activation::GeluExact, Activation::GeluTanh, Activation::Silu, Activation::Relu];
 
 /// The value of an activation; the error function by its series, whose terms do not cancel in this form.
-fn activation(kind: Activation, x: f64) -> f64 {
+pub(crate) fn activation(kind: Activation, x: f64) -> f64 {
     match kind {
         Activation::GeluExact => {
             let (mut term, mut sum, mut k) = (x, x, 1.0);

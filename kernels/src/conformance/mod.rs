@@ -8,6 +8,7 @@
 
 mod attention;
 mod elementwise;
+mod fused;
 mod layouts;
 mod lookups;
 mod products;
@@ -43,13 +44,15 @@ pub fn run<D: Device>(device: &D, tolerance: f64) -> Vec<Failure> {
     run_families(device, tolerance, |_| true)
 }
 
-/// As [`run`], the families that `wanted` chooses: `products`, `elementwise`, `attention`, `lookups`, `layouts`, `training`, `quantised`.
+/// As [`run`], the families that `wanted` chooses: `products`, `elementwise`, `fused`, `attention`, `lookups`, `layouts`, `training`,
+/// `quantised`.
 pub fn run_families<D: Device>(device: &D, tolerance: f64, wanted: impl Fn(&str) -> bool) -> Vec<Failure> {
     let suite = Suite { device, tolerance, state: Cell::new(0x9e37_79b9_7f4a_7c15), failures: RefCell::new(Vec::new()) };
     type Family<D> = fn(&Suite<D>) -> Result<()>;
-    let families: [(&str, Family<D>); 7] = [
+    let families: [(&str, Family<D>); 8] = [
         ("products", products::run),
         ("elementwise", elementwise::run),
+        ("fused", fused::run),
         ("attention", attention::run),
         ("lookups", lookups::run),
         ("layouts", layouts::run),

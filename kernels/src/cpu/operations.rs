@@ -117,6 +117,10 @@ impl Device for CpuDevice {
         Ok(())
     }
 
+    fn first_index(&self, indices: &Indices) -> Result<usize> {
+        Ok(input("first_index", "indices", indices, &[1])?[0] as usize)
+    }
+
     fn reads_in_place(&self) -> bool {
         true
     }

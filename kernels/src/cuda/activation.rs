@@ -8,10 +8,10 @@ use crate::device::Activation;
 use crate::error::{KernelError, Result};
 
 /// Additions and multiplications that an activation is counted as.
-const FLOPS: usize = 10;
+pub(super) const FLOPS: usize = 10;
 
 /// The number by which the kernels know an activation.
-fn number(kind: Activation) -> u32 {
+pub(super) fn number(kind: Activation) -> u32 {
     match kind {
         Activation::GeluExact => 0,
         Activation::GeluTanh => 1,

@@ -4,8 +4,9 @@ use super::elementwise::{blocks, work};
 use super::launch::{Args, Work};
 use super::memory::{Buffer, Indices, Pointer};
 use super::{CudaDevice, input, output, require, size32};
-use crate::device::AttentionShape;
+use crate::device::{AttentionShape, Device};
 use crate::error::{KernelError, Result};
+use crate::fused;
 
 /// Queries, and keys, of a tile.
 const TILE: usize = 64;
@@ -36,7 +37,7 @@ impl Sizes {
         require(operation, window != Some(0), || "a window of no keys was given; a query sees at least its own".to_string())?;
         require(operation, head_dim > 0 || heads == 0, || "a head has no dimensions".to_string())?;
         input(operation, "groups", groups, &[heads])?;
-        groups.note_checked(heads);
+        groups.note_limit(group_count);
         if let Some((head, group)) = groups.host(heads).iter().enumerate().find(|(_, group)| **group as usize >= group_count) {
             let detail = format!("head {head} names KV group {group}, but there are {group_count} groups");
             return Err(KernelError::Shape { operation, detail });
@@ -95,6 +96,8 @@ impl Sizes {
     }
 }
 
+/// With `position`, `shape.keys` is the most keys: see [`Device::attention_at`](crate::Device::attention_at).
+#[allow(clippy::too_many_arguments)]
 pub(super) fn attention(
     device: &CudaDevice,
     shape: AttentionShape,
@@ -103,8 +106,14 @@ pub(super) fn attention(
     k: &Buffer,
     v: &Buffer,
     groups: &Indices,
+    position: Option<&Indices>,
 ) -> Result<()> {
     const NAME: &str = "attention";
+    if shape.queries > FEW_QUERIES
+        && let Some(position) = position
+    {
+        return device.attention(fused::attended(device, shape, position)?, out, q, k, v, groups);
+    }
     let AttentionShape { batch, queries, key_capacity, heads, groups: group_count, head_dim, .. } = shape;
     let sizes = Sizes::new(NAME, shape, groups)?;
     let out = output(NAME, "out", out, &[batch, queries, heads, head_dim])?;
@@ -116,7 +125,8 @@ pub(super) fn attention(
         return Ok(());
     }
     if queries <= FEW_QUERIES {
-        return decode(device, &sizes, out, [q, k, v], groups);
+        let position = position.map(|position| stored_position(device, shape, position)).transpose()?.unwrap_or(Pointer::NULL);
+        return decode(device, &sizes, out, [q, k, v], groups, position);
     }
     let (width, slices) = sizes.slices();
     let kernel = if width == TILE { "attention_prefill_64" } else { "attention_prefill_128" };
@@ -124,8 +134,15 @@ pub(super) fn attention(
     device.launch(kernel, blocks(slices * heads * batch * queries.div_ceil(TILE), 256)?, args, sizes.work(2, 2, 2))
 }
 
+/// Where the position of the first query stands, which has to leave the keys fewer than the shape has.
+fn stored_position(device: &CudaDevice, shape: AttentionShape, position: &Indices) -> Result<Pointer> {
+    fused::attended(device, shape, position)?;
+    position.note_limit((shape.keys - shape.queries).saturating_add(1));
+    input("attention_at", "position", position, &[1])
+}
+
 /// Few queries: keys split over blocks, and the parts merged where there are several.
-fn decode(device: &CudaDevice, sizes: &Sizes, out: Pointer, [q, k, v]: [Pointer; 3], groups: Pointer) -> Result<()> {
+fn decode(device: &CudaDevice, sizes: &Sizes, out: Pointer, [q, k, v]: [Pointer; 3], groups: Pointer, position: Pointer) -> Result<()> {
     const NAME: &str = "attention";
     const THREADS: u32 = 128;
     /// Keys of a part: as many as fit into shared memory, and so many that a part is worth its merging.
@@ -148,11 +165,14 @@ fn decode(device: &CudaDevice, sizes: &Sizes, out: Pointer, [q, k, v]: [Pointer;
     };
     let statistics = sums.plus_bytes(if parts == 1 { 0 } else { 4 * (parts * rows * sizes.head_dim) as u64 });
     let args = sizes.args(Args::new().pointer(sums).pointer(statistics).pointer(q).pointer(k).pointer(v).pointer(groups));
-    let args = args.u32(size32(NAME, "first key", sizes.first_key())?).u32(size32(NAME, "parts", parts)?).u32(part_keys as u32);
+    let parts32 = size32(NAME, "parts", parts)?;
+    let args = args.pointer(position).u32(parts32).u32(part_keys as u32);
     device.launch("attention_decode", blocks(parts * each, THREADS)?, args, sizes.work(2, 1 + parts, 2))?;
     if kept.is_some() {
-        let args = Args::new().pointer(out).pointer(sums).pointer(statistics).u64(rows as u64);
-        let args = args.u32(size32(NAME, "head_dim", sizes.head_dim)?).u32(size32(NAME, "parts", parts)?);
+        let [_, queries, keys, .., window] = sizes.numbers;
+        let args = Args::new().pointer(out).pointer(sums).pointer(statistics).pointer(position).u64(rows as u64);
+        let args = args.u32(size32(NAME, "head_dim", sizes.head_dim)?).u32(parts32).u32(keys).u32(queries).u32(window);
+        let args = args.u32(part_keys as u32);
         let numbers = (parts + 1) * rows * sizes.head_dim;
         device.launch("attention_combine", blocks(rows, THREADS)?, args, work(numbers + 2 * parts * rows, 2 * numbers))?;
     }

@@ -4,6 +4,9 @@
 // keys of one sequence and KV group, and serves all heads of the group with them, 8 rows (a head's query each) at a time. Eight lanes
 // share a key, 128 neighbouring bytes a step. attention_combine then merges the parts in their order, so that a run is repeatable.
 //
+// Where the position of the queries is read from device memory, the blocks are those of the most keys that there may be: a part whose keys
+// are not there yet ends at once, and is not merged.
+//
 // Comes after attention.cu, whose Shape it uses.
 
 #include "prelude.cuh"
@@ -193,9 +196,19 @@ DEVICE void rows(float* out, float* statistics, const float* q, const float* key
     }
 }
 
+// The keys there are, and the first that any query sees.
+struct Extent {
+    u32 keys, first;
+};
+DEVICE Extent extent_of(u32 keys, u32 queries, u32 window, const u32* position) {
+    if (position != nullptr) keys = position[0] + queries;
+    const u32 end = keys - queries + 1;
+    return Extent{keys, end > window ? end - window : 0};
+}
+
 }  // namespace decode
 
-// A block: one part of `part_keys` (at most 256) keys from first_key on, of one KV group of one sequence. Blocks: parts * groups * batch.
+// A block: one part of `part_keys` (at most 256) keys from the first on, of one KV group of one sequence. Blocks: parts * groups * batch.
 // With one part, `out` is the result and `statistics` is not used; else both hold the parts for attention_combine.
 KERNEL(128) attention_decode(
     float* out,         // [parts, batch, queries, heads * head_dim]
@@ -204,7 +217,8 @@ KERNEL(128) attention_decode(
     const float* k,     // [batch, key_capacity, group_count * head_dim]
     const float* v,     // [batch, key_capacity, group_count * head_dim]
     const u32* groups,  // [heads]
-    u32 batch, u32 queries, u32 keys, u32 key_capacity, u32 heads, u32 group_count, u32 head_dim, u32 window, float scale, u32 first_key,
+    u32 batch, u32 queries, u32 keys, u32 key_capacity, u32 heads, u32 group_count, u32 head_dim, u32 window, float scale,
+    const u32* position,  // [1], that of the first query, or null: keys - queries
     u32 parts, u32 part_keys) {
     SHARED(float, query_rows, decode::ROWS* decode::DIMS);
     SHARED(float, scores, decode::ROWS* decode::PART);
@@ -213,13 +227,15 @@ KERNEL(128) attention_decode(
     SHARED(float, total, decode::ROWS);
     SHARED(u32, head_rows, decode::ROWS);
     const decode::Scratch shared = {query_rows, scores, sums, largest, total, head_rows};
-    const attention::Shape s = attention::shape_of(queries, keys, heads, group_count, head_dim, window, scale);
+    const decode::Extent extent = decode::extent_of(keys, queries, window, position);
+    const attention::Shape s = attention::shape_of(queries, extent.keys, heads, group_count, head_dim, window, scale);
     decode::Part part;
     part.number = blockIdx.x % parts;
     part.group = blockIdx.x / parts % group_count;
     part.sequence = blockIdx.x / parts / group_count;
-    part.first = first_key + part.number * part_keys;
-    part.count = minimum(part_keys, keys - part.first);
+    part.first = extent.first + part.number * part_keys;
+    if (part.first >= extent.keys) return;
+    part.count = minimum(part_keys, extent.keys - part.first);
     const u64 from = (u64(part.sequence) * key_capacity + part.first) * s.key_stride + u64(part.group) * head_dim;
     const u64 rows = u64(batch) * queries * heads;
     out += part.number * rows * head_dim;
@@ -243,8 +259,11 @@ KERNEL(128) attention_combine(
     float* out,               // [rows, head_dim]
     const float* partial,     // [parts, rows, head_dim]
     const float* statistics,  // [parts, rows, 2]
-    u64 rows, u32 head_dim, u32 parts) {
+    const u32* position,      // as of attention_decode
+    u64 rows, u32 head_dim, u32 parts, u32 keys, u32 queries, u32 window, u32 part_keys) {
     const u64 row = blockIdx.x;
+    const decode::Extent extent = decode::extent_of(keys, queries, window, position);
+    parts = minimum(parts, ceil_div(extent.keys - extent.first, part_keys));
     float largest = -infinity(), total = 0.0f;
     for (u32 p = 0; p < parts; p++) largest = fmaxf(largest, statistics[(p * rows + row) * 2]);
     for (u32 p = 0; p < parts; p++) {

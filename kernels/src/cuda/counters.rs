@@ -39,6 +39,13 @@ pub(super) struct Work {
     pub flops: u64,
 }
 
+impl Work {
+    /// Both.
+    pub fn plus(self, other: Work) -> Work {
+        Work { bytes: self.bytes.saturating_add(other.bytes), flops: self.flops.saturating_add(other.flops) }
+    }
+}
+
 /// The running totals of a kernel.
 #[derive(Default)]
 pub(super) struct Counter {

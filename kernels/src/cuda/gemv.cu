@@ -104,11 +104,12 @@ DEVICE void row_dots(float (&sums)[ROWS_EACH][M], const float* x, const typename
     }
 }
 
+// Block `block` of those that share the rows of w.
 template <class S, u32 M>
-DEVICE void rows_form(float* y, const float* x, const typename S::Number* w, u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags,
-                      float* shared /* [ROW_WARPS, WARP] */) {
+DEVICE void rows_of_block(float* y, const float* x, const typename S::Number* w, u32 m, u32 rows, u32 columns, u32 split, float alpha,
+                          u32 flags, const epilogue::Terms& terms, u32 block, float* shared /* [ROW_WARPS, WARP] */) {
     const u32 warp = warp_index(), part = warp % split, lane = lane_index();
-    const u32 row0 = (blockIdx.x * (ROW_WARPS / split) + warp / split) * ROWS_EACH;
+    const u32 row0 = (block * (ROW_WARPS / split) + warp / split) * ROWS_EACH;
     float sums[ROWS_EACH][M] = {}, mine = 0.0f;
     if (row0 < rows) row_dots<S, M>(sums, x, w, row0, m, rows, columns, part, split, flags);
 #pragma unroll
@@ -123,10 +124,13 @@ DEVICE void rows_form(float* y, const float* x, const typename S::Number* w, u32
         for (u32 i = 1; i < split; i++) mine += shared[(warp - part + i) * WARP + lane];
     }
     const u32 row = row0 + lane / M, token = lane % M;
-    if (part == 0 && lane < ROWS_EACH * M && row < rows && token < m) {
-        float* to = y + u64(token) * rows + row;
-        *to = alpha * mine + (flags & ACCUMULATE ? *to : 0.0f);
-    }
+    if (part == 0 && lane < ROWS_EACH * M) epilogue::store(y, alpha * mine, token, row, m, rows, flags, terms);
+}
+
+template <class S, u32 M>
+DEVICE void rows_form(float* y, const float* x, const typename S::Number* w, u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags,
+                      const epilogue::Terms& terms, float* shared /* [ROW_WARPS, WARP] */) {
+    rows_of_block<S, M>(y, x, w, m, rows, columns, split, alpha, flags, terms, blockIdx.x, shared);
 }
 
 // The sums of this lane's columns over the outer rows (rows or pairs) from `first` below `last`, every UNIT_WARPS-th. Number j is column
@@ -181,7 +185,7 @@ DEVICE void unit_sums(float (&sums)[S::COLUMNS][M], const float* a, const typena
 
 template <class S, u32 M>
 DEVICE void units_form(float* y, const float* a, const typename S::Number* w, u32 m, u32 rows, u32 columns, u32 outers_split, float alpha,
-                       u32 flags, float* shared /* [UNIT_WARPS, WARP * COLUMNS] */) {
+                       u32 flags, const epilogue::Terms& terms, float* shared /* [UNIT_WARPS, WARP * COLUMNS] */) {
     constexpr u32 WIDTH = WARP * S::COLUMNS;
     const u32 column0 = blockIdx.x * WIDTH, first = blockIdx.y * outers_split;
     const u32 last = minimum(ceil_div(rows, S::ROWS), first + outers_split);
@@ -201,8 +205,7 @@ DEVICE void units_form(float* y, const float* a, const typename S::Number* w, u3
             float sum = 0.0f;
 #pragma unroll
             for (u32 i = 0; i < UNIT_WARPS; i++) sum += shared[i * WIDTH + threadIdx.x];
-            float* to = y + u64(t) * columns + column;
-            *to = alpha * sum + (flags & ACCUMULATE ? *to : 0.0f);
+            epilogue::store(y, alpha * sum, t, column, m, columns, flags, terms);
         }
         __syncthreads();
     }
@@ -211,282 +214,407 @@ DEVICE void units_form(float* y, const float* a, const typename S::Number* w, u3
 }  // namespace gemv
 
 KERNEL(128) gemv_rows_f32_1(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const float* w,  // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const float* w,     // [rows, columns]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::F32, 1>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::F32, 1>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_f32_1)
 
 KERNEL(128) gemv_rows_f32_4(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const float* w,  // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const float* w,     // [rows, columns]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::F32, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::F32, 4>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_f32_4)
 
 KERNEL(128) gemv_rows_f32_8(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const float* w,  // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const float* w,     // [rows, columns]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::F32, 8>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::F32, 8>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_f32_8)
 
 KERNEL(128) gemv_rows_f16_1(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u16* w,       // [rows, columns]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Rows<gemv::F16>, 1>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::Rows<gemv::F16>, 1>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_f16_1)
 
 KERNEL(128) gemv_rows_f16_8(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u16* w,       // [rows, columns]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Rows<gemv::F16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::Rows<gemv::F16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_f16_8)
 
 KERNEL(128) gemv_rows_bf16_1(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u16* w,       // [rows, columns]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Rows<gemv::Bf16>, 1>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::Rows<gemv::Bf16>, 1>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_bf16_1)
 
 KERNEL(128) gemv_rows_bf16_8(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u16* w,       // [rows, columns]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Rows<gemv::Bf16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::Rows<gemv::Bf16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_bf16_8)
 
 KERNEL(128) gemv_rows_f16_pairs_1(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows/2, columns, 2]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u16* w,       // [rows/2, columns, 2]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Pairs<gemv::F16>, 1>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::Pairs<gemv::F16>, 1>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_f16_pairs_1)
 
 KERNEL(128) gemv_rows_f16_pairs_4(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows/2, columns, 2]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u16* w,       // [rows/2, columns, 2]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Pairs<gemv::F16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::Pairs<gemv::F16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_f16_pairs_4)
 
 KERNEL(128) gemv_rows_f16_pairs_8(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows/2, columns, 2]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u16* w,       // [rows/2, columns, 2]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Pairs<gemv::F16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::Pairs<gemv::F16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_f16_pairs_8)
 
 KERNEL(128) gemv_rows_bf16_pairs_1(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows/2, columns, 2]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u16* w,       // [rows/2, columns, 2]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Pairs<gemv::Bf16>, 1>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::Pairs<gemv::Bf16>, 1>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_bf16_pairs_1)
 
 KERNEL(128) gemv_rows_bf16_pairs_4(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows/2, columns, 2]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u16* w,       // [rows/2, columns, 2]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Pairs<gemv::Bf16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::Pairs<gemv::Bf16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_bf16_pairs_4)
 
 KERNEL(128) gemv_rows_bf16_pairs_8(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows/2, columns, 2]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u16* w,       // [rows/2, columns, 2]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Pairs<gemv::Bf16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::Pairs<gemv::Bf16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_bf16_pairs_8)
 
 KERNEL(256) gemv_units_f32_1(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const float* w,  // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const float* w,     // [rows, columns]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
-    gemv::units_form<gemv::F32, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::F32, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f32_1)
 
 KERNEL(256) gemv_units_f32_4(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const float* w,  // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const float* w,     // [rows, columns]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
-    gemv::units_form<gemv::F32, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::F32, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f32_4)
 
 KERNEL(256) gemv_units_f32_8(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const float* w,  // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const float* w,     // [rows, columns]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
-    gemv::units_form<gemv::F32, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::F32, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f32_8)
 
 KERNEL(256) gemv_units_f16_1(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u16* w,       // [rows, columns]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 2048);
-    gemv::units_form<gemv::Rows<gemv::F16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::Rows<gemv::F16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f16_1)
 
 KERNEL(256) gemv_units_f16_4(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u16* w,       // [rows, columns]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 2048);
-    gemv::units_form<gemv::Rows<gemv::F16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::Rows<gemv::F16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f16_4)
 
 KERNEL(256) gemv_units_f16_8(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u16* w,       // [rows, columns]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 2048);
-    gemv::units_form<gemv::Rows<gemv::F16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::Rows<gemv::F16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f16_8)
 
 KERNEL(256) gemv_units_bf16_1(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u16* w,       // [rows, columns]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 2048);
-    gemv::units_form<gemv::Rows<gemv::Bf16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::Rows<gemv::Bf16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_bf16_1)
 
 KERNEL(256) gemv_units_bf16_4(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u16* w,       // [rows, columns]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 2048);
-    gemv::units_form<gemv::Rows<gemv::Bf16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::Rows<gemv::Bf16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_bf16_4)
 
 KERNEL(256) gemv_units_bf16_8(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u16* w,       // [rows, columns]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 2048);
-    gemv::units_form<gemv::Rows<gemv::Bf16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::Rows<gemv::Bf16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_bf16_8)
 
 KERNEL(256) gemv_units_f16_pairs_1(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const u16* w,    // [rows/2, columns, 2]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u16* w,       // [rows/2, columns, 2]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
-    gemv::units_form<gemv::Pairs<gemv::F16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::Pairs<gemv::F16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f16_pairs_1)
 
 KERNEL(256) gemv_units_f16_pairs_4(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const u16* w,    // [rows/2, columns, 2]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u16* w,       // [rows/2, columns, 2]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
-    gemv::units_form<gemv::Pairs<gemv::F16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::Pairs<gemv::F16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f16_pairs_4)
 
 KERNEL(256) gemv_units_f16_pairs_8(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const u16* w,    // [rows/2, columns, 2]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u16* w,       // [rows/2, columns, 2]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
-    gemv::units_form<gemv::Pairs<gemv::F16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::Pairs<gemv::F16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f16_pairs_8)
 
 KERNEL(256) gemv_units_bf16_pairs_1(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const u16* w,    // [rows/2, columns, 2]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u16* w,       // [rows/2, columns, 2]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
-    gemv::units_form<gemv::Pairs<gemv::Bf16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::Pairs<gemv::Bf16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_bf16_pairs_1)
 
 KERNEL(256) gemv_units_bf16_pairs_4(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const u16* w,    // [rows/2, columns, 2]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u16* w,       // [rows/2, columns, 2]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
-    gemv::units_form<gemv::Pairs<gemv::Bf16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::Pairs<gemv::Bf16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_bf16_pairs_4)
 
 KERNEL(256) gemv_units_bf16_pairs_8(
-    float* y,        // [splits, m, columns]
-    const float* a,  // [m, rows]
-    const u16* w,    // [rows/2, columns, 2]
-    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags) {
+    float* y,           // [splits, m, columns]
+    const float* a,     // [m, rows]
+    const u16* w,       // [rows/2, columns, 2]
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
-    gemv::units_form<gemv::Pairs<gemv::Bf16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    gemv::units_form<gemv::Pairs<gemv::Bf16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_bf16_pairs_8)
 
@@ -495,22 +623,32 @@ EXPORT(gemv_units_bf16_pairs_8)
 #define LEAST_BLOCKS , 5
 
 KERNEL(128) gemv_rows_f16_4(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u16* w,       // [rows, columns]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Rows<gemv::F16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::Rows<gemv::F16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_f16_4)
 
 KERNEL(128) gemv_rows_bf16_4(
-    float* y,        // [m, rows]
-    const float* x,  // [m, columns]
-    const u16* w,    // [rows, columns]
-    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags) {
+    float* y,           // [m, rows]
+    const float* x,     // [m, columns]
+    const u16* w,       // [rows, columns]
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
     SHARED(float, shared, 128);
-    gemv::rows_form<gemv::Rows<gemv::Bf16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, shared);
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    gemv::rows_form<gemv::Rows<gemv::Bf16>, 4>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_bf16_4)
 

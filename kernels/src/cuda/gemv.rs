@@ -1,8 +1,9 @@
 //! Products with few tokens: launches `gemv.cu`.
 
+use super::epilogue::Terms;
 use super::launch::{Args, Grid};
 use super::memory::Pointer;
-use super::products::{ACCUMULATE, Sizes, VECTOR_B, flag, multiprocessors, summed, vector};
+use super::products::{ACCUMULATE, Sizes, VECTOR_B, finished, flag, multiprocessors, vector};
 use super::products_quantized::unexpected;
 use super::weights::number_bytes;
 use super::{CudaDevice, size32};
@@ -31,7 +32,7 @@ pub(super) fn for_tokens(kernels: [&'static str; 3], m: usize) -> &'static str {
 }
 
 /// The rows and columns of 16 bytes of a matrix.
-fn chunk(format: Format) -> (usize, usize) {
+pub(super) fn chunk(format: Format) -> (usize, usize) {
     match format {
         Format::F16 | Format::Bf16 => (1, 8),
         Format::F16Pairs | Format::Bf16Pairs => (2, 4),
@@ -39,7 +40,23 @@ fn chunk(format: Format) -> (usize, usize) {
     }
 }
 
-pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Pointer, format: Format) -> Result<()> {
+/// How many warps share four of `rows` rows in row-dot form. A warp has 4 rows. It takes some 16 warps a multiprocessor to keep memory busy:
+/// with fewer rows several share them, down to one load of every lane.
+pub(super) fn warps_a_row(device: &CudaDevice, rows: usize, columns: usize, chunk_columns: usize) -> usize {
+    let warps = rows.div_ceil(4);
+    let enough = |split: usize| warps * split >= 16 * multiprocessors(device) || columns < 2 * split * 32 * chunk_columns;
+    [1, 2, 4].into_iter().find(|split| enough(*split)).unwrap_or(4)
+}
+
+pub(super) fn rows_form(
+    device: &CudaDevice,
+    sizes: &Sizes,
+    y: Pointer,
+    x: Pointer,
+    w: Pointer,
+    format: Format,
+    terms: &Terms,
+) -> Result<()> {
     if sizes.m == 0 || sizes.n == 0 {
         return Ok(());
     }
@@ -53,20 +70,26 @@ pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Point
     };
     let (m, rows, columns) = sizes.args32()?;
     let (_, chunk_columns) = chunk(format);
-    // A warp has 4 rows. It takes some 16 warps a multiprocessor to keep memory busy: with fewer rows several share them, down to one load
-    // of every lane.
-    let warps = sizes.n.div_ceil(4);
-    let enough = |split: usize| warps * split >= 16 * multiprocessors(device) || sizes.k < 2 * split * 32 * chunk_columns;
-    let split = [1, 2, 4].into_iter().find(|split| enough(*split)).unwrap_or(4);
+    let split = warps_a_row(device, sizes.n, sizes.k, chunk_columns);
     let vectors = vector(x, sizes.k, chunk_columns, VECTOR_B) & vector(w, sizes.k, chunk_columns, VECTOR_B);
-    let args = Args::new().pointer(y).pointer(x).pointer(w).u32(m).u32(rows).u32(columns).u32(split as u32).f32(sizes.alpha);
-    let blocks = size32(sizes.operation, "rows", warps.div_ceil(4 / split))?;
+    let args = terms.pointers(Args::new().pointer(y).pointer(x).pointer(w), true);
+    let args = args.u32(m).u32(rows).u32(columns).u32(split as u32).f32(sizes.alpha);
+    let blocks = size32(sizes.operation, "rows", sizes.n.div_ceil(4).div_ceil(4 / split))?;
     let grid = Grid { blocks: [blocks, 1, 1], threads: 128, shared_bytes: 0 };
-    let args = args.u32(vectors | flag(sizes.accumulate, ACCUMULATE));
-    device.launch(for_tokens(kernels, sizes.m), grid, args, sizes.work(number_bytes(format)))
+    let args = terms.numbers(args.u32(vectors | flag(sizes.accumulate, ACCUMULATE) | terms.flags()), true);
+    let work = sizes.work(number_bytes(format)).plus(terms.work(sizes.m, sizes.n));
+    device.launch(for_tokens(kernels, sizes.m), grid, args, work)
 }
 
-pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Pointer, w: Pointer, format: Format) -> Result<()> {
+pub(super) fn units_form(
+    device: &CudaDevice,
+    sizes: &Sizes,
+    y: Pointer,
+    a: Pointer,
+    w: Pointer,
+    format: Format,
+    terms: &Terms,
+) -> Result<()> {
     if sizes.m == 0 || sizes.n == 0 {
         return Ok(());
     }
@@ -86,11 +109,13 @@ pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Poin
     let each = outers.div_ceil(splits).max(1);
     let splits = outers.div_ceil(each).max(1);
     let vectors = vector(w, sizes.n, chunk_columns, VECTOR_B);
-    summed(device, sizes, y, splits, |to, flags| {
-        let args = Args::new().pointer(to).pointer(a).pointer(w).u32(m).u32(rows).u32(columns);
-        let args = args.u32(size32(sizes.operation, "rows", each)?).f32(sizes.alpha).u32(flags & ACCUMULATE | vectors);
+    finished(device, sizes, terms, y, splits, |to, flags, terms| {
+        let args = terms.pointers(Args::new().pointer(to).pointer(a).pointer(w), false).u32(m).u32(rows).u32(columns);
+        let args = args.u32(size32(sizes.operation, "rows", each)?).f32(sizes.alpha).u32(flags | vectors);
+        let args = terms.numbers(args, false);
         let (x, y) = (size32(sizes.operation, "columns", blocks)?, size32(sizes.operation, "rows", splits)?);
         let grid = Grid { blocks: [x, y, 1], threads: 256, shared_bytes: 0 };
-        device.launch(for_tokens(kernels, sizes.m), grid, args, sizes.work(number_bytes(format)))
+        let work = sizes.work(number_bytes(format)).plus(terms.work(sizes.m, sizes.n));
+        device.launch(for_tokens(kernels, sizes.m), grid, args, work)
     })
 }

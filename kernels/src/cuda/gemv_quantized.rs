@@ -1,10 +1,11 @@
 //! Products of quantised weights with few tokens: launches `gemv_quantized.cu`.
 
+use super::epilogue::Terms;
 use super::gemv::{for_tokens, gemv_kernels};
 use super::launch::{Args, Grid};
 use super::memory::Pointer;
 use super::planes::Quants;
-use super::products::{ACCUMULATE, Sizes, VECTOR_A, VECTOR_B, flag, multiprocessors, summed, vector};
+use super::products::{ACCUMULATE, Sizes, VECTOR_A, VECTOR_B, finished, flag, multiprocessors, vector};
 use super::products_quantized::{quants_args, unexpected};
 use super::{CudaDevice, size32};
 use crate::device::Format;
@@ -79,7 +80,7 @@ pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Poin
     let each = steps.div_ceil(splits).max(1);
     let splits = steps.div_ceil(each).max(1);
     let vectors = vector(a, sizes.k, 4, VECTOR_A) | vector(w.quants, sizes.n, 4, VECTOR_B);
-    summed(device, sizes, y, splits, |to, flags| {
+    finished(device, sizes, &Terms::NONE, y, splits, |to, flags, _| {
         let size = |name, n| size32(sizes.operation, name, n);
         let args = quants_args(Args::new().pointer(to).pointer(a), &w).u32(m).u32(rows).u32(columns).u32(size("rows", each)?);
         let blocks = [size("columns", blocks)?, size("rows", splits)?, size("tokens", sizes.m.div_ceil(tokens))?];

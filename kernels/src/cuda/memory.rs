@@ -9,7 +9,6 @@ use super::arena::{Arena, Block};
 use super::device::{Core, Held, lock};
 use super::gate::Entered;
 use super::sys;
-use crate::device::NO_TARGET;
 use crate::error::{KernelError, Result};
 use crate::memory::Purpose;
 
@@ -145,7 +144,7 @@ impl Indices {
         if from.is_empty() {
             return Ok(());
         }
-        // A graph was checked with smaller indices: it has to be recorded, and so checked, again.
+        // A graph stands for smaller indices: with these it has to be recorded, and so checked, again.
         let largest = self.recorded_largest.load(Ordering::Relaxed);
         if self.is_recorded(core) && from.iter().any(|index| *index > largest) {
             core.forget_graphs();
@@ -161,13 +160,20 @@ impl Indices {
         &self.host[..count.min(self.host.len())]
     }
 
-    /// Says that the first `count` indices were checked. Work that is being recorded stands for indices up to the largest of them, those
-    /// aside that are [`NO_TARGET`].
-    pub(super) fn note_checked(&self, count: usize) {
+    /// Says that indices below `limit` are fine for the work. Where it is being recorded, it stands for all of them.
+    pub(super) fn note_limit(&self, limit: usize) {
         let Some(block) = self.block.as_ref().filter(|block| block.core().gate().is_capturing()) else { return };
-        let largest = self.host(count).iter().copied().filter(|index| *index != NO_TARGET).max();
         self.note_recording(block.core());
-        self.recorded_largest.fetch_min(largest.unwrap_or(0), Ordering::Relaxed);
+        let largest = u32::try_from(limit.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.recorded_largest.fetch_min(largest, Ordering::Relaxed);
+    }
+
+    /// The first index as the host wrote it.
+    pub(super) fn first(&self) -> Result<usize> {
+        self.host.first().map(|index| *index as usize).ok_or_else(|| KernelError::Shape {
+            operation: "first_index",
+            detail: "indices holds 0 numbers, but [1] were expected".to_string(),
+        })
     }
 }
 

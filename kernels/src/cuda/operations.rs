@@ -6,6 +6,7 @@ use super::weight::Weight;
 use super::{CudaDevice, activation, attention, elementwise, loss, norm, products, rotary, sequence, training, weights};
 use crate::device::{Activation, AdamW, AttentionShape, Device, Format, HostBytes, NormKind, Product};
 use crate::error::{KernelError, Result};
+use crate::fused::{Epilogue, KeyValues, Projection, Start, TokenShape};
 use crate::memory::Purpose;
 
 /// Checks that `len` numbers from `offset` on are inside a buffer, and says where they are in bytes.
@@ -92,6 +93,10 @@ impl Device for CudaDevice {
         to.write(&self.core, from)
     }
 
+    fn first_index(&self, indices: &Indices) -> Result<usize> {
+        indices.first()
+    }
+
     fn reads_in_place(&self) -> bool {
         self.attributes().reads_in_place()
     }
@@ -130,6 +135,34 @@ impl Device for CudaDevice {
 
     fn matmul_units(&self, y: &mut Buffer, a: &Buffer, w: &Weight, m: usize, accumulate: bool) -> Result<()> {
         products::matmul_units(self, y, a, w, m, accumulate)
+    }
+
+    fn project_rows(&self, projections: &mut [Projection<'_, Self>], x: &Buffer, m: usize) -> Result<()> {
+        products::project_rows(self, projections, x, m)
+    }
+
+    fn project_units(
+        &self,
+        y: &mut Buffer,
+        a: &Buffer,
+        w: &Weight,
+        m: usize,
+        accumulate: bool,
+        epilogue: Epilogue<'_, Buffer>,
+    ) -> Result<()> {
+        products::project_units(self, y, a, w, m, accumulate, epilogue)
+    }
+
+    fn project_activated(
+        &self,
+        kind: Activation,
+        out: &mut Buffer,
+        x: &Buffer,
+        m: usize,
+        up: Projection<'_, Self>,
+        gate: Option<Projection<'_, Self>>,
+    ) -> Result<()> {
+        products::project_activated(self, kind, out, x, m, up, gate)
     }
 
     fn matmul(&self, c: &mut Buffer, a: &Buffer, b: &Buffer, product: Product) -> Result<()> {
@@ -220,7 +253,33 @@ impl Device for CudaDevice {
     }
 
     fn attention(&self, shape: AttentionShape, out: &mut Buffer, q: &Buffer, k: &Buffer, v: &Buffer, groups: &Indices) -> Result<()> {
-        attention::attention(self, shape, out, q, k, v, groups)
+        attention::attention(self, shape, out, q, k, v, groups, None)
+    }
+
+    fn cache_tokens(
+        &self,
+        cache: KeyValues<'_, Buffer>,
+        q: &mut Buffer,
+        k: &mut Buffer,
+        v: &Buffer,
+        frequencies: Option<&Buffer>,
+        shape: TokenShape,
+        start: Start<'_, Indices>,
+    ) -> Result<()> {
+        rotary::cache_tokens(self, cache, q, k, v, frequencies, shape, start)
+    }
+
+    fn attention_at(
+        &self,
+        shape: AttentionShape,
+        out: &mut Buffer,
+        q: &Buffer,
+        k: &Buffer,
+        v: &Buffer,
+        groups: &Indices,
+        position: &Indices,
+    ) -> Result<()> {
+        attention::attention(self, shape, out, q, k, v, groups, Some(position))
     }
 
     fn attention_backward(
@@ -247,7 +306,11 @@ impl Device for CudaDevice {
     }
 
     fn add_positions(&self, x: &mut Buffer, table: &Weight, batch: usize, sequence: usize, start: usize) -> Result<()> {
-        weights::add_positions(self, x, table, batch, sequence, start)
+        weights::add_positions(self, x, table, batch, sequence, start, None)
+    }
+
+    fn add_positions_at(&self, x: &mut Buffer, table: &Weight, sequence: usize, offset: usize, start: &Indices) -> Result<()> {
+        weights::add_positions(self, x, table, 1, sequence, offset, Some(start))
     }
 
     fn positions_backward(

@@ -328,6 +328,7 @@ constexpr u32 VECTOR_B = 4;    // and of B, or of the weight
 constexpr u32 VECTOR_C = 8;    // 16-byte stores of C may be used
 constexpr u32 TRANSPOSE_A = 16;
 constexpr u32 TRANSPOSE_B = 32;
+constexpr u32 TRANSPOSE_SIDE = 64;  // an adapter's side is stored with its outputs as rows
 
 // Stores four neighbours of a row of C [m, n], column a multiple of 4.
 DEVICE void store_4(float* c, float4_ v, u32 row, u32 column, u32 m, u32 n, u32 flags) {

@@ -1,12 +1,14 @@
 //! Matrix products: which kernel, which tile, how many blocks. Launches `products_f32.cu`, `products_tf32.cu` and
 //! `products_half.cu`; few tokens go to `gemv.rs`, quantised weights to `products_quantized.rs`.
 
+use super::epilogue::{self, Terms};
 use super::launch::{Args, Grid, Work};
 use super::memory::{Buffer, Pointer, Scratch};
 use super::weight::Weight;
-use super::{CudaDevice, gemv, gemv_quantized, input, output, products_quantized, size32};
-use crate::device::{Format, Product};
+use super::{CudaDevice, gemv, gemv_fused, gemv_quantized, input, output, products_quantized, size32};
+use crate::device::{Activation, Format, Product};
 use crate::error::Result;
+use crate::fused::{self, Epilogue, Projection};
 
 /// How f32 activations meet 16-bit and quantised weights on tensor cores, which take 16-bit numbers only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -112,26 +114,29 @@ pub(super) fn multiprocessors(device: &CudaDevice) -> usize {
     (device.plan().multiprocessors.unwrap_or(device.attributes().multiprocessors) as usize).max(1)
 }
 
-/// Launches `kernel` over `splits` parts of the sum: `start` is given where the parts go and the flags of C. More than one part goes to
-/// scratch memory and is summed up in order, so that a result does not depend on timing.
-pub(super) fn summed(
+/// Launches `kernel` over `splits` parts of the sum, with an epilogue: `start` is given where the parts go, the flags of C, and the terms
+/// that are the kernel's to add. More than one part goes to scratch memory and is summed up in order, so that a result does not depend on
+/// timing; the epilogue is then that of the sum.
+pub(super) fn finished(
     device: &CudaDevice,
     sizes: &Sizes,
+    terms: &Terms,
     c: Pointer,
     splits: usize,
-    start: impl FnOnce(Pointer, u32) -> Result<()>,
+    start: impl FnOnce(Pointer, u32, &Terms) -> Result<()>,
 ) -> Result<()> {
     let flags = |c, accumulate| vector(c, sizes.n, 4, VECTOR_C) | flag(accumulate, ACCUMULATE);
     if splits <= 1 {
-        return start(c, flags(c, sizes.accumulate));
+        return start(c, flags(c, sizes.accumulate) | terms.flags(), terms);
     }
     let count = sizes.m * sizes.n;
     let parts = device.scratch(splits * count)?;
-    start(parts.pointer(), flags(parts.pointer(), false))?;
-    let args = Args::new().pointer(c).pointer(parts.pointer()).u64(count as u64).u32(splits as u32);
+    start(parts.pointer(), flags(parts.pointer(), false), &Terms::NONE)?;
+    let args = terms.pointers(Args::new().pointer(c).pointer(parts.pointer()), true).u64(count as u64);
+    let args = args.u32(size32(sizes.operation, "n", sizes.n)?).u32(splits as u32).u32(flag(sizes.accumulate, ACCUMULATE) | terms.flags());
     let numbers = (splits + 1 + usize::from(sizes.accumulate)) as u64 * count as u64;
     let work = Work { bytes: numbers.saturating_mul(4), flops: (splits * count) as u64 };
-    device.launch("sum_splits", Grid::linear(count, 256)?, args.u32(flag(sizes.accumulate, ACCUMULATE)), work)
+    device.launch("sum_splits", Grid::linear(count, 256)?, terms.numbers(args, true), work.plus(terms.work(sizes.m, sizes.n)))
 }
 
 pub(super) fn matmul_rows(device: &CudaDevice, y: &mut Buffer, x: &Buffer, w: &Weight, m: usize, accumulate: bool) -> Result<()> {
@@ -140,15 +145,99 @@ pub(super) fn matmul_rows(device: &CudaDevice, y: &mut Buffer, x: &Buffer, w: &W
     let y = output(NAME, "y", y, &[m, rows])?;
     let x = input(NAME, "x", x, &[m, columns])?;
     let sizes = Sizes { operation: NAME, m, n: rows, k: columns, alpha: 1.0, accumulate };
+    rows_form(device, &sizes, y, x, w, &Terms::NONE)
+}
+
+/// A row-dot product, its sizes checked.
+fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: &Weight, terms: &Terms) -> Result<()> {
     if let Some(w) = w.quants()? {
-        let launch = if m <= gemv::TOKENS { gemv_quantized::rows_form } else { products_quantized::rows_form };
-        return launch(device, &sizes, y, x, w);
+        // Their kernels have no epilogue, see `epilogue::is_fused`.
+        let launch = if sizes.m <= gemv::TOKENS { gemv_quantized::rows_form } else { products_quantized::rows_form };
+        return launch(device, sizes, y, x, w);
     }
     match w.format() {
-        _ if m <= gemv::TOKENS => gemv::rows_form(device, &sizes, y, x, w.pointer()?, w.format()),
-        Format::F32 => gemm_f32(device, &sizes, y, (x, false), (w.pointer()?, true)),
-        format => gemm_half(device, &sizes, y, x, w.pointer()?, (format, Form::Rows)),
+        _ if sizes.m <= gemv::TOKENS => gemv::rows_form(device, sizes, y, x, w.pointer()?, w.format(), terms),
+        Format::F32 => gemm_f32(device, sizes, y, (x, false), (w.pointer()?, true), terms),
+        format => gemm_half(device, sizes, y, x, w.pointer()?, (format, Form::Rows), terms),
     }
+}
+
+/// See [`Device::project_rows`](crate::Device::project_rows): one token's products of one input start together.
+pub(super) fn project_rows(device: &CudaDevice, projections: &mut [Projection<'_, CudaDevice>], x: &Buffer, m: usize) -> Result<()> {
+    if m == 1 && gemv_fused::each(device, projections, x)? {
+        return Ok(());
+    }
+    projections.iter_mut().try_for_each(|projection| project(device, projection, x, m, |terms| terms, None))
+}
+
+/// A row-dot product into `to`, or where it goes otherwise, and its epilogue, with what `finish` adds to that.
+fn project(
+    device: &CudaDevice,
+    projection: &mut Projection<'_, CudaDevice>,
+    x: &Buffer,
+    m: usize,
+    finish: impl FnOnce(Terms) -> Terms,
+    to: Option<&mut Buffer>,
+) -> Result<()> {
+    const NAME: &str = "project_rows";
+    let Projection { y, weight, epilogue } = projection;
+    let (rows, columns) = weight.shape();
+    if !epilogue::is_fused(weight.format()) {
+        return fused::project_rows(device, projection, x, m);
+    }
+    let y = output(NAME, "y", to.unwrap_or(y), &[m, rows])?;
+    let x = input(NAME, "x", x, &[m, columns])?;
+    let terms = finish(Terms::new(NAME, *epilogue, m, rows, true)?);
+    let sizes = Sizes { operation: NAME, m, n: rows, k: columns, alpha: 1.0, accumulate: false };
+    rows_form(device, &sizes, y, x, weight, &terms)
+}
+
+/// See [`Device::project_units`](crate::Device::project_units).
+pub(super) fn project_units(
+    device: &CudaDevice,
+    y: &mut Buffer,
+    a: &Buffer,
+    w: &Weight,
+    m: usize,
+    accumulate: bool,
+    epilogue: Epilogue<'_, Buffer>,
+) -> Result<()> {
+    const NAME: &str = "project_units";
+    if !epilogue::is_fused(w.format()) {
+        return fused::project_units(device, y, a, w, m, accumulate, epilogue);
+    }
+    let (rows, columns) = w.shape();
+    let y = output(NAME, "y", y, &[m, columns])?;
+    let a = input(NAME, "a", a, &[m, rows])?;
+    let sizes = Sizes { operation: NAME, m, n: columns, k: rows, alpha: 1.0, accumulate };
+    units_form(device, &sizes, y, a, w, &Terms::new(NAME, epilogue, m, columns, false)?)
+}
+
+/// See [`Device::project_activated`](crate::Device::project_activated). The last product activates: without a gate that of up, else that of
+/// the gate, which reads what up left. One token has both in one launch.
+pub(super) fn project_activated(
+    device: &CudaDevice,
+    kind: Activation,
+    out: &mut Buffer,
+    x: &Buffer,
+    m: usize,
+    mut up: Projection<'_, CudaDevice>,
+    mut gate: Option<Projection<'_, CudaDevice>>,
+) -> Result<()> {
+    const NAME: &str = "project_activated";
+    let last = gate.as_ref().unwrap_or(&up);
+    if !epilogue::is_fused(last.weight.format()) {
+        return fused::project_activated(device, kind, out, x, m, up, gate);
+    }
+    let Some(gate) = &mut gate else { return project(device, &mut up, x, m, |terms| terms.activated(kind, None), Some(out)) };
+    let (rows, gates) = (up.weight.shape().0, gate.weight.shape().0);
+    super::require(NAME, rows == gates, || format!("up has {rows} rows, but the gate {gates}"))?;
+    if m == 1 && gemv_fused::gated(device, kind, out, x, &up, gate)? {
+        return Ok(());
+    }
+    project(device, &mut up, x, m, |terms| terms, None)?;
+    let up = input(NAME, "up", up.y, &[m, rows])?;
+    project(device, gate, x, m, |terms| terms.activated(kind, Some(up)), Some(out))
 }
 
 pub(super) fn matmul_units(device: &CudaDevice, y: &mut Buffer, a: &Buffer, w: &Weight, m: usize, accumulate: bool) -> Result<()> {
@@ -157,14 +246,19 @@ pub(super) fn matmul_units(device: &CudaDevice, y: &mut Buffer, a: &Buffer, w: &
     let y = output(NAME, "y", y, &[m, columns])?;
     let a = input(NAME, "a", a, &[m, rows])?;
     let sizes = Sizes { operation: NAME, m, n: columns, k: rows, alpha: 1.0, accumulate };
+    units_form(device, &sizes, y, a, w, &Terms::NONE)
+}
+
+/// A unit-row product, its sizes checked.
+fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Pointer, w: &Weight, terms: &Terms) -> Result<()> {
     if let Some(w) = w.quants()? {
-        let launch = if m <= gemv::TOKENS { gemv_quantized::units_form } else { products_quantized::units_form };
-        return launch(device, &sizes, y, a, w);
+        let launch = if sizes.m <= gemv::TOKENS { gemv_quantized::units_form } else { products_quantized::units_form };
+        return launch(device, sizes, y, a, w);
     }
     match w.format() {
-        _ if m <= gemv::TOKENS => gemv::units_form(device, &sizes, y, a, w.pointer()?, w.format()),
-        Format::F32 => gemm_f32(device, &sizes, y, (a, false), (w.pointer()?, false)),
-        format => gemm_half(device, &sizes, y, a, w.pointer()?, (format, Form::Units)),
+        _ if sizes.m <= gemv::TOKENS => gemv::units_form(device, sizes, y, a, w.pointer()?, w.format(), terms),
+        Format::F32 => gemm_f32(device, sizes, y, (a, false), (w.pointer()?, false), terms),
+        format => gemm_half(device, sizes, y, a, w.pointer()?, (format, Form::Units), terms),
     }
 }
 
@@ -176,9 +270,9 @@ pub(super) fn matmul(device: &CudaDevice, c: &mut Buffer, a: &Buffer, b: &Buffer
     let b = input(NAME, "B", b, &[k, n])?;
     let sizes = Sizes { operation: NAME, m, n, k, alpha, accumulate };
     match (m <= gemv::TOKENS && !transpose_a, transpose_b) {
-        (true, true) => gemv::rows_form(device, &sizes, c, a, b, Format::F32),
-        (true, false) => gemv::units_form(device, &sizes, c, a, b, Format::F32),
-        (false, _) => gemm_f32(device, &sizes, c, (a, transpose_a), (b, transpose_b)),
+        (true, true) => gemv::rows_form(device, &sizes, c, a, b, Format::F32, &Terms::NONE),
+        (true, false) => gemv::units_form(device, &sizes, c, a, b, Format::F32, &Terms::NONE),
+        (false, _) => gemm_f32(device, &sizes, c, (a, transpose_a), (b, transpose_b), &Terms::NONE),
     }
 }
 
@@ -206,7 +300,7 @@ fn side(device: &CudaDevice, sizes: &Sizes) -> usize {
     if sizes.m > 64 && blocks >= multiprocessors(device) { 128 } else { 64 }
 }
 
-fn gemm_f32(device: &CudaDevice, sizes: &Sizes, c: Pointer, a: (Pointer, bool), b: (Pointer, bool)) -> Result<()> {
+fn gemm_f32(device: &CudaDevice, sizes: &Sizes, c: Pointer, a: (Pointer, bool), b: (Pointer, bool), terms: &Terms) -> Result<()> {
     if sizes.m == 0 || sizes.n == 0 {
         return Ok(());
     }
@@ -237,9 +331,14 @@ fn gemm_f32(device: &CudaDevice, sizes: &Sizes, c: Pointer, a: (Pointer, bool), 
         | flag(transpose_b, TRANSPOSE_B);
     let (m, n, k) = sizes.args32()?;
     let (splits, each) = tiling.split(sizes, multiprocessors(device));
-    summed(device, sizes, c, splits, |to, flags| {
-        let args = Args::new().pointer(to).pointer(a).pointer(b).u32(m).u32(n).u32(k).u32(size32(sizes.operation, "k", each)?);
-        device.launch(kernel, grid(sizes, &tiling, splits)?, args.f32(sizes.alpha).u32(flags | vectors), sizes.work(4))
+    // Products of which A is transposed are those of gradients: on tensor cores they have no epilogue. Activations follow row-dot products.
+    let (fused, activates) = (!tensor_cores || !transpose_a, !tensor_cores || transpose_b);
+    finished(device, sizes, terms, c, splits, |to, flags, terms| {
+        let args = Args::new().pointer(to).pointer(a).pointer(b);
+        let args = if fused { terms.pointers(args, activates) } else { args };
+        let args = args.u32(m).u32(n).u32(k).u32(size32(sizes.operation, "k", each)?).f32(sizes.alpha).u32(flags | vectors);
+        let args = if fused { terms.numbers(args, activates) } else { args };
+        device.launch(kernel, grid(sizes, &tiling, splits)?, args, sizes.work(4).plus(terms.work(sizes.m, sizes.n)))
     })
 }
 
@@ -265,7 +364,15 @@ macro_rules! half_kernels {
     };
 }
 
-fn gemm_half(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Pointer, (format, form): (Format, Form)) -> Result<()> {
+fn gemm_half(
+    device: &CudaDevice,
+    sizes: &Sizes,
+    y: Pointer,
+    x: Pointer,
+    w: Pointer,
+    (format, form): (Format, Form),
+    terms: &Terms,
+) -> Result<()> {
     if sizes.m == 0 || sizes.n == 0 {
         return Ok(());
     }
@@ -279,7 +386,7 @@ fn gemm_half(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Poin
         (Format::Bf16Pairs, Form::Rows) => (half_kernels!("gemm_bf16_rows_pairs"), 2 * sizes.k, 64 * (128 + 32)),
         (Format::F16Pairs, Form::Units) => (half_kernels!("gemm_f16_units_pairs"), 2 * sizes.n, 16 * (512 + 32)),
         (Format::Bf16Pairs, Form::Units) => (half_kernels!("gemm_bf16_units_pairs"), 2 * sizes.n, 16 * (512 + 32)),
-        (Format::F32, _) => return gemm_f32(device, sizes, y, (x, false), (w, matches!(form, Form::Rows))),
+        (Format::F32, _) => return gemm_f32(device, sizes, y, (x, false), (w, matches!(form, Form::Rows)), terms),
         (Format::Q8 | Format::Q4 | Format::Q8Units | Format::Q4Units, _) => {
             return Err(products_quantized::unexpected(sizes.operation, format));
         }
@@ -309,11 +416,13 @@ fn gemm_half(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Poin
     let (m, n, k) = sizes.args32()?;
     let (splits, each) = tiling.split(sizes, multiprocessors(device));
     let scales = if is_f16 { Some(row_scales(device, sizes, x, vectors)?) } else { None };
-    summed(device, sizes, y, splits, |to, flags| {
+    let activates = matches!(form, Form::Rows);
+    finished(device, sizes, terms, y, splits, |to, flags, terms| {
         let args = Args::new().pointer(to).pointer(x).pointer(w);
         let args = if let Some(scales) = &scales { args.pointer(scales.pointer()) } else { args };
-        let args = args.u32(m).u32(n).u32(k).u32(size32(sizes.operation, "k", each)?).u32(flags | vectors);
-        device.launch(kernel, grid(sizes, &tiling, splits)?, args, sizes.work(2))
+        let args = terms.pointers(args, activates).u32(m).u32(n).u32(k).u32(size32(sizes.operation, "k", each)?).u32(flags | vectors);
+        let work = sizes.work(2).plus(terms.work(sizes.m, sizes.n));
+        device.launch(kernel, grid(sizes, &tiling, splits)?, terms.numbers(args, activates), work)
     })
 }
 

@@ -205,7 +205,8 @@ DEVICE void multiply(float (&sums)[MI][NI][4], const u16* a_tile, const u16* b_t
 }
 
 template <class H, class W, u32 PARTS, u32 ROWS, u32 WARPS_M>
-DEVICE void gemm(float* y, const float* x, const u16* w, const float* scales, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+DEVICE void gemm(float* y, const float* x, const u16* w, const float* scales, u32 m, u32 n, u32 k, u32 k_split, u32 flags,
+                 const epilogue::Terms& terms) {
     constexpr u32 WARPS_N = COLUMNS / 32, THREADS = WARPS_M * WARPS_N * WARP, MI = ROWS / WARPS_M / 16;
     using A = Activations<H, PARTS, ROWS, THREADS>;
     constexpr u32 B_NUMBERS = W::Shape::BYTES / 2, A_NUMBERS = PARTS * A::NUMBERS;
@@ -265,17 +266,19 @@ DEVICE void gemm(float* y, const float* x, const u16* w, const float* scales, u3
                 }
             }
         }
-        store_block(y, block, row0 + warp_row + i * 16, column0 + warp_column, m, n, flags);
+        epilogue::store_block(y, block, row0 + warp_row + i * 16, column0 + warp_column, m, n, flags, terms);
     }
 }
 
 template <class H, class W, bool EXACT>
-DEVICE void gemm_128(float* y, const float* x, const u16* w, const float* scales, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    gemm<H, W, EXACT ? H::EXACT : 1, 128, 2>(y, x, w, scales, m, n, k, k_split, flags);
+DEVICE void gemm_128(float* y, const float* x, const u16* w, const float* scales, u32 m, u32 n, u32 k, u32 k_split, u32 flags,
+                     const epilogue::Terms& terms) {
+    gemm<H, W, EXACT ? H::EXACT : 1, 128, 2>(y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 template <class H, class W, bool EXACT>
-DEVICE void gemm_32(float* y, const float* x, const u16* w, const float* scales, u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    gemm<H, W, EXACT ? H::EXACT : 1, 32, 1>(y, x, w, scales, m, n, k, k_split, flags);
+DEVICE void gemm_32(float* y, const float* x, const u16* w, const float* scales, u32 m, u32 n, u32 k, u32 k_split, u32 flags,
+                    const epilogue::Terms& terms) {
+    gemm<H, W, EXACT ? H::EXACT : 1, 32, 1>(y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 
 }  // namespace products_half
@@ -315,9 +318,14 @@ KERNEL(128) gemm_f16_rows_exact_32(
     const float* x,       // [m, k]
     const u16* w,         // [n, k]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_32<products_half::F16, products_half::RowsOfRows, true>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_rows_exact_32)
 
@@ -326,9 +334,14 @@ KERNEL(256) gemm_f16_rows_exact_128(
     const float* x,       // [m, k]
     const u16* w,         // [n, k]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_128<products_half::F16, products_half::RowsOfRows, true>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_rows_exact_128)
 
@@ -337,9 +350,14 @@ KERNEL(256) gemm_f16_rows_fast_128(
     const float* x,       // [m, k]
     const u16* w,         // [n, k]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_128<products_half::F16, products_half::RowsOfRows, false>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_rows_fast_128)
 
@@ -348,9 +366,13 @@ KERNEL(128) gemm_f16_units_exact_32(
     const float* x,       // [m, k]
     const u16* w,         // [k, n]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_32<products_half::F16, products_half::UnitsOfRows, true>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_units_exact_32)
 
@@ -359,9 +381,13 @@ KERNEL(256) gemm_f16_units_exact_128(
     const float* x,       // [m, k]
     const u16* w,         // [k, n]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_128<products_half::F16, products_half::UnitsOfRows, true>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_units_exact_128)
 
@@ -370,9 +396,13 @@ KERNEL(256) gemm_f16_units_fast_128(
     const float* x,       // [m, k]
     const u16* w,         // [k, n]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_128<products_half::F16, products_half::UnitsOfRows, false>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_units_fast_128)
 
@@ -381,9 +411,14 @@ KERNEL(128) gemm_f16_rows_pairs_exact_32(
     const float* x,       // [m, k]
     const u16* w,         // [n/2, k, 2]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_32<products_half::F16, products_half::RowsOfPairs, true>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_rows_pairs_exact_32)
 
@@ -392,9 +427,14 @@ KERNEL(256) gemm_f16_rows_pairs_exact_128(
     const float* x,       // [m, k]
     const u16* w,         // [n/2, k, 2]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_128<products_half::F16, products_half::RowsOfPairs, true>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_rows_pairs_exact_128)
 
@@ -403,9 +443,14 @@ KERNEL(256) gemm_f16_rows_pairs_fast_128(
     const float* x,       // [m, k]
     const u16* w,         // [n/2, k, 2]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_128<products_half::F16, products_half::RowsOfPairs, false>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_rows_pairs_fast_128)
 
@@ -414,9 +459,13 @@ KERNEL(128) gemm_f16_units_pairs_exact_32(
     const float* x,       // [m, k]
     const u16* w,         // [k/2, n, 2]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_32<products_half::F16, products_half::UnitsOfPairs, true>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_units_pairs_exact_32)
 
@@ -425,9 +474,13 @@ KERNEL(256) gemm_f16_units_pairs_exact_128(
     const float* x,       // [m, k]
     const u16* w,         // [k/2, n, 2]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_128<products_half::F16, products_half::UnitsOfPairs, true>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_units_pairs_exact_128)
 
@@ -436,129 +489,187 @@ KERNEL(256) gemm_f16_units_pairs_fast_128(
     const float* x,       // [m, k]
     const u16* w,         // [k/2, n, 2]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_128<products_half::F16, products_half::UnitsOfPairs, false>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_units_pairs_fast_128)
 
 KERNEL(128) gemm_bf16_rows_exact_32(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [n, k]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [n, k]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [n, rank]
+    const float* up,    // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_32<products_half::Bf16, products_half::RowsOfRows, true>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_rows_exact_32)
 
 KERNEL(256) gemm_bf16_rows_exact_128(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [n, k]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [n, k]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [n, rank]
+    const float* up,    // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_128<products_half::Bf16, products_half::RowsOfRows, true>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_rows_exact_128)
 
 KERNEL(256) gemm_bf16_rows_fast_128(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [n, k]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [n, k]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [n, rank]
+    const float* up,    // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_128<products_half::Bf16, products_half::RowsOfRows, false>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_rows_fast_128)
 
 KERNEL(128) gemm_bf16_units_exact_32(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [k, n]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [k, n]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_32<products_half::Bf16, products_half::UnitsOfRows, true>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_units_exact_32)
 
 KERNEL(256) gemm_bf16_units_exact_128(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [k, n]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [k, n]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_128<products_half::Bf16, products_half::UnitsOfRows, true>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_units_exact_128)
 
 KERNEL(256) gemm_bf16_units_fast_128(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [k, n]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [k, n]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_128<products_half::Bf16, products_half::UnitsOfRows, false>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_units_fast_128)
 
 KERNEL(128) gemm_bf16_rows_pairs_exact_32(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [n/2, k, 2]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [n/2, k, 2]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [n, rank]
+    const float* up,    // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_32<products_half::Bf16, products_half::RowsOfPairs, true>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_rows_pairs_exact_32)
 
 KERNEL(256) gemm_bf16_rows_pairs_exact_128(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [n/2, k, 2]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [n/2, k, 2]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [n, rank]
+    const float* up,    // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_128<products_half::Bf16, products_half::RowsOfPairs, true>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_rows_pairs_exact_128)
 
 KERNEL(256) gemm_bf16_rows_pairs_fast_128(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [n/2, k, 2]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [n/2, k, 2]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [n, rank]
+    const float* up,    // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_128<products_half::Bf16, products_half::RowsOfPairs, false>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_rows_pairs_fast_128)
 
 KERNEL(128) gemm_bf16_units_pairs_exact_32(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [k/2, n, 2]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [k/2, n, 2]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_32<products_half::Bf16, products_half::UnitsOfPairs, true>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_units_pairs_exact_32)
 
 KERNEL(256) gemm_bf16_units_pairs_exact_128(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [k/2, n, 2]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [k/2, n, 2]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_128<products_half::Bf16, products_half::UnitsOfPairs, true>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_units_pairs_exact_128)
 
 KERNEL(256) gemm_bf16_units_pairs_fast_128(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [k/2, n, 2]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [k/2, n, 2]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_128<products_half::Bf16, products_half::UnitsOfPairs, false>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_units_pairs_fast_128)
 
@@ -571,9 +682,14 @@ KERNEL(128) gemm_f16_rows_fast_32(
     const float* x,       // [m, k]
     const u16* w,         // [n, k]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_32<products_half::F16, products_half::RowsOfRows, false>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_rows_fast_32)
 
@@ -582,9 +698,13 @@ KERNEL(128) gemm_f16_units_fast_32(
     const float* x,       // [m, k]
     const u16* w,         // [k, n]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_32<products_half::F16, products_half::UnitsOfRows, false>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_units_fast_32)
 
@@ -593,9 +713,14 @@ KERNEL(128) gemm_f16_rows_pairs_fast_32(
     const float* x,       // [m, k]
     const u16* w,         // [n/2, k, 2]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_32<products_half::F16, products_half::RowsOfPairs, false>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_rows_pairs_fast_32)
 
@@ -604,49 +729,71 @@ KERNEL(128) gemm_f16_units_pairs_fast_32(
     const float* x,       // [m, k]
     const u16* w,         // [k/2, n, 2]
     const float* scales,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_32<products_half::F16, products_half::UnitsOfPairs, false>(
-        y, x, w, scales, m, n, k, k_split, flags);
+        y, x, w, scales, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_f16_units_pairs_fast_32)
 
 KERNEL(128) gemm_bf16_rows_fast_32(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [n, k]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [n, k]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [n, rank]
+    const float* up,    // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_32<products_half::Bf16, products_half::RowsOfRows, false>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_rows_fast_32)
 
 KERNEL(128) gemm_bf16_units_fast_32(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [k, n]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [k, n]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_32<products_half::Bf16, products_half::UnitsOfRows, false>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_units_fast_32)
 
 KERNEL(128) gemm_bf16_rows_pairs_fast_32(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [n/2, k, 2]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [n/2, k, 2]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [n, rank]
+    const float* up,    // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_half::gemm_32<products_half::Bf16, products_half::RowsOfPairs, false>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_rows_pairs_fast_32)
 
 KERNEL(128) gemm_bf16_units_pairs_fast_32(
-    float* y,        // [splits, m, n]
-    const float* x,  // [m, k]
-    const u16* w,    // [k/2, n, 2]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    float* y,           // [splits, m, n]
+    const float* x,     // [m, k]
+    const u16* w,       // [k/2, n, 2]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_half::gemm_32<products_half::Bf16, products_half::UnitsOfPairs, false>(
-        y, x, w, nullptr, m, n, k, k_split, flags);
+        y, x, w, nullptr, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_bf16_units_pairs_fast_32)
 

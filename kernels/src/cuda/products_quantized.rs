@@ -1,10 +1,11 @@
 //! Products of quantised weights on tensor cores: launches `products_quantized.cu`, and `products_quantized_backward.cu` where the blocks
 //! run across the sum; few tokens go to `gemv_quantized.rs`.
 
+use super::epilogue::Terms;
 use super::launch::Args;
 use super::memory::Pointer;
 use super::planes::Quants;
-use super::products::{Precision, Sizes, Tiling, VECTOR_A, VECTOR_B, grid, multiprocessors, row_scales, summed, vector};
+use super::products::{Precision, Sizes, Tiling, VECTOR_A, VECTOR_B, finished, grid, multiprocessors, row_scales, vector};
 use super::{CudaDevice, size32};
 use crate::device::Format;
 use crate::error::{KernelError, Result};
@@ -111,7 +112,7 @@ fn gemm(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Quants, k
     let (m, n, k) = sizes.args32()?;
     let (splits, each) = tiling.split(sizes, multiprocessors(device));
     let powers = if kernels.backward { None } else { Some(row_scales(device, sizes, x, vectors)?) };
-    summed(device, sizes, y, splits, |to, flags| {
+    finished(device, sizes, &Terms::NONE, y, splits, |to, flags, _| {
         let args = quants_args(Args::new().pointer(to).pointer(x), &w);
         let args = if let Some(powers) = &powers { args.pointer(powers.pointer()) } else { args };
         let args = args.u32(m).u32(n).u32(k).u32(size32(sizes.operation, "k", each)?).u32(flags | vectors);

@@ -61,7 +61,8 @@ template <bool K_INSIDE_, u32 B_> struct Side {
 };
 
 template <class A, class B, u32 WARPS_M, u32 WARPS_N>
-DEVICE void gemm(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
+DEVICE void gemm(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags,
+                 const epilogue::Terms& terms) {
     // A warp makes 32 or 64 rows by 32 columns.
     constexpr u32 THREADS = WARPS_M * WARPS_N * WARP, ROWS = A::B / WARPS_M, MI = ROWS / 16, NI = 4;
     static_assert(B::B == WARPS_N * 32 && ROWS % 32 == 0, "a warp makes 32 columns");
@@ -134,36 +135,47 @@ DEVICE void gemm(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, 
                 }
             }
         }
-        store_block(c, block, i0 + warp_row + i * 16, j0 + warp_column, m, n, flags);
+        epilogue::store_block(c, block, i0 + warp_row + i * 16, j0 + warp_column, m, n, flags, terms);
     }
 }
 
 template <bool A_K_INSIDE, bool B_K_INSIDE>
-DEVICE void gemm_128(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
-    gemm<Side<A_K_INSIDE, 128>, Side<B_K_INSIDE, 128>, 2, 4>(c, a, b, m, n, k, k_split, alpha, flags);
+DEVICE void gemm_128(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags,
+                     const epilogue::Terms& terms = {}) {
+    gemm<Side<A_K_INSIDE, 128>, Side<B_K_INSIDE, 128>, 2, 4>(c, a, b, m, n, k, k_split, alpha, flags, terms);
 }
 template <bool A_K_INSIDE, bool B_K_INSIDE>
-DEVICE void gemm_64(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
-    gemm<Side<A_K_INSIDE, 64>, Side<B_K_INSIDE, 64>, 2, 2>(c, a, b, m, n, k, k_split, alpha, flags);
+DEVICE void gemm_64(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags,
+                    const epilogue::Terms& terms = {}) {
+    gemm<Side<A_K_INSIDE, 64>, Side<B_K_INSIDE, 64>, 2, 2>(c, a, b, m, n, k, k_split, alpha, flags, terms);
 }
 
 }  // namespace products_tf32
 
 KERNEL(128) gemm_tf32_64_nn(
-    float* c,        // [splits, m, n]
-    const float* a,  // [m, k]
-    const float* b,  // [k, n]
-    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
-    products_tf32::gemm_64<true, false>(c, a, b, m, n, k, k_split, alpha, flags);
+    float* c,           // [splits, m, n]
+    const float* a,     // [m, k]
+    const float* b,     // [k, n]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    products_tf32::gemm_64<true, false>(c, a, b, m, n, k, k_split, alpha, flags, terms);
 }
 EXPORT(gemm_tf32_64_nn)
 
 KERNEL(128) gemm_tf32_64_nt(
-    float* c,        // [splits, m, n]
-    const float* a,  // [m, k]
-    const float* b,  // [n, k]
-    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
-    products_tf32::gemm_64<true, true>(c, a, b, m, n, k, k_split, alpha, flags);
+    float* c,           // [splits, m, n]
+    const float* a,     // [m, k]
+    const float* b,     // [n, k]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [n, rank]
+    const float* up,    // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    products_tf32::gemm_64<true, true>(c, a, b, m, n, k, k_split, alpha, flags, terms);
 }
 EXPORT(gemm_tf32_64_nt)
 
@@ -197,20 +209,29 @@ EXPORT(gemm_tf32_64_tt)
 #define LEAST_BLOCKS , 1
 
 KERNEL(256) gemm_tf32_128_nn(
-    float* c,        // [splits, m, n]
-    const float* a,  // [m, k]
-    const float* b,  // [k, n]
-    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
-    products_tf32::gemm_128<true, false>(c, a, b, m, n, k, k_split, alpha, flags);
+    float* c,           // [splits, m, n]
+    const float* a,     // [m, k]
+    const float* b,     // [k, n]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    products_tf32::gemm_128<true, false>(c, a, b, m, n, k, k_split, alpha, flags, terms);
 }
 EXPORT(gemm_tf32_128_nn)
 
 KERNEL(256) gemm_tf32_128_nt(
-    float* c,        // [splits, m, n]
-    const float* a,  // [m, k]
-    const float* b,  // [n, k]
-    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
-    products_tf32::gemm_128<true, true>(c, a, b, m, n, k, k_split, alpha, flags);
+    float* c,           // [splits, m, n]
+    const float* a,     // [m, k]
+    const float* b,     // [n, k]
+    const float* bias,  // [n], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [n, rank]
+    const float* up,    // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    products_tf32::gemm_128<true, true>(c, a, b, m, n, k, k_split, alpha, flags, terms);
 }
 EXPORT(gemm_tf32_128_nt)
 

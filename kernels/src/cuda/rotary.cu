@@ -6,6 +6,9 @@
 //       angle = (start + position) * frequencies[i]     (negative to rotate back);  c = cos(angle), s = sin(angle)
 //       x[i], x[i + half] = x[i] * c - x[i + half] * s, x[i + half] * c + x[i] * s          of that head
 //
+//   cache_tokens: the same for q and k of tokens of one sequence, and
+//       keys[start + t] = k[t];  values[start + t] = v[t]
+//
 // A thread computes one angle and turns that pair in several heads with it. An angle grows to the length of the context, where f32 has lost
 // the digits behind the point: it is reduced to quarter turns in f64, three operations a thread, and sine and cosine of what is left, at
 // most an eighth of a turn, are their Taylor series, within an f32's rounding. The library's sinf would bring a path for large arguments
@@ -58,3 +61,43 @@ KERNEL(128) rotate(
     }
 }
 EXPORT(rotate)
+
+// Few tokens: all that becomes of queries, keys and values on their way to attention. A thread: a pair of dimensions of a query head, a
+// pair or an unturned dimension of a key, or a number of a value, in this order. Blocks: tokens * slots / 128.
+KERNEL(128) cache_tokens(
+    float* keys,               // [capacity, groups * head_dim]
+    float* values,             // [capacity, groups * head_dim]
+    float* q,                  // [tokens, heads * head_dim]
+    const float* k,            // [tokens, groups * head_dim]
+    const float* v,            // [tokens, groups * head_dim]
+    const float* frequencies,  // [half]
+    const u32* stored,         // [1], what `start` is added to, or null
+    u64 start, u32 tokens, u32 heads, u32 groups, u32 head_dim, u32 half) {
+    const u32 key_slots = head_dim - half, width = groups * head_dim;
+    const u64 of_queries = u64(heads) * half, slots = of_queries + u64(groups) * key_slots + width;
+    const u64 index = u64(blockIdx.x) * rotary::THREADS + threadIdx.x, token = index / slots;
+    if (token >= tokens) return;
+    if (stored != nullptr) start += stored[0];
+    u64 slot = index % slots;
+    const u64 from = token * width, to = (start + token) * width;
+    if (slot >= slots - width) {
+        slot -= slots - width;
+        values[to + slot] = v[from + slot];
+        return;
+    }
+    const bool is_key = slot >= of_queries;
+    if (is_key) slot -= of_queries;
+    const u32 each = is_key ? key_slots : half, head = u32(slot / each), i = u32(slot % each);
+    if (i >= half) {
+        keys[to + head * head_dim + half + i] = k[from + head * head_dim + half + i];
+        return;
+    }
+    const rotary::Turn turn = rotary::turn_by(double(start + token) * double(frequencies[i]));
+    const u64 query = token * heads * head_dim + head * head_dim + i, key = u64(head) * head_dim + i;
+    const float* read = is_key ? k + from + key : q + query;
+    float* write = is_key ? keys + to + key : q + query;
+    const float low = read[0], high = read[half];
+    write[0] = low * turn.cosine - high * turn.sine;
+    write[half] = high * turn.cosine + low * turn.sine;
+}
+EXPORT(cache_tokens)

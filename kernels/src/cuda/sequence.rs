@@ -12,7 +12,7 @@ const STRIPE: usize = 32;
 
 /// Refuses an index that a table of `rows` has no row for.
 pub(super) fn check_ids(operation: &'static str, ids: &Indices, count: usize, rows: usize) -> Result<()> {
-    ids.note_checked(count);
+    ids.note_limit(rows);
     match ids.host(count).iter().enumerate().find(|(_, id)| **id as usize >= rows) {
         Some((position, id)) => Err(KernelError::Shape {
             operation,

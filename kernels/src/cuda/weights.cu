@@ -3,7 +3,7 @@
 // What they must equal (kernels/src/cpu/embedding.rs, importance.rs), for a table [rows, columns] of any format read as f32:
 //
 //   embed:          out[t][c] = table[ids[t]][c]
-//   add_positions:  x[b][s][c] += table[start + s][c]
+//   add_positions:  x[b][s][c] += table[start + s][c], where there is a stored position, from that one on
 //   row_l1:         out[r] = sum over c of |table[r][c]|
 //
 // Changed against it: a thread a number, neighbours beside each other, since a row of a table is read as it is stored; a warp a row for the
@@ -66,9 +66,11 @@ KERNEL(256) add_positions(
     const u8* numbers,    // [rows, columns], or quants
     const u16* scales,    // of the blocks of quants
     const u16* minima,    // of the blocks of 4-bit quants
+    const u32* stored,    // [1], what `start` is added to, or null
     u32 batch, u32 sequence, u32 columns, u32 start, u32 format) {
     const u64 i = u64(blockIdx.x) * 256 + threadIdx.x;
     if (i >= u64(batch) * sequence * columns) return;
+    if (stored != nullptr) start += stored[0];
     x[i] += weights::Table::number({numbers, scales, minima, columns, format}, start + i / columns % sequence, u32(i % columns));
 }
 EXPORT(add_positions)

@@ -75,15 +75,24 @@ pub(super) fn add_positions(
     batch: usize,
     sequence: usize,
     start: usize,
+    stored: Option<&Indices>,
 ) -> Result<()> {
     const NAME: &str = "add_positions";
     let (rows, columns) = table.shape();
     let x = output(NAME, "x", x, &[batch, sequence, columns])?;
-    require(NAME, start.checked_add(sequence).is_some_and(|end| end <= rows), || {
-        format!("positions {start} to {start} + {sequence} were asked for, but the table has {rows}")
+    let first = start.saturating_add(stored.map_or(Ok(0), Indices::first)?);
+    require(NAME, first.checked_add(sequence).is_some_and(|end| end <= rows), || {
+        format!("positions {first} to {first} + {sequence} were asked for, but the table has {rows}")
     })?;
+    let at = match stored {
+        Some(stored) => {
+            stored.note_limit((rows - start - sequence).saturating_add(1));
+            input(NAME, "start", stored, &[1])?
+        }
+        None => Pointer::NULL,
+    };
     let numbers = batch * sequence * columns;
-    let args = table_args(Args::new().pointer(x), table)?.u32(size32(NAME, "batch", batch)?);
+    let args = table_args(Args::new().pointer(x), table)?.pointer(at).u32(size32(NAME, "batch", batch)?);
     let args = args.u32(size32(NAME, "sequence", sequence)?).u32(size32(NAME, "columns", columns)?).u32(size32(NAME, "start", start)?);
     let work = Work { flops: numbers as u64, ..pass(table.format(), sequence * columns, 2 * numbers) };
     device.launch(NAME, Grid::linear(numbers, THREADS)?, args.u32(number_of(table.format())), work)
