@@ -25,8 +25,7 @@ fn kernels(source: &str) -> impl Iterator<Item = &str> {
 
 /// What fails of the cases with stored matrices, a line each.
 fn products(device: &CudaDevice, tolerance: f64) -> impl Iterator<Item = String> {
-    let wanted = |family: &str| matches!(family, "products" | "lookups" | "fused" | "quantised");
-    let failures = conformance::run_families(device, tolerance, wanted);
+    let failures = conformance::run_families(device, tolerance, |family| matches!(family, "products" | "lookups" | "fused" | "quantised"));
     failures.into_iter().map(|failure| format!("{failure}\n"))
 }
 
@@ -47,8 +46,8 @@ fn every_cuda_product_kernel_is_as_exact_as_f32() {
         include_str!("../src/cuda/products_quantized.cu"),
         include_str!("../src/cuda/products_quantized_backward.cu"),
         include_str!("../src/cuda/gemv.cu"),
-        include_str!("../src/cuda/gemv_quantized.cu"),
         include_str!("../src/cuda/gemv_fused.cu"),
+        include_str!("../src/cuda/gemv_quantized.cu"),
         include_str!("../src/cuda/weights.cu"),
     ];
     let all: Vec<_> = sources.iter().flat_map(|source| kernels(source)).filter(|name| !name.contains("_fast_")).collect();

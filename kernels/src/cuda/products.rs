@@ -145,15 +145,16 @@ pub(super) fn matmul_rows(device: &CudaDevice, y: &mut Buffer, x: &Buffer, w: &W
     let y = output(NAME, "y", y, &[m, rows])?;
     let x = input(NAME, "x", x, &[m, columns])?;
     let sizes = Sizes { operation: NAME, m, n: rows, k: columns, alpha: 1.0, accumulate };
-    if let Some(w) = w.quants()? {
-        let launch = if m <= gemv::TOKENS { gemv_quantized::rows_form } else { products_quantized::rows_form };
-        return launch(device, &sizes, y, x, w);
-    }
     rows_form(device, &sizes, y, x, w, &Terms::NONE)
 }
 
-/// A row-dot product of a matrix that is not quantised, its sizes checked.
+/// A row-dot product, its sizes checked.
 fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: &Weight, terms: &Terms) -> Result<()> {
+    if let Some(w) = w.quants()? {
+        // Their kernels have no epilogue, see `epilogue::is_fused`.
+        let launch = if sizes.m <= gemv::TOKENS { gemv_quantized::rows_form } else { products_quantized::rows_form };
+        return launch(device, sizes, y, x, w);
+    }
     match w.format() {
         _ if sizes.m <= gemv::TOKENS => gemv::rows_form(device, sizes, y, x, w.pointer()?, w.format(), terms),
         Format::F32 => gemm_f32(device, sizes, y, (x, false), (w.pointer()?, true), terms),
@@ -245,15 +246,15 @@ pub(super) fn matmul_units(device: &CudaDevice, y: &mut Buffer, a: &Buffer, w: &
     let y = output(NAME, "y", y, &[m, columns])?;
     let a = input(NAME, "a", a, &[m, rows])?;
     let sizes = Sizes { operation: NAME, m, n: columns, k: rows, alpha: 1.0, accumulate };
-    if let Some(w) = w.quants()? {
-        let launch = if m <= gemv::TOKENS { gemv_quantized::units_form } else { products_quantized::units_form };
-        return launch(device, &sizes, y, a, w);
-    }
     units_form(device, &sizes, y, a, w, &Terms::NONE)
 }
 
-/// A unit-row product of a matrix that is not quantised, its sizes checked.
+/// A unit-row product, its sizes checked.
 fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Pointer, w: &Weight, terms: &Terms) -> Result<()> {
+    if let Some(w) = w.quants()? {
+        let launch = if sizes.m <= gemv::TOKENS { gemv_quantized::units_form } else { products_quantized::units_form };
+        return launch(device, sizes, y, a, w);
+    }
     match w.format() {
         _ if sizes.m <= gemv::TOKENS => gemv::units_form(device, sizes, y, a, w.pointer()?, w.format(), terms),
         Format::F32 => gemm_f32(device, sizes, y, (a, false), (w.pointer()?, false), terms),
