@@ -43,7 +43,7 @@ pub struct BlockUnits<'a, Q>(pub Stored<'a, Q>);
 
 impl<'a, Q: Quants> BlockRows<'a, Q> {
     /// The planes of the rows from `row` on.
-    fn from_row(&self, row: usize) -> Stored<'a, Q> {
+    fn rows_from(&self, row: usize) -> Stored<'a, Q> {
         let Stored { quants, scales, minima, columns, packing } = self.0;
         let first = row * columns.div_ceil(BLOCK);
         let minima = if Q::MINIMUM { &minima[first..] } else { minima };
@@ -57,7 +57,7 @@ impl<Q: Quants> Matrix<f32> for BlockRows<'_, Q> {
         let width = columns.len();
         let panel = &mut scratch[..rows.len() * width];
         if width > 0 {
-            row_panel(self.from_row(rows.start), &mut *panel, columns.start / BLOCK, width);
+            row_panel(self.rows_from(rows.start), &mut *panel, columns.start / BLOCK, width);
         }
         (panel, width)
     }
@@ -75,7 +75,7 @@ impl<Q: Quants> Matrix<f32> for BlockRows<'_, Q> {
                 block_sums(&mut *sums, padded);
             }
             for (row, y) in rows.step_by(ROWS).zip(y.chunks_mut(ROWS)) {
-                let w = self.from_row(row);
+                let w = self.rows_from(row);
                 let count = y.len() * blocks;
                 let wide = &mut scratch[..count];
                 if Q::MINIMUM {
