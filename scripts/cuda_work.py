@@ -305,7 +305,7 @@ TOGETHER = ("f32", "f16", "bf16")
 
 
 def finished(found, m, n, bias, activation=0, up=0):
-    """A product [m, n] with its epilogue, which the last of its launches has; products of quantised weights have none."""
+    """A product [m, n] with its epilogue, which the last of its launches has."""
     if not (bias or activation):
         return found
     if found[-1].kernel == "gemm_f32_128":
