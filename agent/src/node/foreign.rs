@@ -43,8 +43,18 @@ impl ForeignNode {
         let open = move |device: &OpenDevice, budget: &Arc<Budget>, _: &Path| -> Result<super::Served> {
             Ok((Box::new(open_foreign(device, budget, &model)?), Weak::new()))
         };
-        let serving = Serving::new((engines, device), budget, handle, Weak::new(), Box::new(open));
-        Self { serving, path, log: Log::default() }
+        Self::with((engines, device), budget, handle, path, Box::new(open))
+    }
+
+    /// As [`new`](Self::new), with engines that `open` opens.
+    pub(super) fn with(
+        engines: (Engines, OpenDevice),
+        budget: Arc<Budget>,
+        handle: DiagnosisHandle,
+        path: PathBuf,
+        open: super::serving::Opener,
+    ) -> Self {
+        Self { serving: Serving::new(engines, budget, handle, Weak::new(), open), path, log: Log::default() }
     }
 
     /// Supervises until the loop is over or `stop` is asked.

@@ -5,6 +5,8 @@
 #[path = "../../../kernels/tests/support/mod.rs"]
 mod device;
 #[cfg(feature = "ort")]
+mod foreign;
+#[cfg(feature = "ort")]
 mod takeover;
 
 use std::collections::BTreeMap;

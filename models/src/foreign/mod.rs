@@ -8,7 +8,7 @@
 //! |--|--|
 //! | `wire` | the protobuf wire format |
 //! | `tensor`, `external` | tensors and the files that hold them |
-//! | `graph`, `light` | the file, and it without the bytes of its weights |
+//! | `graph`, `scan`, `light` | the file, how it is read, and it without the bytes of its weights |
 //! | `sidecar`, `binding`, `template` | what a graph does not say; whether it fits; a first draft of it |
 //!
 //! A graph is refused where it refers to files outside its folder, to bytes outside a file, or to shapes that no file can hold; its numbers
@@ -20,6 +20,7 @@ mod binding;
 mod external;
 mod graph;
 mod light;
+mod scan;
 mod sidecar;
 mod template;
 mod tensor;

@@ -53,8 +53,11 @@ fn node(operator: &str, inputs: &[&str], output: &str, attribute: Option<Message
     node
 }
 
+/// Fields of a graph by their numbers.
+type Fields = Vec<(u32, Message)>;
+
 /// A file of a graph: one product with the weight `w`, and what else is given.
-fn model(weight: Option<Message>, more: Vec<(u32, Message)>) -> Vec<u8> {
+fn model(weight: Option<Message>, more: Fields) -> Vec<u8> {
     let mut graph = Message::default();
     graph.message(1, node("MatMul", &["x", "w"], "y", None));
     if let Some(weight) = weight {
@@ -78,11 +81,11 @@ fn bytes_of(message: Message) -> Vec<u8> {
 }
 
 /// Inputs and outputs of a classifier of windows of 4 samples into 3 classes.
-fn ends() -> Vec<(u32, Message)> {
+fn ends() -> Fields {
     vec![(11, slot("x", 1, &[-1, 4])), (12, slot("y", 1, &[-1, 3]))]
 }
 
-fn ends_and(more: Vec<(u32, Message)>) -> Vec<(u32, Message)> {
+fn ends_and(more: Fields) -> Fields {
     ends().into_iter().chain(more).collect()
 }
 
@@ -246,7 +249,7 @@ fn sidecars_that_are_wrong_are_refused() {
     std::fs::remove_file(place.0.path().join("other.onnx.json")).unwrap();
     faults.extend(fault("missing", ForeignModel::open(&graph, None), &["other.onnx.json", "missing", "--template"]));
     let sidecar = place.write("sidecar.json", SIDECAR.as_bytes());
-    let shapes: Vec<(&str, Vec<(u32, Message)>, Vec<&str>)> = vec![
+    let shapes: Vec<(&str, Fields, Vec<&str>)> = vec![
         ("second input", ends_and(vec![(11, slot("h", 1, &[2]))]), vec!["`h` (float [2])", "does not name"]),
         ("fixed batch", vec![(11, slot("x", 1, &[8, 4])), (12, slot("y", 1, &[8, 3]))], vec!["8 windows", "dynamic"]),
         ("two channels", vec![(11, slot("x", 1, &[-1, 2, 4])), (12, slot("y", 1, &[-1, 3]))], vec!["[batch, 2, 4]", "[any, 1, 4]"]),
