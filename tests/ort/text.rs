@@ -27,7 +27,8 @@ fn differences(name: &str, a: &Value, b: &Value, faults: &mut Vec<String>) {
         _ if name.ends_with("per_second") => {}
         (Value::Number(x), Value::Number(y)) => {
             let (x, y) = (x.as_f64().unwrap_or(f64::NAN), y.as_f64().unwrap_or(f64::NAN));
-            if !((x - y).abs() <= 1e-3 * y.abs().max(1.0)) {
+            let off = (x - y).abs();
+            if off.is_nan() || off > 1e-3 * y.abs().max(1.0) {
                 faults.push(format!("{name}: {x}, expected {y}"));
             }
         }
