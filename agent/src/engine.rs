@@ -429,9 +429,15 @@ impl Engines {
         Ok(device.overhead_bytes(artifact)?.saturating_add(self.left_bytes()))
     }
 
-    /// Says a line unless it was said before: a command may open a device several times.
+    /// Says a line unless it was said before: a command may open a device several times. Of a run of years the lines that are remembered
+    /// stay few.
     fn say(&self, level: log::Level, line: String) {
-        if self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(line.clone()) {
+        const MOST: usize = 64;
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.len() >= MOST {
+            said.clear();
+        }
+        if said.insert(line.clone()) {
             log::log!(level, "{line}");
         }
     }

@@ -26,8 +26,10 @@ impl ForeignEngine {
     pub fn open(ort: Ort, budget: &Arc<Budget>, model: &Arc<ForeignModel>) -> Result<Self> {
         let signal = signal(model)?;
         let (window, sample_rate_hz, normalisation) = (signal.window, signal.sample_rate_hz, signal.normalisation);
+        // It reads every page of the graph, which opening it gives back where they are copied.
+        let model_id = model.id();
         let runner = OrtForeign::open(ort.library, budget, model.clone(), 1, ort.options)?;
-        Ok(Self { runner, model_id: model.id(), window, sample_rate_hz, normalisation })
+        Ok(Self { runner, model_id, window, sample_rate_hz, normalisation })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Files beside a graph that hold its weights: only such in its own folder, and only ranges inside them.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
@@ -31,12 +32,14 @@ impl ExternalFile {
 pub(super) struct Files {
     folder: PathBuf,
     pub found: Vec<ExternalFile>,
+    /// Which of them has a name.
+    index: BTreeMap<String, usize>,
 }
 
 impl Files {
     /// None yet; `folder` is the graph's.
     pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_path_buf(), found: Vec::new() }
+        Self { folder: folder.to_path_buf(), found: Vec::new(), index: BTreeMap::new() }
     }
 
     /// Where `bytes` of a tensor lie by its `external_data` entries: the file's index, and the range in it.
@@ -63,8 +66,8 @@ impl Files {
 
     /// Maps the file of that name in the graph's folder, once.
     fn open(&mut self, location: &str) -> Parsed<usize> {
-        if let Some(index) = self.found.iter().position(|file| file.location == location) {
-            return Ok(index);
+        if let Some(index) = self.index.get(location) {
+            return Ok(*index);
         }
         let refuse = |why: &str| format!("lies in the file {}, {why}", quoted(location));
         if self.found.len() >= MAX_FILES {
@@ -80,6 +83,7 @@ impl Files {
             return Err(refuse("which is a link out of the graph's folder; put the file itself there"));
         }
         let map = map(&path).map_err(|error| refuse(&format!("which cannot be used: {error}")))?;
+        self.index.insert(location.to_string(), self.found.len());
         self.found.push(ExternalFile { location: location.to_string(), path, map });
         Ok(self.found.len() - 1)
     }

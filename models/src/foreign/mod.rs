@@ -15,6 +15,7 @@
 //! are not looked at.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 mod binding;
 mod external;
@@ -46,6 +47,7 @@ pub struct ForeignModel {
     /// How they fit.
     pub binding: Binding,
     sidecar_path: PathBuf,
+    id: OnceLock<u64>,
 }
 
 impl ForeignModel {
@@ -58,7 +60,7 @@ impl ForeignModel {
         let sidecar_path = sidecar.map_or_else(|| sidecar_beside(path), Path::to_path_buf);
         let sidecar = Sidecar::open(&sidecar_path, path)?;
         let binding = Binding::new(&graph, &sidecar, &sidecar_path)?;
-        Ok(Self { graph, sidecar, binding, sidecar_path })
+        Ok(Self { graph, sidecar, binding, sidecar_path, id: OnceLock::new() })
     }
 
     /// The sidecar's file.
@@ -66,12 +68,14 @@ impl ForeignModel {
         &self.sidecar_path
     }
 
-    /// Identifies the contents of graph, weights and sidecar. It reads every byte of them.
+    /// Identifies the contents of graph, weights and sidecar. The first call reads every byte of them.
     pub fn id(&self) -> u64 {
-        let graph = crc32c::crc32c(self.graph.bytes());
-        let sidecar = serde_json::to_vec(&self.sidecar).unwrap_or_default();
-        let rest = self.graph.external().iter().fold(crc32c::crc32c(&sidecar), |crc, file| crc32c::crc32c_append(crc, file.bytes()));
-        u64::from(graph) << 32 | u64::from(rest)
+        *self.id.get_or_init(|| {
+            let graph = crc32c::crc32c(self.graph.bytes());
+            let sidecar = serde_json::to_vec(&self.sidecar).unwrap_or_default();
+            let rest = self.graph.external().iter().fold(crc32c::crc32c(&sidecar), |crc, file| crc32c::crc32c_append(crc, file.bytes()));
+            u64::from(graph) << 32 | u64::from(rest)
+        })
     }
 
     /// The classes' names; none of an encoder.

@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 const MAX_BYTES: u64 = 1 << 20;
 /// The longest window, as signals have it.
 const MAX_WINDOW: usize = 1 << 20;
+
+/// Most samples that the patches of a window may have together, where they overlap.
+const MAX_PATCH_SAMPLES: usize = 1 << 24;
 /// The longest sequence of tokens.
 const MAX_TOKENS: usize = 1 << 16;
 /// The longest name of a class, in bytes.
@@ -198,7 +201,13 @@ impl Sidecar {
             }
             SidecarInput::Patches(signal) => {
                 signal.check()?;
-                signal.patches().ok_or("`patch` and `stride` must be 1 or more and fit into the window")?;
+                let patches = signal.patches().ok_or("`patch` and `stride` must be 1 or more and fit into the window")?;
+                let samples = patches.saturating_mul(signal.patch.unwrap_or(0));
+                if samples > MAX_PATCH_SAMPLES {
+                    return Err(format!(
+                        "the patches of a window have {samples} samples; at most {MAX_PATCH_SAMPLES} are read: give a larger `stride`"
+                    ));
+                }
             }
             SidecarInput::Tokens(tokens) if tokens.max_tokens == 0 || tokens.max_tokens > MAX_TOKENS => {
                 return Err(format!("`max_tokens` is {}; expected 1 to {MAX_TOKENS}", tokens.max_tokens));

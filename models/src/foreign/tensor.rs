@@ -160,7 +160,7 @@ fn said(message: Message<'_>) -> Parsed<Said<'_>> {
     for field in message.fields() {
         let field = field?;
         match field.number {
-            1 => field.ints(&mut said.dims)?,
+            1 => field.ints(&mut said.dims, MAX_DIMENSIONS)?,
             2 => {
                 said.element = u32::try_from(field.int()?).map_err(|_| format!("the number type at byte {} is none", field.range.start))?
             }

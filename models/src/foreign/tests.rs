@@ -169,6 +169,7 @@ fn graphs_that_reach_out_or_lie_about_their_size_are_refused() {
         ("in a branch", branch(2), vec!["`deep`", "not in the graph's folder"]),
         ("too deep", branch(40), vec!["deep"]),
         ("negative dimension", weight(&[-4, 3], Ok(&[0; 48])), vec!["[-4, 3]", "negative"]),
+        ("many dimensions", weight(&[1; 100], Ok(&[0; 4])), vec!["dimensions"]),
         ("huge", weight(&[1 << 40, 1 << 40], Ok(&[0; 48])), vec!["more numbers than any file holds"]),
         ("huge and nothing", weight(&[i64::MAX, 0], Ok(&[])), vec!["more numbers than any file holds"]),
         ("fewer bytes", weight(&[4, 4], Ok(&[0; 48])), vec!["48 bytes", "expected 64"]),
@@ -225,6 +226,15 @@ fn sidecars_that_are_wrong_are_refused() {
         ("other window", with(r#""window": 4"#, r#""window": 5"#), vec!["does not fit", "float [batch, 4]", "[any, 5]"]),
         ("hop", with(r#""window": 4"#, r#""window": 4, "hop": 9"#), vec!["`hop` is 9"]),
         ("patch", with(r#""window": 4"#, r#""window": 4, "patch": 2"#), vec!["`patch`"]),
+        (
+            "patches that overlap too much",
+            SIDECAR.replacen(r#""kind": "window""#, r#""kind": "patches""#, 1).replacen(
+                r#""window": 4"#,
+                r#""window": 1048576, "patch": 524288, "stride": 1"#,
+                1,
+            ),
+            vec!["samples", "larger `stride`"],
+        ),
         ("labels", with(r#""a", "b", "c""#, r#""a", "b""#), vec!["3 numbers a window", "2 classes"]),
         ("one label", with(r#""a", "b", "c""#, r#""a""#), vec!["takes two"]),
         ("labels alike", with(r#""a", "b", "c""#, r#""a", "b", "a""#), vec!["`a`", "twice"]),

@@ -129,13 +129,13 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Integers: one, or several that are packed.
-    pub fn ints(&self, into: &mut Vec<i64>) -> Parsed<()> {
+    /// Integers: one, or several that are packed. Reads on until there are more than `most`.
+    pub fn ints(&self, into: &mut Vec<i64>, most: usize) -> Parsed<()> {
         match self.value {
             Value::Varint(value) => into.push(value as i64),
             Value::Bytes(bytes) => {
                 let mut fields = Message { bytes, start: self.payload().start }.fields();
-                while fields.at < bytes.len() {
+                while fields.at < bytes.len() && into.len() <= most {
                     into.push(fields.varint()? as i64);
                 }
             }
@@ -206,7 +206,7 @@ mod tests {
         let negative = read(&[0x08, 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]).unwrap();
         assert_eq!(negative[0].int().unwrap(), -2);
         let mut packed = Vec::new();
-        read(&[0x32, 3, 3, 0x8e, 2]).unwrap()[0].ints(&mut packed).unwrap();
+        read(&[0x32, 3, 3, 0x8e, 2]).unwrap()[0].ints(&mut packed, 8).unwrap();
         assert_eq!(packed, [3, 270]);
     }
 

@@ -41,7 +41,8 @@ pub enum OrtProvider {
 /// A provider's name on the command line, whether a library has it, and how a session is given it.
 type Entry = (OrtProvider, &'static str, fn() -> ort::Result<bool>, fn() -> ExecutionProviderDispatch);
 
-const ENTRIES: [Entry; 11] = [
+/// In the order of [`OrtProvider`].
+const ENTRIES: [Entry; OrtProvider::Xnnpack as usize + 1] = [
     (OrtProvider::Cuda, "cuda", ep::CUDA::is_available, || ep::CUDA::default().build()),
     (OrtProvider::TensorRt, "tensorrt", ep::TensorRT::is_available, || ep::TensorRT::default().build()),
     (OrtProvider::NvTensorRtRtx, "nvtensorrtrtx", ep::NVRTX::is_available, || ep::NVRTX::default().build()),
@@ -57,8 +58,7 @@ const ENTRIES: [Entry; 11] = [
 
 impl OrtProvider {
     fn entry(self) -> &'static Entry {
-        // Every provider has its entry, which a test counts; CUDA stands first for none.
-        ENTRIES.iter().find(|(provider, ..)| *provider == self).unwrap_or(&ENTRIES[0])
+        &ENTRIES[self as usize]
     }
 
     /// Gives the provider to a session.
@@ -172,6 +172,9 @@ mod tests {
             if !right {
                 wrong.push(format!("`{text}`: {found:?}, expected {expected:?}"));
             }
+        }
+        if ENTRIES.iter().enumerate().any(|(place, (provider, ..))| *provider as usize != place) {
+            wrong.push("the entries are not in the order of the providers".into());
         }
         let all: Vec<&str> = ENTRIES.iter().map(|(_, name, ..)| *name).collect();
         match all.join(",").parse::<OrtProviders>() {

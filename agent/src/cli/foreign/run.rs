@@ -11,7 +11,7 @@ use crate::cli::run::{Args, Ending, source};
 use crate::cli::{Context, tell};
 use crate::diagnosis::foreign::signal;
 use crate::diagnosis::{Diagnosis, JsonLines, Options, Pace, Sink};
-use crate::engine::Engines;
+use crate::engine::{Asked, EngineChoice, Engines};
 use crate::error::{AgentError, Result};
 use crate::node::{ForeignNode, LOOP_THREADS, open_foreign};
 use crate::table;
@@ -32,8 +32,10 @@ pub(in crate::cli) fn run(context: &Context, args: &Args) -> Result<()> {
     tell(format_args!("{} is an ONNX graph of another program: it is served as it is, and never pruned", args.model.display()));
     let budget = Arc::new(Budget::new(limit, PROCESS_BYTES));
     budget.set_goal(goal);
-    let engines = Engines::new(args.engine.asked()?);
-    let device = engines.open_for((WHAT, &args.model), LOOP_THREADS, &budget)?;
+    let asked = args.engine.asked()?;
+    let device = Engines::new(asked).open_for((WHAT, &args.model), LOOP_THREADS, &budget)?;
+    // No other engine runs a graph: ONNX Runtime is what is opened again, as if it had been asked for.
+    let engines = Engines::new(Asked { engine: EngineChoice::Ort, ..asked });
     let engine = Box::new(open_foreign(&device, &budget, &model)?);
     // The first run has shown what the plan could not know.
     check_goal(goal, &model, budget.used().saturating_add(source_bytes))?;
