@@ -16,7 +16,7 @@ from collections import namedtuple
 from pathlib import Path
 
 from cuda_report import Failure, Usage, occupancy
-from cuda_work import CASES, Case, Target, describe, is_quantised, launches, matrix_bytes, read_cases
+from cuda_work import CASES, Case, Target, describe, is_quantised, launches, read_cases, table_bytes, weight_numbers
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "kernels/src/cuda"
@@ -187,40 +187,42 @@ def kernel_table(cases, resources):
 SIGNAL = dict(d=768, heads=12, channels=3072, layers=12, tokens=32)
 LLAMA = dict(d=2048, heads=32, groups=8, head_dim=64, channels=8192, layers=16, vocabulary=128256, keys=1024)
 SMALL_LLAMA = dict(d=768, heads=12, groups=12, head_dim=64, channels=2048, layers=12, vocabulary=32000, keys=1024)
+SMOLLM2 = dict(d=576, heads=9, groups=3, head_dim=64, channels=1536, layers=30, vocabulary=49152, keys=1024)
+# GPT-2: biases, learned positions, no gate.
+IGLM = dict(d=512, heads=8, groups=8, head_dim=64, channels=2048, layers=4, vocabulary=33, keys=512)
 
 
 def window_pass(format, precision):
     d, heads, channels, layers, m = (SIGNAL[name] for name in ("d", "heads", "channels", "layers", "tokens"))
     units = format if format == "f32" else f"{format}_pairs"
-    rows = lambda n, k: ("matmul_rows", dict(format=format, m=m, rows=n, columns=k, precision=precision))
-    summed = lambda k: ("matmul_units", dict(format=units, m=m, rows=k, columns=d, precision=precision))
-    bias = lambda n: ("add_bias", dict(m=m, n=n))
+    sizes = dict(m=m, columns=d, bias=1, precision=precision)
+    summed = lambda k: ("project_units", dict(sizes, format=units, rows=k))
     norm = ("norm", dict(m=m, d=d))
     attention = ("attention", dict(batch=1, queries=m, keys=m, heads=heads, groups=heads, head_dim=d // heads))
-    layer = [norm, *[step for _ in "qkv" for step in (rows(d, d), bias(d))], attention, summed(d), bias(d)]
-    layer += [norm, rows(channels, d), bias(channels), ("activate", dict(len=m * channels, gated=0)), summed(channels), bias(d)]
-    first = [("patches", dict(batch=1, window=2048, patch=64, stride=64)), rows(d, 64), bias(d)]
+    layer = [norm, ("project_rows", dict(sizes, format=format, rows=d, other_rows=d, count=3)), attention, summed(d)]
+    layer += [norm, ("project_activated", dict(sizes, format=format, rows=channels, gated=0)), summed(channels)]
+    first = [("patches", dict(batch=1, window=2048, patch=64, stride=64)), ("project_rows", dict(sizes, format=format, rows=d, columns=64))]
     first.append(("add_positions", dict(format=format, batch=1, sequence=m, rows=m, columns=d)))
-    head = ("matmul_rows", dict(format=format, m=1, rows=10, columns=d))
-    last = [norm, ("mean_pool", dict(batch=1, sequence=m, d=d)), head, ("add_bias", dict(m=1, n=10)), ("softmax", dict(m=1, n=10))]
+    head = ("project_rows", dict(format=format, m=1, rows=10, columns=d, bias=1))
+    last = [norm, ("mean_pool", dict(batch=1, sequence=m, d=d)), head, ("softmax", dict(m=1, n=10))]
     return [*first, *layers * layer, *last]
 
 
-def token_pass(format, shape):
+def token_pass(format, shape, gpt2=False):
     d, heads, groups, head_dim, channels, layers, vocabulary, keys = shape.values()
-    rows = lambda n, k: ("matmul_rows", dict(format=format, m=1, rows=n, columns=k))
-    units = f"{format}_units" if is_quantised(format) else f"{format}_pairs"
-    summed = lambda k: ("matmul_units", dict(format=units, m=1, rows=k, columns=d))
+    of_rows = dict(format=format, m=1, columns=d, bias=int(gpt2))
+    units = format if format == "f32" else f"{format}_units" if is_quantised(format) else f"{format}_pairs"
+    summed = lambda k: ("project_units", dict(of_rows, format=units, rows=k))
     norm = ("norm", dict(m=1, d=d))
-    rotate = lambda heads: ("rotate", dict(batch=1, sequence=1, heads=heads, head_dim=head_dim))
     attention = ("attention", dict(batch=1, queries=1, keys=keys, heads=heads, groups=groups, head_dim=head_dim))
-    layer = [norm, rows(heads * head_dim, d), rows(groups * head_dim, d), rows(groups * head_dim, d), rotate(heads), rotate(groups)]
-    # Keys and values into the cache: copies of the driver, a node of a graph each.
-    layer += [("copy", dict(len=groups * head_dim))] * 2
-    layer += [attention, summed(heads * head_dim), norm, rows(channels, d), rows(channels, d)]
-    layer += [("activate", dict(len=channels, gated=1)), summed(channels)]
-    last = [norm, ("copy", dict(len=d)), rows(vocabulary, d)]
-    return [("embed", dict(format=format, count=1, rows=vocabulary, columns=d)), *layers * layer, *last]
+    layer = [norm, ("project_rows", dict(of_rows, rows=heads * head_dim, other_rows=groups * head_dim, count=3))]
+    layer += [("cache_tokens", dict(sequence=1, heads=heads, groups=groups, head_dim=head_dim, capacity=keys))]
+    layer += [attention, summed(heads * head_dim), norm]
+    layer += [("project_activated", dict(of_rows, rows=channels, gated=int(not gpt2))), summed(channels)]
+    first = [("embed", dict(format=format, count=1, rows=vocabulary, columns=d))]
+    if gpt2:
+        first.append(("add_positions", dict(format=format, batch=1, sequence=1, rows=keys, columns=d)))
+    return [*first, *layers * layer, norm, ("project_rows", dict(of_rows, rows=vocabulary, bias=0))]
 
 
 def passes():
@@ -229,22 +231,19 @@ def passes():
     found = {f"window, {format}, {precision}": window_pass(format, precision) for format, precision in windows}
     for size, shape in (("1.2 B", LLAMA), ("0.11 B", SMALL_LLAMA)):
         found |= {f"token, {size}, {format}": token_pass(format, shape) for format in ("bf16", "q8", "q4")}
-    return found
+    return found | {"token, SmolLM2 135 M, bf16": token_pass("bf16", SMOLLM2), "token, IgLM 13 M, f32": token_pass("f32", IGLM, gpt2=True)}
 
 
 def pass_line(name, steps, device, resources):
     """Launches, weights and time of a pass."""
     nodes, expected, weights = 0, 0.0, 0
     for operation, sizes in steps:
-        if operation == "copy":
-            nodes, expected = nodes + 1, expected + START_S
-            continue
-        for launch in launches(Case("pass", operation, sizes), device.target):
+        case = Case("pass", operation, sizes)
+        for launch in launches(case, device.target):
             cached = not launch.kernel.startswith(("gemm", "gemv", "attention_decode"))
             found = estimate(launch, device, resources[launch.kernel, device.target.capability], cached)
             nodes, expected = nodes + 1, expected + found.expected_s
-        if operation in ("matmul_rows", "matmul_units"):
-            weights += matrix_bytes(sizes["format"], sizes["rows"], sizes["columns"])
+        weights += table_bytes(sizes.get("format", "f32"), weight_numbers(case))
     host = nodes * LAUNCH_S
     by_bytes = weights / device.bandwidth
     return (
@@ -292,15 +291,15 @@ def made_launches(text):
 
 
 def compare_pass(made, device):
-    """Whether a pass of the whole network has as many launches as computed, copies left out; a smaller one cannot be told."""
-    steps = [step for step in passes()[made["name"]] if step[0] != "copy"]
-    matrices = [sizes for operation, sizes in steps if operation.startswith("matmul")]
-    weights = sum(matrix_bytes(sizes["format"], sizes["rows"], sizes["columns"]) for sizes in matrices)
+    """Whether a pass of the whole network has as many launches as computed; a smaller one cannot be told."""
+    steps = passes()[made["name"]]
+    cases = [Case("pass", operation, sizes) for operation, sizes in steps]
+    weights = sum(table_bytes(case.sizes.get("format", "f32"), weight_numbers(case)) for case in cases)
     if made["weight_bytes"] < weights // 2:
         return []
     major, minor = device["capability"]
     target = Target(device["multiprocessors"], major * 10 + minor)
-    count = sum(len(launches(Case("pass", operation, sizes), target)) for operation, sizes in steps)
+    count = sum(len(launches(case, target)) for case in cases)
     return [] if count == made["launches"] else [f"{made['name']}: {made['launches']} launches; cuda_paper.py has {count}"]
 
 

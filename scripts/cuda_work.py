@@ -172,12 +172,14 @@ def for_tokens(name, m):
     return f"{name}_{1 if m <= 1 else 4 if m <= 4 else 8}"
 
 
+def warps_a_row(target, rows, k, chunk_columns):
+    enough = lambda split: ceil_div(rows, 4) * split >= 16 * target.multiprocessors or k < 2 * split * 32 * chunk_columns
+    return next((split for split in (1, 2, 4) if enough(split)), 4)
+
+
 def gemv_rows(target, m, n, k, format):
     chunk_rows, chunk_columns = CHUNK[format]
-    warps = ceil_div(n, 4)
-    enough = lambda split: warps * split >= 16 * target.multiprocessors or k < 2 * split * 32 * chunk_columns
-    split = next((split for split in (1, 2, 4) if enough(split)), 4)
-    blocks = ceil_div(warps, 4 // split)
+    blocks = ceil_div(ceil_div(n, 4), 4 // warps_a_row(target, n, k, chunk_columns))
     loads = 4 // chunk_rows
     return [Launch(for_tokens(f"gemv_rows_{format}", m), blocks, 128, **product_work(m, n, k, NUMBER_BYTES[format]), in_flight=128 * 16 * loads)]
 
@@ -294,6 +296,66 @@ def launch_matmul_units(target, kernel, format, m, rows, columns, precision="exa
     if format == "f32":
         return gemm_f32(target, kernel, m, columns, rows, False, False)
     return gemm_half(target, kernel, m, columns, rows, format, "units", precision)
+
+
+# Products with an epilogue. `bias` is 1 where there is one.
+
+# Formats of which one token's products of the same input are one launch.
+TOGETHER = ("f32", "f16", "bf16")
+
+
+def finished(found, m, n, bias, activation=0, up=0):
+    """A product [m, n] with its epilogue, which the last of its launches has."""
+    if not (bias or activation):
+        return found
+    if found[-1].kernel == "gemm_f32_128":
+        found = [*found, Launch("sum_splits", ceil_div(m * n, 256), 256, **numbers(2 * m * n, m * n), in_flight=256 * 4 * 2)]
+    last = found[-1]
+    more_bytes, more_flops = 4 * (n * bias + m * n * up), m * n * (bias + up + 10 * activation)
+    return [*found[:-1], replace(last, bytes=last.bytes + more_bytes, flops=last.flops + more_flops)]
+
+
+def launch_project_rows(target, kernel, format, m, rows, columns, bias, count=1, other_rows=0, precision="exact"):
+    all_rows = [rows] + [other_rows] * (count - 1)
+    if m > 1 or count < 2 or format not in TOGETHER:
+        products = [launch_matmul_rows(target, kernel, format, m, n, columns, precision) for n in all_rows]
+        return [launch for n, product in zip(all_rows, products) for launch in finished(product, m, n, bias)]
+    split = warps_a_row(target, sum(all_rows), columns, CHUNK[format][1])
+    work = [product_work(1, n, columns, NUMBER_BYTES[format]) for n in all_rows]
+    totals = {"bytes": sum(w["bytes"] for w in work) + 4 * bias * sum(all_rows), "flops": sum(w["flops"] for w in work) + bias * sum(all_rows)}
+    blocks = sum(ceil_div(ceil_div(n, 4), 4 // split) for n in all_rows)
+    return [Launch(f"gemv_each_{format}", blocks, 128, **totals, in_flight=128 * 16 * 4)]
+
+
+def launch_project_units(target, kernel, format, m, rows, columns, bias, precision="exact"):
+    return finished(launch_matmul_units(target, kernel, format, m, rows, columns, precision), m, columns, bias)
+
+
+def launch_project_activated(target, kernel, format, m, rows, columns, bias, gated, precision="exact"):
+    product = lambda: launch_matmul_rows(target, kernel, format, m, rows, columns, precision)
+    if not gated:
+        return finished(product(), m, rows, bias, activation=1)
+    if m > 1 or format not in TOGETHER:
+        return [*finished(product(), m, rows, bias), *finished(product(), m, rows, bias, activation=1, up=1)]
+    split = warps_a_row(target, rows, columns, CHUNK[format][1])
+    work = {
+        "bytes": 2 * rows * columns * NUMBER_BYTES[format] + 4 * (columns + rows + 2 * bias * rows),
+        "flops": 4 * rows * columns + 2 * bias * rows + 11 * rows,
+    }
+    return [Launch(f"gemv_gated_{format}", ceil_div(ceil_div(rows, 4), 4 // split), 128, **work, in_flight=128 * 16 * 4)]
+
+
+def weight_numbers(case):
+    """Numbers of the matrices of a product."""
+    sizes = case.sizes
+    matrices = {
+        "matmul_rows": lambda: sizes["rows"],
+        "matmul_units": lambda: sizes["rows"],
+        "project_units": lambda: sizes["rows"],
+        "project_rows": lambda: sizes["rows"] + (sizes.get("count", 1) - 1) * sizes.get("other_rows", 0),
+        "project_activated": lambda: sizes["rows"] * (2 if sizes["gated"] else 1),
+    }
+    return matrices[case.operation]() * sizes["columns"] if case.operation in matrices else 0
 
 
 def launch_matmul(target, kernel, m, n, k, transpose_a, transpose_b):
@@ -434,6 +496,13 @@ def launch_rotate(target, kernel, batch, sequence, heads, head_dim):
     together = 8 if rows * half * ceil_div(heads, 8) >= 64 * 1024 else 1
     pairs = rows * heads * half
     return [Launch("rotate", ceil_div(rows * half * ceil_div(heads, together), 128), 128, **numbers(4 * pairs + half, 6 * pairs), in_flight=128 * 16)]
+
+
+def launch_cache_tokens(target, kernel, sequence, heads, groups, head_dim, capacity):
+    half, width = head_dim // 2, groups * head_dim
+    threads = sequence * (heads * half + groups * (head_dim - half) + width)
+    work = numbers(sequence * (4 * heads * half + 4 * width) + half, 6 * sequence * (heads + groups) * half)
+    return [Launch("cache_tokens", ceil_div(threads, 128), 128, **work, in_flight=128 * 8)]
 
 
 @dataclass(frozen=True)

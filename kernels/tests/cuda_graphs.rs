@@ -6,7 +6,7 @@ mod support;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use espalier_kernels::cuda::{Buffer, Graph, Plan};
-use espalier_kernels::{CudaDevice, Device, KernelError, Product, Result};
+use espalier_kernels::{AttentionShape, CudaDevice, Device, KernelError, KeyValues, Product, Result, Start, TokenShape};
 use support::{Emulator, Limited};
 
 const LEN: usize = 1000;
@@ -316,4 +316,48 @@ fn what_another_thread_drops_does_not_spoil_a_recording() {
             .unwrap();
     });
     assert_eq!((calls, graph.is_recorded()), (1, true), "it waits until the recording is over");
+}
+
+#[test]
+fn one_recording_serves_every_position_that_leaves_its_keys_enough() {
+    let Some(emulator) = Emulator::start("") else { return };
+    let device = emulator.device();
+    const CAPACITY: usize = 80;
+    let (mut keys, mut values) = (device.zeros(2 * CAPACITY).unwrap(), device.zeros(2 * CAPACITY).unwrap());
+    let (mut q, mut k, mut v, mut out) =
+        (device.zeros(2).unwrap(), device.zeros(2).unwrap(), device.zeros(2).unwrap(), device.zeros(2).unwrap());
+    let groups = device.indices(&[0]).unwrap();
+    let mut position = device.indices(&[0]).unwrap();
+    let tokens = TokenShape { sequence: 1, heads: 1, groups: 1, head_dim: 2 };
+    let shape = AttentionShape {
+        batch: 1,
+        queries: 1,
+        keys: 70,
+        key_capacity: CAPACITY,
+        heads: 1,
+        groups: 1,
+        head_dim: 2,
+        scale: 1.0,
+        window: None,
+    };
+    let (mut graph, mut calls) = (Graph::default(), 0);
+    // All scores are 0, so that attention is the mean of the values so far, of which the n-th is n.
+    for at in 0..70_u32 {
+        device.write(&mut v, 0, &[at as f32, 0.0]).unwrap();
+        device.write_indices(&mut position, &[at]).unwrap();
+        device
+            .replay(&mut graph, || {
+                calls += 1;
+                let cache = KeyValues { keys: &mut keys, values: &mut values, capacity: CAPACITY };
+                device.cache_tokens(cache, &mut q, &mut k, &v, None, tokens, Start::Stored(&position))?;
+                device.attention_at(shape, &mut out, &q, &keys, &values, &groups, &position)
+            })
+            .unwrap();
+        assert!((first(&device, &out) - at as f32 / 2.0).abs() < 1e-4, "position {at}: {}", first(&device, &out));
+    }
+    assert_eq!((calls, emulator.counter("graph_launches")), (2, 69));
+    // One position further there would be more keys than the recording is for.
+    device.write_indices(&mut position, &[70]).unwrap();
+    let refused = device.replay(&mut graph, || device.attention_at(shape, &mut out, &q, &keys, &values, &groups, &position));
+    assert!(matches!(refused, Err(KernelError::Shape { operation: "attention_at", .. })), "{refused:?}");
 }

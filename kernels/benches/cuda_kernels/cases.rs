@@ -45,7 +45,7 @@ impl Case {
                 "keys" => most_keys,
                 "window" => 200,
                 "len" => 1000,
-                "rows" | "columns" | "n" | "k" | "d" => 72,
+                "rows" | "other_rows" | "columns" | "n" | "k" | "d" => 72,
                 _ => continue,
             };
             *size = most.min(*size);

@@ -1,7 +1,9 @@
 //! Buffers for a case, and the call of its operation.
 
-use espalier_kernels::cuda::{Indices, Plan, Precision, Weight};
-use espalier_kernels::{Activation, AdamW, AttentionShape, CudaDevice, Device, NormKind, Product, Result};
+use espalier_kernels::cuda::{Buffer, Indices, Plan, Precision, Weight};
+use espalier_kernels::{
+    Activation, AdamW, AttentionShape, CudaDevice, Device, Epilogue, KeyValues, NormKind, Product, Projection, Result, Start, TokenShape,
+};
 
 use super::buffers::{buffer, stored};
 use super::cases::Case;
@@ -25,6 +27,7 @@ pub fn prepare(device: &CudaDevice, case: &Case) -> Result<Work> {
     let device = device.with_plan(Plan { precision, ..device.plan() });
     match case.operation {
         "matmul_rows" | "matmul_units" | "matmul" => product(device, case),
+        "project_rows" | "project_units" | "project_activated" => projection(device, case),
         "attention" | "attention_backward" => attention(device, case),
         "norm" | "norm_backward" | "softmax" | "residual_change" | "cross_entropy" => rows(device, case),
         "fill" | "add" | "scale" | "adamw" | "sum_of_squares" | "activate" | "activate_backward" => elements(device, case),
@@ -50,6 +53,43 @@ fn product(device: CudaDevice, case: &Case) -> Result<Work> {
     }
     let (mut y, a) = (device.zeros(m * columns)?, buffer(&device, m * rows)?);
     Ok(Box::new(move || device.matmul_units(&mut y, &a, &weight, m, false)))
+}
+
+fn with_bias(bias: &Option<Buffer>) -> Epilogue<'_, Buffer> {
+    Epilogue { bias: bias.as_ref(), low_rank: None }
+}
+
+/// Products with an epilogue.
+fn projection(device: CudaDevice, case: &Case) -> Result<Work> {
+    let (m, rows, columns) = (case.size("m")?, case.size("rows")?, case.size("columns")?);
+    let bias = if case.is("bias") { Some(buffer(&device, rows.max(columns))?) } else { None };
+    let x = buffer(&device, m * rows.max(columns))?;
+    let matrix = |rows| stored(&device, case.format()?, rows, columns);
+    let (first, mut y) = (matrix(rows)?, device.zeros(m * rows.max(columns))?);
+    match case.operation {
+        "project_units" => Ok(Box::new(move || device.project_units(&mut y, &x, &first, m, false, with_bias(&bias)))),
+        "project_rows" => {
+            let count = case.size("count")?;
+            let others = (1..count).map(|_| matrix(case.size("other_rows")?)).collect::<Result<Vec<_>>>()?;
+            let mut ys = (1..count).map(|_| device.zeros(m * rows)).collect::<Result<Vec<_>>>()?;
+            Ok(Box::new(move || {
+                let mut all = vec![Projection { y: &mut y, weight: &first, epilogue: with_bias(&bias) }];
+                let others = ys.iter_mut().zip(&others);
+                all.extend(others.map(|(y, weight)| Projection { y, weight, epilogue: with_bias(&bias) }));
+                device.project_rows(&mut all, &x, m)
+            }))
+        }
+        _ => {
+            let (gated, gate) = (case.is("gated"), matrix(rows)?);
+            let (mut raw, mut raw_gate) = (device.zeros(m * rows)?, device.zeros(m * rows)?);
+            let kind = if gated { Activation::Silu } else { Activation::GeluTanh };
+            Ok(Box::new(move || {
+                let up = Projection { y: &mut raw, weight: &first, epilogue: with_bias(&bias) };
+                let gate = Projection { y: &mut raw_gate, weight: &gate, epilogue: with_bias(&bias) };
+                device.project_activated(kind, &mut y, &x, m, up, gated.then_some(gate))
+            }))
+        }
+    }
 }
 
 fn attention(device: CudaDevice, case: &Case) -> Result<Work> {
@@ -189,6 +229,19 @@ fn input(device: CudaDevice, case: &Case) -> Result<Work> {
             let (heads, head_dim) = (case.size("heads")?, case.size("head_dim")?);
             let (mut x, frequencies) = (buffer(&device, batch * sequence * heads * head_dim)?, buffer(&device, head_dim / 2)?);
             Ok(Box::new(move || device.rotate(&mut x, &frequencies, batch, sequence, heads, head_dim, 0, false)))
+        }
+        "cache_tokens" => {
+            let (sequence, capacity) = (case.size("sequence")?, case.size("capacity")?);
+            let (heads, groups, head_dim) = (case.size("heads")?, case.size("groups")?, case.size("head_dim")?);
+            let (width, shape) = (groups * head_dim, TokenShape { sequence, heads, groups, head_dim });
+            let (mut keys, mut values) = (device.zeros(capacity * width)?, device.zeros(capacity * width)?);
+            let (mut q, mut k) = (buffer(&device, sequence * heads * head_dim)?, buffer(&device, sequence * width)?);
+            let (v, frequencies) = (buffer(&device, sequence * width)?, buffer(&device, head_dim / 2)?);
+            let start = capacity.saturating_sub(sequence);
+            Ok(Box::new(move || {
+                let cache = KeyValues { keys: &mut keys, values: &mut values, capacity };
+                device.cache_tokens(cache, &mut q, &mut k, &v, Some(&frequencies), shape, Start::At(start))
+            }))
         }
         "row_l1" => {
             let (weight, mut out) = (weight(&device, case)?, device.zeros(case.size("rows")?)?);

@@ -5,7 +5,9 @@
 use std::time::Instant;
 
 use espalier_kernels::cuda::{Buffer, Graph, Indices, Plan, Precision, Weight};
-use espalier_kernels::{Activation, AttentionShape, CudaDevice, Device, Format, NormKind, Result};
+use espalier_kernels::{
+    Activation, AttentionShape, CudaDevice, Device, Epilogue, Format, KeyValues, NormKind, Projection, Result, Start, TokenShape,
+};
 
 use super::buffers::{buffer, stored};
 
@@ -165,51 +167,39 @@ impl Pass {
         self.device.norm(kind, &mut self.normed, &self.hidden, &self.norm, bias, EPSILON, self.m)
     }
 
-    /// Adds the biases of a signal network; a language model has none.
-    fn add_bias(device: &CudaDevice, shape: Shape, y: &mut Buffer, bias: &Buffer, m: usize, n: usize) -> Result<()> {
-        if shape.is_language() { Ok(()) } else { device.add_bias(y, bias, m, n) }
+    /// The biases of a signal network; a language model has none.
+    fn epilogue(shape: Shape, bias: &Buffer) -> Epilogue<'_, Buffer> {
+        Epilogue { bias: (!shape.is_language()).then_some(bias), low_rank: None }
     }
 
     fn attention(&mut self, index: usize, frequencies: &Buffer) -> Result<()> {
         self.normalise()?;
         let Self { device, shape, m, layers, groups, bias, hidden, normed, q, k, v, attended, .. } = self;
-        let (m, d, kv, head_dim) = (*m, shape.d, shape.groups * shape.head_dim(), shape.head_dim());
-        let layer = &mut layers[index];
-        for (y, weight, n) in [(&mut *q, &layer.query, d), (&mut *k, &layer.key, kv), (&mut *v, &layer.value, kv)] {
-            device.matmul_rows(y, normed, weight, m, false)?;
-            Self::add_bias(device, *shape, y, bias, m, n)?;
-        }
+        let (m, epilogue, layer) = (*m, Self::epilogue(*shape, bias), &mut layers[index]);
+        let projections = [(&mut *q, &layer.query), (&mut *k, &layer.key), (&mut *v, &layer.value)];
+        let mut projections = projections.map(|(y, weight)| Projection { y, weight, epilogue });
+        device.project_rows(&mut projections, normed, m)?;
         match &mut layer.cache {
             None => device.attention(shape.attention(m), attended, q, k, v, groups)?,
             Some([keys, values]) => {
-                let last = shape.positions - 1;
-                device.rotate(q, frequencies, 1, 1, shape.heads, head_dim, last, false)?;
-                device.rotate(k, frequencies, 1, 1, shape.groups, head_dim, last, false)?;
-                device.copy(keys, last * kv, k, 0, kv)?;
-                device.copy(values, last * kv, v, 0, kv)?;
+                let tokens = TokenShape { sequence: 1, heads: shape.heads, groups: shape.groups, head_dim: shape.head_dim() };
+                let cache = KeyValues { keys: &mut *keys, values: &mut *values, capacity: shape.positions };
+                device.cache_tokens(cache, q, k, v, Some(frequencies), tokens, Start::At(shape.positions - 1))?;
                 device.attention(shape.attention(1), attended, q, keys, values, groups)?;
             }
         }
-        device.matmul_units(hidden, attended, &layer.output, m, true)?;
-        Self::add_bias(device, *shape, hidden, bias, m, d)
+        device.project_units(hidden, attended, &layer.output, m, true, epilogue)
     }
 
     fn ffn(&mut self, index: usize) -> Result<()> {
         self.normalise()?;
         let Self { device, shape, m, layers, bias, hidden, normed, up, gate, active, .. } = self;
-        let (layer, m, channels) = (&layers[index], *m, shape.channels);
-        device.matmul_rows(up, normed, &layer.up, m, false)?;
-        Self::add_bias(device, *shape, up, bias, m, channels)?;
-        let kind = match &layer.gate {
-            Some(weight) => {
-                device.matmul_rows(gate, normed, weight, m, false)?;
-                Activation::Silu
-            }
-            None => Activation::GeluTanh,
-        };
-        device.activate(kind, active, up, layer.gate.is_some().then_some(&*gate), m * channels)?;
-        device.matmul_units(hidden, active, &layer.down, m, true)?;
-        Self::add_bias(device, *shape, hidden, bias, m, shape.d)
+        let (layer, m, epilogue) = (&layers[index], *m, Self::epilogue(*shape, bias));
+        let kind = if layer.gate.is_some() { Activation::Silu } else { Activation::GeluTanh };
+        let up = Projection { y: up, weight: &layer.up, epilogue };
+        let gate = layer.gate.as_ref().map(|weight| Projection { y: gate, weight, epilogue });
+        device.project_activated(kind, active, normed, m, up, gate)?;
+        device.project_units(hidden, active, &layer.down, m, true, epilogue)
     }
 
     fn layers(&mut self, frequencies: &Buffer) -> Result<()> {
@@ -232,13 +222,13 @@ fn window(device: &CudaDevice, shape: Shape, format: Format) -> Result<impl FnMu
     let device = device.clone();
     Ok(move || {
         device.patches(&mut patches, &windows, 1, m * patch, patch, patch)?;
-        device.matmul_rows(&mut pass.hidden, &patches, &pass.table, m, false)?;
-        device.add_bias(&mut pass.hidden, &pass.bias, m, d)?;
+        let epilogue = Pass::epilogue(shape, &pass.bias);
+        device.project_rows(&mut [Projection { y: &mut pass.hidden, weight: &pass.table, epilogue }], &patches, m)?;
         device.add_positions(&mut pass.hidden, &positions, 1, m, 0)?;
         pass.layers(&none)?;
         device.mean_pool(&mut pooled, &pass.normed, 1, m, d)?;
-        device.matmul_rows(&mut logits, &pooled, &head, 1, false)?;
-        device.add_bias(&mut logits, &pass.bias, 1, CLASSES)?;
+        let epilogue = Pass::epilogue(shape, &pass.bias);
+        device.project_rows(&mut [Projection { y: &mut logits, weight: &head, epilogue }], &pooled, 1)?;
         device.softmax(&mut logits, 1, CLASSES)
     })
 }
@@ -247,13 +237,12 @@ fn window(device: &CudaDevice, shape: Shape, format: Format) -> Result<impl FnMu
 fn token(device: &CudaDevice, shape: Shape, format: Format) -> Result<impl FnMut() -> Result<()>> {
     let mut pass = Pass::new(device, shape, format)?;
     let (ids, frequencies) = (device.indices(&[7])?, buffer(device, shape.head_dim() / 2)?);
-    let (mut last, mut logits) = (device.zeros(shape.d)?, device.zeros(shape.input)?);
+    let mut logits = device.zeros(shape.input)?;
     let device = device.clone();
     Ok(move || {
         device.embed(&mut pass.hidden, &pass.table, &ids, 1)?;
         pass.layers(&frequencies)?;
-        device.copy(&mut last, 0, &pass.normed, 0, shape.d)?;
-        device.matmul_rows(&mut logits, &last, &pass.table, 1, false)
+        device.matmul_rows(&mut logits, &pass.normed, &pass.table, 1, false)
     })
 }
 

@@ -1,7 +1,7 @@
 // What a product does to its numbers before they are stored. The plain code (kernels/src/fused.rs), for a number v of row i, column j of
 // [m, n], in this order:
 //
-//   v += scale * sum over r of low[i][r] * S[r][j]      an adapter: S [rank, n], or [n, rank] with TRANSPOSE_SIDE; rank 0: none
+//   v += sum over r of scale * low[i][r] * S[r][j]      an adapter: S [rank, n], or [n, rank] with TRANSPOSE_SIDE; rank 0: none
 //   v += bias[j]                                        where there is one
 //   v = f(v), or f(v) * up[i][j]                        f the activation whose number in activation.cu is `kind - 1`; kind 0: none
 //
@@ -29,13 +29,10 @@ struct Terms {
 // The number at [row][column] of the sum `v`.
 DEVICE float finish(float v, u32 row, u32 column, u32 n, const Terms& t) {
     if (t.rank > 0) {
-        const bool transposed = t.flags & TRANSPOSE_SIDE;
-        const float *low = t.low + u64(row) * t.rank, *side = t.side + (transposed ? u64(column) * t.rank : column);
-        const u32 step = transposed ? 1 : n;
-        float sum = 0.0f;
+        const float *low = t.low + u64(row) * t.rank, *side = t.side + u64(column) * (t.flags & TRANSPOSE_SIDE ? t.rank : 1);
+        const u32 step = t.flags & TRANSPOSE_SIDE ? 1 : n;
 #pragma unroll 1
-        for (u32 r = 0; r < t.rank; r++) sum = fmaf(low[r], side[u64(r) * step], sum);
-        v = fmaf(t.scale, sum, v);
+        for (u32 r = t.rank; r > 0; r--, low++, side += step) v = fmaf(t.scale * *low, *side, v);
     }
     if (t.bias != nullptr) v += t.bias[column];
     if (t.kind != 0) {
@@ -54,7 +51,8 @@ DEVICE void store(float* c, float v, u32 row, u32 column, u32 m, u32 n, u32 flag
 }
 
 // As store_block in prelude.cuh, finished: a lane a column.
-DEVICE void store_block(float* c, const float* block /* [32][BLOCK_PITCH] */, u32 row, u32 column, u32 m, u32 n, u32 flags, const Terms& t) {
+DEVICE void store_block(float* c, const float* block /* [32][BLOCK_PITCH] */, u32 row, u32 column, u32 m, u32 n, u32 flags,
+                        const Terms& t) {
     if (!t.any()) return ::store_block(c, block, row, column, m, n, flags);
     __syncwarp();
 #pragma unroll 1

@@ -57,7 +57,8 @@ impl Terms {
         Self { kind: activation::number(kind) + 1, up: up.unwrap_or(Pointer::NULL), ..self }
     }
 
-    fn is_none(&self) -> bool {
+    /// Whether nothing is done.
+    pub fn is_none(&self) -> bool {
         self.rank == 0 && self.kind == 0 && self.bias == Pointer::NULL
     }
 

@@ -273,6 +273,10 @@ KERNEL(128) gemv_rows_f16_1(
 }
 EXPORT(gemv_rows_f16_1)
 
+// For four blocks some compilers spill.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 3
+
 KERNEL(128) gemv_rows_f16_8(
     float* y,           // [m, rows]
     const float* x,     // [m, columns]
@@ -287,6 +291,9 @@ KERNEL(128) gemv_rows_f16_8(
     gemv::rows_form<gemv::Rows<gemv::F16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_f16_8)
+
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS
 
 KERNEL(128) gemv_rows_bf16_1(
     float* y,           // [m, rows]
@@ -303,6 +310,10 @@ KERNEL(128) gemv_rows_bf16_1(
 }
 EXPORT(gemv_rows_bf16_1)
 
+// For four blocks some compilers spill.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 3
+
 KERNEL(128) gemv_rows_bf16_8(
     float* y,           // [m, rows]
     const float* x,     // [m, columns]
@@ -317,6 +328,9 @@ KERNEL(128) gemv_rows_bf16_8(
     gemv::rows_form<gemv::Rows<gemv::Bf16>, 8>(y, x, w, m, rows, columns, split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_rows_bf16_8)
+
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS
 
 KERNEL(128) gemv_rows_f16_pairs_1(
     float* y,           // [m, rows]

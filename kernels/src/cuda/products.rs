@@ -132,7 +132,13 @@ pub(super) fn finished(
     let count = sizes.m * sizes.n;
     let parts = device.scratch(splits * count)?;
     start(parts.pointer(), flags(parts.pointer(), false), &Terms::NONE)?;
-    let args = terms.pointers(Args::new().pointer(c).pointer(parts.pointer()), true).u64(count as u64);
+    finish(device, sizes, terms, c, parts.pointer(), splits)
+}
+
+/// Sums the parts of a product in their order and finishes it.
+fn finish(device: &CudaDevice, sizes: &Sizes, terms: &Terms, c: Pointer, parts: Pointer, splits: usize) -> Result<()> {
+    let count = sizes.m * sizes.n;
+    let args = terms.pointers(Args::new().pointer(c).pointer(parts), true).u64(count as u64);
     let args = args.u32(size32(sizes.operation, "n", sizes.n)?).u32(splits as u32).u32(flag(sizes.accumulate, ACCUMULATE) | terms.flags());
     let numbers = (splits + 1 + usize::from(sizes.accumulate)) as u64 * count as u64;
     let work = Work { bytes: numbers.saturating_mul(4), flops: (splits * count) as u64 };
@@ -330,8 +336,13 @@ fn gemm_f32(device: &CudaDevice, sizes: &Sizes, c: Pointer, a: (Pointer, bool), 
         | flag(transpose_b, TRANSPOSE_B);
     let (m, n, k) = sizes.args32()?;
     let (splits, each) = tiling.split(sizes, multiprocessors(device));
-    // Products of which A is transposed are those of gradients: on tensor cores they have no epilogue. Activations follow row-dot products.
-    let (fused, activates) = (!tensor_cores || !transpose_a, !tensor_cores || transpose_b);
+    // On tensor cores, products of which A is transposed are those of gradients, and activations follow row-dot products. Large tiles on the
+    // ordinary cores have no registers for an epilogue.
+    let (fused, activates) = if tensor_cores { (!transpose_a, transpose_b) } else { (side == 64, true) };
+    if !fused && splits == 1 && !terms.is_none() {
+        gemm_f32(device, sizes, c, (a, transpose_a), (b, transpose_b), &Terms::NONE)?;
+        return finish(device, &Sizes { accumulate: false, ..*sizes }, terms, c, c, 1);
+    }
     finished(device, sizes, terms, c, splits, |to, flags, terms| {
         let args = Args::new().pointer(to).pointer(a).pointer(b);
         let args = if fused { terms.pointers(args, activates) } else { args };

@@ -11,8 +11,8 @@
 // that was loaded from shared memory enters 4 or 8 multiplications: shared memory gives a warp 128 bytes a cycle, which 2 x 2 could not live
 // on. Both operands stand in shared memory with k outside, whichever way they are stored, so that a thread reads its 4 neighbours by one
 // 16-byte load. The next slice of k is on its way into registers while this one is multiplied. Block z takes k_split of the k and writes the
-// z-th matrix of C, for sum_splits to add up in a fixed order: a small C would leave most of the device idle. With an epilogue
-// (epilogue.cu) a thread's sums pass through shared memory, from where they are finished one by one.
+// z-th matrix of C, for sum_splits to add up in a fixed order: a small C would leave most of the device idle. Small tiles have
+// an epilogue (epilogue.cu), applied to what was stored; large ones have no registers for it, and sum_splits finishes what they make.
 #include "prelude.cuh"
 
 namespace products_f32 {
@@ -59,36 +59,22 @@ template <u32 B> DEVICE void take(float (&v)[B / SIDE], const float* tile, u32 p
     }
 }
 
-// Where number `index` of row group `group` of a thread stands in its block's tile: as the sums are held.
-DEVICE u32 place_of(u32 group, u32 index, u32 at) { return group * 64 + at * 4 + index; }
-
-// Finishes and stores a thread's sums, 4 rows at a time through its own places in shared memory.
-template <u32 B>
-DEVICE void finish(float* c, const float (&sums)[B / SIDE][B / SIDE], u32 i0, u32 j0, u32 m, u32 n, float alpha, u32 flags,
-                   const epilogue::Terms& terms, float* places /* [4 * EACH][SIDE * SIDE] */) {
-    constexpr u32 EACH = B / SIDE, THREADS = SIDE * SIDE;
-    static_assert(4 * EACH * THREADS <= 4 * SLICE * (B + 4), "the results pass where the tiles were");
+// Finishes the numbers that this thread has stored, one by one: they are in cache, and the sums have left their registers to the epilogue.
+template <u32 B> DEVICE void finish(float* c, u32 i0, u32 j0, u32 m, u32 n, const epilogue::Terms& terms) {
+    constexpr u32 EACH = B / SIDE;
     const u32 tx = threadIdx.x % SIDE, ty = threadIdx.x / SIDE;
-#pragma unroll
-    for (u32 group = 0; group < EACH / 4; group++) {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-#pragma unroll
-            for (u32 j = 0; j < EACH; j++) places[(i * EACH + j) * THREADS + threadIdx.x] = alpha * sums[group * 4 + i][j];
-        }
 #pragma unroll 1
-        for (u32 at = 0; at < 4 * EACH; at++) {
-            const u32 row = i0 + place_of(group, at / EACH, ty), column = j0 + place_of(at % EACH / 4, at % 4, tx);
-            epilogue::store(c, places[at * THREADS + threadIdx.x], row, column, m, n, flags, terms);
-        }
+    for (u32 at = 0; at < EACH * EACH; at++) {
+        const u32 i = at / EACH, j = at % EACH;
+        const u32 row = i0 + i / 4 * 64 + ty * 4 + i % 4, column = j0 + j / 4 * 64 + tx * 4 + j % 4;
+        if (row < m && column < n) c[u64(row) * n + column] = epilogue::finish(c[u64(row) * n + column], row, column, n, terms);
     }
 }
 
 template <u32 B>
 DEVICE void gemm(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags,
-                 const epilogue::Terms& terms, float* tiles /* [4][SLICE][B + 4] */) {
+                 const epilogue::Terms& terms, float* a_tiles, float* b_tiles) {
     constexpr u32 EACH = B / SIDE, TILE = SLICE * (B + 4);
-    float *a_tiles = tiles, *b_tiles = tiles + 2 * TILE;
     const u32 i0 = blockIdx.x * B, j0 = blockIdx.y * B, first = blockIdx.z * k_split, last = minimum(k, first + k_split);
     const u32 tx = threadIdx.x % SIDE, ty = threadIdx.x / SIDE;
     const bool a_k_inside = !(flags & TRANSPOSE_A), b_k_inside = flags & TRANSPOSE_B;
@@ -125,7 +111,6 @@ DEVICE void gemm(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, 
         __syncthreads();
     }
     c += u64(blockIdx.z) * m * n;
-    if (terms.any()) return finish<B>(c, sums, i0, j0, m, n, alpha, flags, terms, tiles);
 #pragma unroll
     for (u32 i = 0; i < EACH; i++) {
 #pragma unroll
@@ -136,9 +121,14 @@ DEVICE void gemm(float* c, const float* a, const float* b, u32 m, u32 n, u32 k, 
             store_4(c, v, row, column, m, n, flags);
         }
     }
+    if (terms.any()) finish<B>(c, i0, j0, m, n, terms);
 }
 
 }  // namespace products_f32
+
+// The epilogue would take the registers of a fifth block.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 5
 
 KERNEL(256) gemm_f32_64(
     float* c,           // [splits, m, n]
@@ -149,24 +139,24 @@ KERNEL(256) gemm_f32_64(
     const float* side,  // [rank, n] or [n, rank]
     const float* up,    // [m, n], or null
     u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
-    SHARED(float, tiles, 4 * 16 * 68);
+    SHARED(float, a_tiles, 2 * 16 * 68);
+    SHARED(float, b_tiles, 2 * 16 * 68);
     const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
-    products_f32::gemm<64>(c, a, b, m, n, k, k_split, alpha, flags, terms, tiles);
+    products_f32::gemm<64>(c, a, b, m, n, k, k_split, alpha, flags, terms, a_tiles, b_tiles);
 }
 EXPORT(gemm_f32_64)
 
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS
+
 KERNEL(256) gemm_f32_128(
-    float* c,           // [splits, m, n]
-    const float* a,     // [m, k] or [k, m]
-    const float* b,     // [k, n] or [n, k]
-    const float* bias,  // [n], or null
-    const float* low,   // [m, rank]
-    const float* side,  // [rank, n] or [n, rank]
-    const float* up,    // [m, n], or null
-    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags, u32 rank, float low_scale, u32 kind) {
-    SHARED(float, tiles, 4 * 16 * 132);
-    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
-    products_f32::gemm<128>(c, a, b, m, n, k, k_split, alpha, flags, terms, tiles);
+    float* c,        // [splits, m, n]
+    const float* a,  // [m, k] or [k, m]
+    const float* b,  // [k, n] or [n, k]
+    u32 m, u32 n, u32 k, u32 k_split, float alpha, u32 flags) {
+    SHARED(float, a_tiles, 2 * 16 * 132);
+    SHARED(float, b_tiles, 2 * 16 * 132);
+    products_f32::gemm<128>(c, a, b, m, n, k, k_split, alpha, flags, epilogue::Terms{}, a_tiles, b_tiles);
 }
 EXPORT(gemm_f32_128)
 

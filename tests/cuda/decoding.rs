@@ -1,0 +1,165 @@
+//! Continuing text on a CUDA device: one recording of a token serves many positions, and says what unrecorded work says.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use espalier_kernels::CudaDevice;
+use espalier_models::Artifact;
+use espalier_models::checkpoint::import;
+use espalier_runtime::{Budget, Continues, Generator, Sampling};
+
+use crate::device::Emulator;
+
+type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
+
+const PROMPT: [u32; 8] = [3, 14, 15, 92, 65, 35, 89, 79];
+
+/// A parity checkpoint, imported; with a longer context where its positions are computed.
+struct Model {
+    artifact: Arc<Artifact>,
+    _place: tempfile::TempDir,
+}
+
+impl Model {
+    fn open(name: &str, context: Option<usize>) -> Fallible<Self> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(name);
+        let place = tempfile::tempdir()?;
+        let source = place.path().join("source");
+        std::fs::create_dir(&source)?;
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(folder.join(file), source.join(file))?;
+        }
+        if let Some(context) = context {
+            let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(source.join("config.json"))?)?;
+            config["max_position_embeddings"] = context.into();
+            std::fs::write(source.join("config.json"), config.to_string())?;
+        }
+        let path = place.path().join("model.esp");
+        import(&source, &path, None, &mut |_, _| {})?;
+        Ok(Self { artifact: Arc::new(Artifact::open(&path)?), _place: place })
+    }
+
+    fn generator(&self, device: &CudaDevice, capacity: usize) -> Fallible<Generator<CudaDevice>> {
+        Ok(Generator::open(device, &Arc::new(Budget::unlimited()), &self.artifact, capacity)?)
+    }
+
+    /// `tokens` tokens after the prompt, and how many kernels ran for them.
+    fn text(&self, device: &CudaDevice, tokens: usize, sampling: Sampling) -> Fallible<(Vec<u32>, u64)> {
+        let mut generator = self.generator(device, PROMPT.len() + tokens)?;
+        let before = launches(device);
+        Ok((continued(&mut generator, tokens, sampling)?, launches(device) - before))
+    }
+}
+
+fn continued(generator: &mut Generator<CudaDevice>, tokens: usize, sampling: Sampling) -> Fallible<Vec<u32>> {
+    let (mut found, mut state) = (Vec::new(), 12345_u64);
+    let mut uniform = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 11) as f64 / (1_u64 << 53) as f64
+    };
+    generator.generate(&PROMPT, tokens, sampling, &mut uniform, &mut |id| {
+        found.push(id);
+        true
+    })?;
+    Ok(found)
+}
+
+fn launches(device: &CudaDevice) -> u64 {
+    device.kernel_counts().iter().map(|count| count.launches).sum()
+}
+
+/// Every kind of position, norm, block and head; a window smaller than the text.
+const FAMILIES: [&str; 7] = ["gpt2", "gpt_neox", "phi", "llama-gqa2", "mistral", "qwen3", "gemma3"];
+
+#[test]
+fn cuda_text_is_the_same_with_and_without_graphs() -> Fallible<()> {
+    let Some(emulator) = Emulator::start("") else { return Ok(()) };
+    let device = emulator.device();
+    let sampled = Sampling { temperature: 0.9, ..Sampling::default() };
+    let mut faults = Vec::new();
+    for name in FAMILIES {
+        let model = Model::open(name, None)?;
+        for (how, sampling) in [("greedy", Sampling::default()), ("sampled", sampled)] {
+            let graphs = || emulator.counter("graph_launches");
+            let before = graphs();
+            let recorded = model.text(&device, 16, sampling)?;
+            // 15 of the tokens are read, the first of them as it is.
+            let replayed = graphs() - before;
+            device.time_kernels(true);
+            let plain = model.text(&device, 16, sampling)?;
+            device.time_kernels(false);
+            if recorded != plain || replayed != 14 || graphs() != before + 14 {
+                faults.push(format!("{name}, {how}: {recorded:?} in {replayed} graphs, {plain:?} without"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn a_cuda_step_is_recorded_again_where_the_keys_outgrow_it() -> Fallible<()> {
+    let Some(emulator) = Emulator::start("") else { return Ok(()) };
+    let device = emulator.device();
+    let model = Model::open("llama-gqa2", Some(200))?;
+    let mut generator = model.generator(&device, 150)?;
+    let counters = || [emulator.counter("captures"), emulator.counter("graph_launches")];
+    // 8 tokens of prompt and 129 that are read: 56 with up to 64 keys, 64 with up to 128, 9 with up to 150. The first of each as it is.
+    let text = continued(&mut generator, 130, Sampling::default())?;
+    assert_eq!(counters(), [3, 55 + 63 + 8]);
+    // Another text uses the same recordings.
+    generator.clear();
+    assert_eq!(continued(&mut generator, 130, Sampling::default())?, text);
+    assert_eq!(counters(), [3, 55 + 63 + 8 + 129]);
+    device.time_kernels(true);
+    assert_eq!(model.text(&device, 130, Sampling::default())?.0, text);
+    Ok(())
+}
+
+#[test]
+fn a_cuda_step_is_recorded_again_when_memory_has_moved() -> Fallible<()> {
+    let Some(emulator) = Emulator::start("") else { return Ok(()) };
+    let device = emulator.device();
+    let model = Model::open("gpt2", None)?;
+    let expected = model.text(&device, 20, Sampling::default())?.0;
+    let (mut generator, mut other) = (model.generator(&device, 40)?, model.generator(&device, 40)?);
+    for session in [&mut generator, &mut other] {
+        assert_eq!(continued(session, 20, Sampling::default())?, expected);
+    }
+    let counters = || [emulator.counter("captures"), emulator.counter("graph_launches")];
+    let [captures, graph_launches] = counters();
+    // Its recording is of buffers that are given back: graphs of the device are not run any more before they are recorded anew.
+    drop(other);
+    generator.clear();
+    assert_eq!(continued(&mut generator, 20, Sampling::default())?, expected);
+    assert_eq!(counters(), [captures + 1, graph_launches + 18]);
+    Ok(())
+}
+
+#[test]
+fn a_cuda_token_takes_few_launches() -> Fallible<()> {
+    let Some(emulator) = Emulator::start("") else { return Ok(()) };
+    let device = emulator.device();
+    // Layers, launches of a layer, and of all else: embedding (and positions, or the scale of embeddings), last norm, head. A layer: norm,
+    // query with key and value, cache, attention, output, norm, up with gate, down; norms of queries and keys; post norms and their sums.
+    let cases = [("gpt2", 3, 8, 4), ("llama-gqa2", 4, 8, 3), ("qwen3", 3, 10, 3), ("gemma3", 4, 14, 4), ("phi", 3, 7, 3)];
+    let mut faults = Vec::new();
+    for (name, layers, each, besides) in cases {
+        let model = Model::open(name, None)?;
+        let mut generator = model.generator(&device, 40)?;
+        generator.read(&PROMPT)?;
+        generator.read(&[1])?;
+        // A product with few outputs is cut into parts for a device with many multiprocessors: not counted.
+        let sums = || device.kernel_counts().iter().find(|count| count.name == "sum_splits").map_or(0, |count| count.launches);
+        let before = (launches(&device), sums());
+        generator.read(&[2])?;
+        let (all, summing) = (launches(&device) - before.0, sums() - before.1);
+        let found = all - summing;
+        println!("{name}: {found} launches a token of {layers} layers, and {summing} that add up parts");
+        if found != layers * each + besides {
+            faults.push(format!("{name}: {found} launches, expected {layers} · {each} + {besides}"));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    Ok(())
+}
