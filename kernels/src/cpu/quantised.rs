@@ -14,96 +14,13 @@ use super::vector::{self, vectorized};
 use super::weight::{Matrix, widen, widened_dots};
 use crate::format::BLOCK;
 
-/// How quants are packed.
-pub trait Quants: Copy + Send + Sync + 'static {
-    /// Bytes of a block along a row.
-    const BLOCK_BYTES: usize;
-    /// Rows that share the 4 bytes of a column where rows are interleaved.
-    const GROUP: usize;
-    /// Whether a block has a minimum.
-    const MINIMUM: bool;
-    /// The quants of a block along a row.
-    fn block(bytes: &[u8]) -> [f32; BLOCK];
-    /// The quants of up to [`CHUNK`] blocks along a row, as [`halves`](Quants::halves) says.
-    fn chunk(bytes: &[u8], numbers: &mut [f32; CHUNK * BLOCK]);
-    /// Where [`chunk`](Quants::chunk) writes the two halves of block `block`.
-    fn halves(block: usize) -> [usize; 2];
-    /// The quant of row `row` of the group whose 4 bytes are `word`.
-    fn of_group(word: u32, row: usize) -> f32;
-}
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
-/// Blocks along a row whose quants are written out at a time: 2 KiB of f32.
-pub const CHUNK: usize = 16;
+mod packing;
 
-/// Numbers in half a block, the widest register's.
-const HALF: usize = BLOCK / 2;
-
-/// i8, symmetric.
-#[derive(Clone, Copy)]
-pub struct Eight;
-/// 4 bits above a minimum.
-#[derive(Clone, Copy)]
-pub struct Four;
-
-impl Quants for Eight {
-    const BLOCK_BYTES: usize = BLOCK;
-    const GROUP: usize = 4;
-    const MINIMUM: bool = false;
-    #[inline(always)]
-    fn block(bytes: &[u8]) -> [f32; BLOCK] {
-        let mut numbers = [0.0; BLOCK];
-        for (number, &byte) in numbers.iter_mut().zip(&bytes[..BLOCK]) {
-            *number = f32::from(byte as i8);
-        }
-        numbers
-    }
-    #[inline(always)]
-    fn chunk(bytes: &[u8], numbers: &mut [f32; CHUNK * BLOCK]) {
-        for (number, &byte) in numbers.iter_mut().zip(bytes) {
-            *number = f32::from(byte as i8);
-        }
-    }
-    #[inline(always)]
-    fn halves(block: usize) -> [usize; 2] {
-        [block * BLOCK, block * BLOCK + HALF]
-    }
-    #[inline(always)]
-    fn of_group(word: u32, row: usize) -> f32 {
-        ((word << (24 - 8 * row as u32)) as i32 >> 24) as f32
-    }
-}
-
-impl Quants for Four {
-    const BLOCK_BYTES: usize = BLOCK / 2;
-    const GROUP: usize = 8;
-    const MINIMUM: bool = true;
-    #[inline(always)]
-    fn block(bytes: &[u8]) -> [f32; BLOCK] {
-        let (mut numbers, bytes) = ([0.0; BLOCK], &bytes[..BLOCK / 2]);
-        for i in 0..BLOCK / 2 {
-            numbers[i] = f32::from(bytes[i] & 15);
-            numbers[i + BLOCK / 2] = f32::from(bytes[i] >> 4);
-        }
-        numbers
-    }
-    /// All low halves, then all high ones.
-    #[inline(always)]
-    fn chunk(bytes: &[u8], numbers: &mut [f32; CHUNK * BLOCK]) {
-        let (low, high) = numbers.split_at_mut(CHUNK * HALF);
-        for ((low, high), &byte) in low.iter_mut().zip(high).zip(bytes) {
-            *low = f32::from(byte & 15);
-            *high = f32::from(byte >> 4);
-        }
-    }
-    #[inline(always)]
-    fn halves(block: usize) -> [usize; 2] {
-        [block * HALF, (CHUNK + block) * HALF]
-    }
-    #[inline(always)]
-    fn of_group(word: u32, row: usize) -> f32 {
-        (word >> (4 * row as u32) & 15) as i32 as f32
-    }
-}
+use packing::{CHUNK, HALF};
+pub use packing::{Eight, Four, Quants};
 
 /// The planes of a quantised matrix.
 #[derive(Clone, Copy)]
@@ -126,7 +43,7 @@ pub struct BlockUnits<'a, Q>(pub Stored<'a, Q>);
 
 impl<'a, Q: Quants> BlockRows<'a, Q> {
     /// The planes of the rows from `row` on.
-    fn from_row(&self, row: usize) -> Stored<'a, Q> {
+    fn rows_from(&self, row: usize) -> Stored<'a, Q> {
         let Stored { quants, scales, minima, columns, packing } = self.0;
         let first = row * columns.div_ceil(BLOCK);
         let minima = if Q::MINIMUM { &minima[first..] } else { minima };
@@ -140,7 +57,7 @@ impl<Q: Quants> Matrix<f32> for BlockRows<'_, Q> {
         let width = columns.len();
         let panel = &mut scratch[..rows.len() * width];
         if width > 0 {
-            row_panel(self.from_row(rows.start), &mut *panel, columns.start / BLOCK, width);
+            row_panel(self.rows_from(rows.start), &mut *panel, columns.start / BLOCK, width);
         }
         (panel, width)
     }
@@ -158,7 +75,7 @@ impl<Q: Quants> Matrix<f32> for BlockRows<'_, Q> {
                 block_sums(&mut *sums, padded);
             }
             for (row, y) in rows.step_by(ROWS).zip(y.chunks_mut(ROWS)) {
-                let w = self.from_row(row);
+                let w = self.rows_from(row);
                 let count = y.len() * blocks;
                 let wide = &mut scratch[..count];
                 if Q::MINIMUM {
@@ -192,7 +109,7 @@ impl<Q: Quants> Matrix<f32> for BlockUnits<'_, Q> {
         widened_dots(self, y, rows, x, accumulate);
     }
     fn axpys(&self, y: &mut [f32], columns: Range<usize>, a: &[f32]) {
-        unit_axpys(self.0, y, columns.start, a);
+        Arch::new().dispatch(UnitAxpys { w: self.0, y, first: columns.start, a });
     }
 }
 
@@ -225,23 +142,33 @@ impl<Q: Quants> WithSimd for RowDots<'_, Q> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { y, w, scales, x, accumulate } = self;
         let blocks = x.len() / BLOCK;
-        let mut numbers = [0.0; CHUNK * BLOCK];
         for (i, y) in y.iter_mut().enumerate() {
             let quants = &w.quants[i * blocks * Q::BLOCK_BYTES..][..blocks * Q::BLOCK_BYTES];
-            let scales = &scales[i * blocks..][..blocks];
-            let mut sums = f32::splat(simd, 0.0);
-            let parts = quants.chunks(CHUNK * Q::BLOCK_BYTES).zip(x.chunks(CHUNK * BLOCK)).zip(scales.chunks(CHUNK));
-            for ((quants, x), scales) in parts {
-                Q::chunk(quants, &mut numbers);
-                for (block, (x, &scale)) in x.chunks_exact(BLOCK).zip(scales).enumerate() {
-                    let halves = Q::halves(block).map(|start| &numbers[start..][..HALF]);
-                    sums = <f32 as Real>::mul_add(simd, f32::splat(simd, scale), block_product(simd, halves, x), sums);
-                }
-            }
-            let dot = f32::sum(simd, sums);
+            let dot = row_dot::<S, Q>(simd, quants, &scales[i * blocks..][..blocks], x);
             *y = if accumulate { *y + dot } else { dot };
         }
     }
+}
+
+/// `Σ scale · (q · x)` over the blocks of a row.
+#[inline(always)]
+fn row_dot<S: Simd, Q: Quants>(simd: S, quants: &[u8], scales: &[f32], x: &[f32]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if avx512::is_compiled_for::<S>() {
+        // SAFETY: code for these instructions runs where the machine has them.
+        return unsafe { avx512::row_dot::<Q>(quants, scales, x) };
+    }
+    let mut numbers = [0.0; CHUNK * BLOCK];
+    let mut sums = f32::splat(simd, 0.0);
+    let parts = quants.chunks(CHUNK * Q::BLOCK_BYTES).zip(x.chunks(CHUNK * BLOCK)).zip(scales.chunks(CHUNK));
+    for ((quants, x), scales) in parts {
+        Q::chunk(quants, &mut numbers);
+        for (block, (x, &scale)) in x.chunks_exact(BLOCK).zip(scales).enumerate() {
+            let halves = Q::halves_of(block).map(|start| &numbers[start..][..HALF]);
+            sums = <f32 as Real>::mul_add(simd, f32::splat(simd, scale), block_product(simd, halves, x), sums);
+        }
+    }
+    f32::sum(simd, sums)
 }
 
 /// The product of a block's halves with `x`, a register's worth of sums.
@@ -314,26 +241,51 @@ vectorized! {
 /// Columns at a time where rows are interleaved: two registers of sums, one for each cache line of a group.
 const WIDTH: usize = 32;
 
-vectorized! {
-    /// `y += Σ_r a[r] · W[r]`, the columns of `y` from `first` on.
-    fn unit_axpys<Q: Quants>(w: Stored<'_, Q>, y: &mut [f32], first: usize, a: &[f32]) {
+/// `y += Σ_r a[r] · W[r]`, the columns of `y` from `first` on.
+struct UnitAxpys<'a, Q> {
+    w: Stored<'a, Q>,
+    y: &'a mut [f32],
+    first: usize,
+    a: &'a [f32],
+}
+
+impl<Q: Quants> WithSimd for UnitAxpys<'_, Q> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        let Self { w, y, first, a } = self;
         for (block, a) in a.chunks(BLOCK).enumerate() {
             // Rows beyond the last count 0 times.
             let mut factors = [0.0; BLOCK];
             factors[..a.len()].copy_from_slice(a);
+            let mut total = 0.0;
+            for factor in factors {
+                total += factor;
+            }
+            #[cfg(target_arch = "x86_64")]
+            if avx512::is_compiled_for::<S>() {
+                let (parts, rest) = y.as_chunks_mut::<{ avx512::COLUMNS }>();
+                let end = first + parts.len() * avx512::COLUMNS;
+                for (index, y) in parts.iter_mut().enumerate() {
+                    // SAFETY: code for these instructions runs where the machine has them.
+                    unsafe { avx512::unit_block(&w, y, block, first + index * avx512::COLUMNS, a.len(), &factors, total) };
+                }
+                unit_block(&w, rest, block, end, a.len(), &factors, total);
+                continue;
+            }
             let (parts, rest) = y.as_chunks_mut::<WIDTH>();
             let end = first + parts.len() * WIDTH;
             for (index, y) in parts.iter_mut().enumerate() {
-                unit_block(&w, y, block, first + index * WIDTH, a.len(), &factors);
+                unit_block(&w, y, block, first + index * WIDTH, a.len(), &factors, total);
             }
-            unit_block(&w, rest, block, end, a.len(), &factors);
+            unit_block(&w, rest, block, end, a.len(), &factors, total);
         }
     }
 }
 
 /// `y += Σ factors[r] · W[r]` over the first `rows` rows of a block, at most [`WIDTH`] columns from `first` on.
 #[inline(always)]
-fn unit_block<Q: Quants>(w: &Stored<Q>, y: &mut [f32], block: usize, first: usize, rows: usize, factors: &[f32; BLOCK]) {
+fn unit_block<Q: Quants>(w: &Stored<Q>, y: &mut [f32], block: usize, first: usize, rows: usize, factors: &[f32; BLOCK], total: f32) {
     let mut sums = [0.0; WIDTH];
     for (group, factors) in factors[..rows.next_multiple_of(Q::GROUP)].chunks_exact(Q::GROUP).enumerate() {
         let at = ((block * (BLOCK / Q::GROUP) + group) * w.columns + first) * 4;
@@ -343,13 +295,9 @@ fn unit_block<Q: Quants>(w: &Stored<Q>, y: &mut [f32], block: usize, first: usiz
             // By pairs, so that a sum is no long chain of additions.
             for pair in 0..Q::GROUP / 2 {
                 let (even, odd) = (2 * pair, 2 * pair + 1);
-                *sum += factors[even] * Q::of_group(word, even) + factors[odd] * Q::of_group(word, odd);
+                *sum += factors[even] * Q::quant_of_group(word, even) + factors[odd] * Q::quant_of_group(word, odd);
             }
         }
-    }
-    let mut total = 0.0;
-    for factor in factors {
-        total += factor;
     }
     let (scales, minima) = ranges_of(w, block * w.columns + first, y.len());
     for (y, (sum, &scale)) in y.iter_mut().zip(sums.iter().zip(scales)) {
@@ -382,10 +330,68 @@ vectorized! {
                     let (words, _) = w.quants[at..][..count * 4].as_chunks::<4>();
                     let place = row % Q::GROUP;
                     for ((to, word), (scale, minimum)) in to.iter_mut().zip(words).zip(scales.iter().zip(&minima)) {
-                        *to = scale * Q::of_group(u32::from_le_bytes(*word), place) + minimum;
+                        *to = scale * Q::quant_of_group(u32::from_le_bytes(*word), place) + minimum;
                     }
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers that look random, in f16, in bytes and in f32.
+    fn noise(len: usize) -> impl Iterator<Item = u32> {
+        let mut state = 0x2545_f491_u32;
+        (0..len).map(move |_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state
+        })
+    }
+
+    fn stored<Q: Quants>(planes: &(Vec<u8>, Vec<u16>), columns: usize, packing: Q) -> Stored<'_, Q> {
+        Stored { quants: &planes.0, scales: &planes.1, minima: if Q::MINIMUM { &planes.1 } else { &[] }, columns, packing }
+    }
+
+    /// What [`Arch`] runs on this machine, and what it runs on one that has no vector instructions.
+    fn compare<Q: Quants>(packing: Q, rows: usize, columns: usize) -> Option<String> {
+        let blocks = rows.next_multiple_of(BLOCK) * columns.next_multiple_of(BLOCK) / BLOCK;
+        let quants = noise(blocks * BLOCK).map(|bits| bits as u8).collect();
+        let scales = noise(blocks).map(|bits| half::f16::from_f32((bits >> 8) as f32 / (1 << 24) as f32).to_bits()).collect();
+        let planes = (quants, scales);
+        let x: Vec<f32> =
+            noise(rows.max(columns).next_multiple_of(BLOCK)).map(|bits| (bits >> 8) as f32 / (1 << 23) as f32 - 1.0).collect();
+        let w = stored(&planes, columns, packing);
+        let [mut by_rows, mut by_units] = [[vec![0.5; rows], vec![0.5; rows]], [vec![0.5; columns], vec![0.5; columns]]];
+        for (plain, y) in [false, true].into_iter().zip(&mut by_rows) {
+            let scales: Vec<f32> = planes.1.iter().map(|&scale| F16::widen(scale)).collect();
+            let work = RowDots { y, w, scales: &scales, x: &x[..columns.next_multiple_of(BLOCK)], accumulate: true };
+            if plain { work.with_simd(pulp::Scalar::new()) } else { Arch::new().dispatch(work) }
+        }
+        for (plain, y) in [false, true].into_iter().zip(&mut by_units) {
+            let work = UnitAxpys { w, y, first: 0, a: &x[..rows] };
+            if plain { work.with_simd(pulp::Scalar::new()) } else { Arch::new().dispatch(work) }
+        }
+        let off = |[a, b]: [Vec<f32>; 2]| {
+            let largest = b.iter().fold(0.0, |largest: f32, y| largest.max(y.abs()));
+            a.iter().zip(&b).map(|(a, b)| (a - b).abs() / largest).fold(0.0, f32::max)
+        };
+        let (rows_off, units_off) = (off(by_rows), off(by_units));
+        (rows_off.max(units_off) > 1e-5).then(|| format!("[{rows}, {columns}]: off by {rows_off:.1e} and {units_off:.1e}"))
+    }
+
+    /// The conformance suite runs what this machine has; another machine runs the plain code.
+    #[test]
+    fn vector_instructions_compute_what_plain_code_does() {
+        let mut wrong = Vec::new();
+        for (rows, columns) in [(1, 1), (5, 33), (32, 32), (33, 64), (70, 100), (3, 530), (100, 15)] {
+            wrong.extend(compare(Eight, rows, columns).map(|fault| format!("8 bits {fault}")));
+            wrong.extend(compare(Four, rows, columns).map(|fault| format!("4 bits {fault}")));
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
     }
 }
