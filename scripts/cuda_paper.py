@@ -211,7 +211,7 @@ def window_pass(format, precision):
 def token_pass(format, shape, gpt2=False):
     d, heads, groups, head_dim, channels, layers, vocabulary, keys = shape.values()
     of_rows = dict(format=format, m=1, columns=d, bias=int(gpt2))
-    units = f"{format}_units" if is_quantised(format) else format if format == "f32" else f"{format}_pairs"
+    units = format if format == "f32" else f"{format}_units" if is_quantised(format) else f"{format}_pairs"
     summed = lambda k: ("project_units", dict(of_rows, format=units, rows=k))
     norm = ("norm", dict(m=1, d=d))
     attention = ("attention", dict(batch=1, queries=1, keys=keys, heads=heads, groups=groups, head_dim=head_dim))

@@ -61,6 +61,16 @@ void shuffles() {
     }
 }
 
+void packed_numbers() {
+    Device d;
+    Array<unsigned> out(3);
+    d.run("test_packed", {1}, {32}, 0, out.address());
+    const auto got = out.read();
+    // 1031 - 1152 and 1224 - 1152 in f16; 143 - 128 and 133 - 128 in bf16.
+    const unsigned want[3] = {0x77114422, 0xd7905480, 0x417040a0};
+    for (unsigned i = 0; i < 3; i++) check(got[i] == want[i], "case %u: %08x, expected %08x", i, got[i], want[i]);
+}
+
 void atomics() {
     Device d;
     Array<float> sum(std::vector<float>{0});
@@ -213,6 +223,7 @@ int main() {
         TEST(arithmetic_in_order),
         TEST(block_sums),
         TEST(shuffles),
+        TEST(packed_numbers),
         TEST(atomics),
         TEST(tensor_core_products),
         TEST(copies_happen_at_their_wait),

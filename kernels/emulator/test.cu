@@ -37,6 +37,15 @@ KERNEL(32) test_shuffles(u32* out) {
 }
 EXPORT(test_shuffles)
 
+// out[3]: bytes picked from two words; a * b + c of two f16, of two bf16
+KERNEL(32) test_packed(u32* out) {
+    if (threadIdx.x > 0) return;
+    out[0] = __byte_perm(0x33221100u, 0x77665544u, 0x7142);
+    out[1] = fma_f16x2(0x640764c8u, 0x3c003c00u, 0xe480e480u);
+    out[2] = fma_bf16x2(0x430f4305u, 0x3f803f80u, 0xc300c300u);
+}
+EXPORT(test_packed)
+
 // Adds the threads' numbers, in whatever order.
 KERNEL(256) test_atomics(float* sum) { atomicAdd(sum, float(threadIdx.x)); }
 EXPORT(test_atomics)

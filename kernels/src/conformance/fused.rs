@@ -20,7 +20,8 @@ const SHAPES: [(usize, usize, usize, usize); 10] = [
     (5, 6, 0, 2),
 ];
 
-const FORMATS: [Format; 5] = [Format::F32, Format::F16, Format::Bf16, Format::F16Pairs, Format::Bf16Pairs];
+const FORMATS: [Format; 9] =
+    [Format::F32, Format::F16, Format::Bf16, Format::F16Pairs, Format::Bf16Pairs, Format::Q8, Format::Q4, Format::Q8Units, Format::Q4Units];
 
 pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
     for shape in SHAPES {

@@ -94,7 +94,12 @@ impl Terms {
     }
 }
 
-/// Whether the products of a weight in this format have an epilogue in their kernels.
-pub(super) fn is_fused(format: Format) -> bool {
-    matches!(format, Format::F32 | Format::F16 | Format::Bf16 | Format::F16Pairs | Format::Bf16Pairs)
+/// Whether row-dot products of a weight in this format have an epilogue in their kernels: all of the forward pass.
+pub(super) fn is_fused_by_rows(format: Format) -> bool {
+    !matches!(format, Format::Q8Units | Format::Q4Units)
+}
+
+/// Whether unit-row products have one.
+pub(super) fn is_fused_by_units(format: Format) -> bool {
+    !matches!(format, Format::Q8 | Format::Q4)
 }

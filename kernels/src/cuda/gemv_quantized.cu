@@ -14,6 +14,7 @@
 // * Interleaved units: a lane owns four columns and goes down the blocks of 32 rows, all quants of a block loaded at once.
 // * Across the blocks (the backward of the two, with at most four tokens at a time, block z the z-th of them): activations are multiplied
 //   by scales first. Interleaved rows: a lane holds the sums of 32 or 16 rows. Plain units: of its 16 or 32 columns.
+// * The products of the forward pass end with an epilogue, see epilogue.cu.
 // * Few rows are shared by 2 or 4 warps of a block, which add up in shared memory; sums down rows are cut by block y, for sum_splits.
 #include "prelude.cuh"
 #include "quantized.cuh"
@@ -39,24 +40,23 @@ DEVICE void words_of(u32 (&words)[4], uint4_ v) { words[0] = v.x, words[1] = v.y
 DEVICE void floats_of(float (&numbers)[4], float4_ v) { numbers[0] = v.x, numbers[1] = v.y, numbers[2] = v.z, numbers[3] = v.w; }
 
 // Stores the results of row-dot: `shared` [ROW_WARPS, ROWS, M] has those of every warp, `split` neighbours of which have parts of the same.
-template <u32 ROWS, u32 M> DEVICE void store_rows(float* y, const float* shared, u32 m, u32 rows, u32 split, u32 flags) {
+template <u32 ROWS, u32 M>
+DEVICE void store_rows(float* y, const float* shared, u32 m, u32 rows, u32 split, u32 flags, const epilogue::Terms& terms) {
     __syncthreads();
     const u32 groups = ROW_WARPS / split;
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < groups * ROWS * M; i += ROW_WARPS * WARP) {
         const u32 group = i / (ROWS * M), at = i % (ROWS * M), row = (blockIdx.x * groups + group) * ROWS + at / M, token = at % M;
-        if (row >= rows || token >= m) continue;
         float sum = 0.0f;
 #pragma unroll 1
         for (u32 part = 0; part < split; part++) sum += shared[(group * split + part) * ROWS * M + at];
-        float* to = y + u64(token) * rows + row;
-        *to = sum + (flags & ACCUMULATE ? *to : 0.0f);
+        epilogue::store(y, sum, token, row, m, rows, flags, terms);
     }
 }
 
 // Stores the results of unit-row: lane l of every warp has sums of columns l * COLUMNS... of the block's.
 template <u32 COLUMNS, u32 M>
-DEVICE void store_columns(float* y, const float (&sums)[COLUMNS][M], u32 m, u32 columns, u32 flags,
+DEVICE void store_columns(float* y, const float (&sums)[COLUMNS][M], u32 m, u32 columns, u32 flags, const epilogue::Terms& terms,
                           float* shared /* [UNIT_WARPS, COLUMNS, WARP] */) {
     constexpr u32 WIDTH = COLUMNS * WARP;
 #pragma unroll
@@ -68,12 +68,10 @@ DEVICE void store_columns(float* y, const float (&sums)[COLUMNS][M], u32 m, u32 
 #pragma unroll 1
         for (u32 i = threadIdx.x; i < WIDTH; i += UNIT_WARPS * WARP) {
             const u32 column = blockIdx.x * WIDTH + i;
-            if (column >= columns) continue;
             float sum = 0.0f;
 #pragma unroll
             for (u32 w = 0; w < UNIT_WARPS; w++) sum += shared[w * WIDTH + i % COLUMNS * WARP + i / COLUMNS];
-            float* to = y + u64(t) * columns + column;
-            *to = sum + (flags & ACCUMULATE ? *to : 0.0f);
+            epilogue::store(y, sum, t, column, m, columns, flags, terms);
         }
         __syncthreads();
     }
@@ -135,7 +133,7 @@ template <class Q, u32 M> struct PlainRows {
     }
 
     DEVICE void run(float* y, const float* x, const u8* quants, const u16* scales, const u16* minima, u32 m, u32 rows, u32 columns,
-                    u32 split, u32 flags, float* shared /* [ROW_WARPS, ROWS, M] */) {
+                    u32 split, u32 flags, const epilogue::Terms& terms, float* shared /* [ROW_WARPS, ROWS, M] */) {
         const u32 warp = warp_index(), first = (blockIdx.x * (ROW_WARPS / split) + warp / split) * ROWS;
         const u32 place = lane_index() % LANES, group = lane_index() / LANES;
         float sums[ROWS_EACH][M] = {};
@@ -147,7 +145,7 @@ template <class Q, u32 M> struct PlainRows {
             for (u32 offset = LANES / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
             if (i % LANES == place) shared[(warp * ROWS + i / M * GROUPS + group) * M + i % M] = sum;
         }
-        store_rows<ROWS, M>(y, shared, m, rows, split, flags);
+        store_rows<ROWS, M>(y, shared, m, rows, split, flags, terms);
     }
 };
 
@@ -177,7 +175,7 @@ template <class Q, u32 M> struct InterleavedUnits {
 
     // The blocks from blockIdx.y * split below the next part.
     DEVICE void run(float* y, const float* a, const u8* quants, const u16* scales, const u16* minima, u32 m, u32 rows, u32 columns,
-                    u32 split, u32 flags, float* shared /* [UNIT_WARPS, COLUMNS, WARP] */) {
+                    u32 split, u32 flags, const epilogue::Terms& terms, float* shared /* [UNIT_WARPS, COLUMNS, WARP] */) {
         const u32 first = blockIdx.y * split, last = minimum(ceil_div(rows, BLOCK), first + split);
         const bool vector = flags & VECTOR_B;
         const u32 own = (blockIdx.x * WARP + lane_index()) * COLUMNS, column = vector ? minimum(own, columns - COLUMNS) : own;
@@ -205,7 +203,7 @@ template <class Q, u32 M> struct InterleavedUnits {
                 }
             }
         }
-        store_columns<COLUMNS, M>(y + u64(blockIdx.y) * m * columns, sums, m, columns, flags, shared);
+        store_columns<COLUMNS, M>(y + u64(blockIdx.y) * m * columns, sums, m, columns, flags, terms, shared);
     }
 };
 
@@ -263,7 +261,7 @@ template <class Q, u32 M> struct InterleavedRows {
             const float sum = warp_sum(sums[i / M][i % M]);
             if (i % WARP == lane_index()) shared[warp * ROWS * M + i] = sum;
         }
-        store_rows<ROWS, M>(y, shared, m, rows, split, flags);
+        store_rows<ROWS, M>(y, shared, m, rows, split, flags, {});
     }
 };
 
@@ -306,7 +304,7 @@ template <class Q, u32 M> struct PlainUnits {
         }
 #pragma unroll
         for (u32 i = 0; i < COLUMNS * M; i++) sums[i / M][i % M] += rest[i % M];
-        store_columns<COLUMNS, M>(y, sums, m, columns, flags, shared);
+        store_columns<COLUMNS, M>(y, sums, m, columns, flags, {}, shared);
     }
 };
 
@@ -317,10 +315,15 @@ KERNEL(128) gemv_rows_q8_1(
     const float* x,     // [m, columns]
     const u8* quants,   // [rows, blocks, 32]
     const u16* scales,  // [rows, blocks]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     using Product = gemv_quantized::PlainRows<gemv_quantized::Q8, 1>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_rows_q8_1)
 
@@ -329,10 +332,15 @@ KERNEL(128) gemv_rows_q8_4(
     const float* x,     // [m, columns]
     const u8* quants,   // [rows, blocks, 32]
     const u16* scales,  // [rows, blocks]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     using Product = gemv_quantized::PlainRows<gemv_quantized::Q8, 4>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_rows_q8_4)
 
@@ -341,10 +349,15 @@ KERNEL(128) gemv_rows_q8_8(
     const float* x,     // [m, columns]
     const u8* quants,   // [rows, blocks, 32]
     const u16* scales,  // [rows, blocks]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     using Product = gemv_quantized::PlainRows<gemv_quantized::Q8, 8>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_rows_q8_8)
 
@@ -354,10 +367,15 @@ KERNEL(128) gemv_rows_q4_1(
     const u8* quants,   // [rows, blocks, 16]
     const u16* scales,  // [rows, blocks]
     const u16* minima,  // [rows, blocks]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     using Product = gemv_quantized::PlainRows<gemv_quantized::Q4, 1>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, shared);
+    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_rows_q4_1)
 
@@ -367,10 +385,15 @@ KERNEL(128) gemv_rows_q4_4(
     const u8* quants,   // [rows, blocks, 16]
     const u16* scales,  // [rows, blocks]
     const u16* minima,  // [rows, blocks]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     using Product = gemv_quantized::PlainRows<gemv_quantized::Q4, 4>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, shared);
+    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_rows_q4_4)
 
@@ -380,10 +403,15 @@ KERNEL(128) gemv_rows_q4_8(
     const u8* quants,   // [rows, blocks, 16]
     const u16* scales,  // [rows, blocks]
     const u16* minima,  // [rows, blocks]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    const float* bias,  // [rows], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rows, rank]
+    const float* up,    // [m, rows], or null
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     using Product = gemv_quantized::PlainRows<gemv_quantized::Q4, 8>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, shared);
+    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_rows_q4_8)
 
@@ -392,10 +420,14 @@ KERNEL(256) gemv_units_q8_interleaved_1(
     const float* a,     // [m, rows]
     const u8* quants,   // [units/4, columns, 4]
     const u16* scales,  // [units/32, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q8, 1>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_units_q8_interleaved_1)
 
@@ -404,10 +436,14 @@ KERNEL(256) gemv_units_q8_interleaved_4(
     const float* a,     // [m, rows]
     const u8* quants,   // [units/4, columns, 4]
     const u16* scales,  // [units/32, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q8, 4>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_units_q8_interleaved_4)
 
@@ -416,10 +452,14 @@ KERNEL(256) gemv_units_q8_interleaved_8(
     const float* a,     // [m, rows]
     const u8* quants,   // [units/4, columns, 4]
     const u16* scales,  // [units/32, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q8, 8>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, shared);
+    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_units_q8_interleaved_8)
 
@@ -429,10 +469,14 @@ KERNEL(256) gemv_units_q4_interleaved_1(
     const u8* quants,   // [units/8, columns, 4]
     const u16* scales,  // [units/32, columns]
     const u16* minima,  // [units/32, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q4, 1>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, shared);
+    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_units_q4_interleaved_1)
 
@@ -442,10 +486,14 @@ KERNEL(256) gemv_units_q4_interleaved_4(
     const u8* quants,   // [units/8, columns, 4]
     const u16* scales,  // [units/32, columns]
     const u16* minima,  // [units/32, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q4, 4>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, shared);
+    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_units_q4_interleaved_4)
 
@@ -455,10 +503,14 @@ KERNEL(256) gemv_units_q4_interleaved_8(
     const u8* quants,   // [units/8, columns, 4]
     const u16* scales,  // [units/32, columns]
     const u16* minima,  // [units/32, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
+    const float* bias,  // [columns], or null
+    const float* low,   // [m, rank]
+    const float* side,  // [rank, columns]
+    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q4, 8>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, shared);
+    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_units_q4_interleaved_8)
 

@@ -1,6 +1,6 @@
 //! Products of quantised weights with few tokens: launches `gemv_quantized.cu`.
 
-use super::epilogue::Terms;
+use super::epilogue::{Terms, is_fused_by_rows, is_fused_by_units};
 use super::gemv::{for_tokens, gemv_kernels};
 use super::launch::{Args, Grid};
 use super::memory::Pointer;
@@ -30,7 +30,7 @@ fn at_a_time(kernels: [&'static str; 2], most: usize, m: usize) -> (&'static str
     if m <= 1 { (kernels[0], 1) } else { (kernels[1], most) }
 }
 
-pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Quants) -> Result<()> {
+pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Quants, terms: &Terms) -> Result<()> {
     if sizes.m == 0 || sizes.n == 0 {
         return Ok(());
     }
@@ -53,14 +53,18 @@ pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Point
     let enough = |split: usize| warps * split >= 16 * multiprocessors(device) || chunks < 2 * split * lanes;
     let split = [1, 2, 4].into_iter().find(|split| enough(*split)).unwrap_or(4);
     let vectors = vector(x, sizes.k, 4, VECTOR_A) | vector(w.quants, sizes.k, 4, VECTOR_B);
-    let args = quants_args(Args::new().pointer(y).pointer(x), &w).u32(m).u32(rows).u32(columns).u32(split as u32);
+    let args = quants_args(Args::new().pointer(y).pointer(x), &w);
+    let forward = is_fused_by_rows(w.format);
+    let args = if forward { terms.pointers(args, true) } else { args }.u32(m).u32(rows).u32(columns).u32(split as u32);
+    let args = args.u32(vectors | flag(sizes.accumulate, ACCUMULATE) | terms.flags());
+    let args = if forward { terms.numbers(args, true) } else { args };
     let size = |name, n| size32(sizes.operation, name, n);
     let blocks = [size("rows", warps.div_ceil(ROW_WARPS / split))?, 1, size("tokens", sizes.m.div_ceil(tokens))?];
     let grid = Grid { blocks, threads: 32 * ROW_WARPS as u32, shared_bytes: 0 };
-    device.launch(kernel, grid, args.u32(vectors | flag(sizes.accumulate, ACCUMULATE)), sizes.work_with(w.bytes))
+    device.launch(kernel, grid, args, sizes.work_with(w.bytes).plus(terms.work(sizes.m, sizes.n)))
 }
 
-pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Pointer, w: Quants) -> Result<()> {
+pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Pointer, w: Quants, terms: &Terms) -> Result<()> {
     if sizes.m == 0 || sizes.n == 0 {
         return Ok(());
     }
@@ -80,11 +84,15 @@ pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Poin
     let each = steps.div_ceil(splits).max(1);
     let splits = steps.div_ceil(each).max(1);
     let vectors = vector(a, sizes.k, 4, VECTOR_A) | vector(w.quants, sizes.n, 4, VECTOR_B);
-    finished(device, sizes, &Terms::NONE, y, splits, |to, flags, _| {
+    finished(device, sizes, terms, y, splits, |to, flags, terms| {
         let size = |name, n| size32(sizes.operation, name, n);
-        let args = quants_args(Args::new().pointer(to).pointer(a), &w).u32(m).u32(rows).u32(columns).u32(size("rows", each)?);
+        let args = quants_args(Args::new().pointer(to).pointer(a), &w);
+        let forward = is_fused_by_units(w.format);
+        let args = if forward { terms.pointers(args, false) } else { args }.u32(m).u32(rows).u32(columns);
+        let args = args.u32(size("rows", each)?).u32(flags | vectors);
+        let args = if forward { terms.numbers(args, false) } else { args };
         let blocks = [size("columns", blocks)?, size("rows", splits)?, size("tokens", sizes.m.div_ceil(tokens))?];
         let grid = Grid { blocks, threads: 32 * UNIT_WARPS as u32, shared_bytes: 0 };
-        device.launch(kernel, grid, args.u32(flags & ACCUMULATE | vectors), sizes.work_with(w.bytes))
+        device.launch(kernel, grid, args, sizes.work_with(w.bytes).plus(terms.work(sizes.m, sizes.n)))
     })
 }

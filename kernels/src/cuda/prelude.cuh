@@ -1,4 +1,4 @@
-// What every kernel file may use, and the only file that they include.
+// What every kernel file may use, and the only file that they include but for quantized.cuh.
 //
 // The same .cu files are compiled three ways: by nvcc, by NVRTC on a device that has only a driver (hence no headers at all), and by a
 // C++20 compiler for the emulator. Whatever is not the same on all three stands here. On a device this file has everything. For the

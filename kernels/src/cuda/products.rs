@@ -157,9 +157,8 @@ pub(super) fn matmul_rows(device: &CudaDevice, y: &mut Buffer, x: &Buffer, w: &W
 /// A row-dot product, its sizes checked.
 fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: &Weight, terms: &Terms) -> Result<()> {
     if let Some(w) = w.quants()? {
-        // Their kernels have no epilogue, see `epilogue::is_fused`.
         let launch = if sizes.m <= gemv::TOKENS { gemv_quantized::rows_form } else { products_quantized::rows_form };
-        return launch(device, sizes, y, x, w);
+        return launch(device, sizes, y, x, w, terms);
     }
     match w.format() {
         _ if sizes.m <= gemv::TOKENS => gemv::rows_form(device, sizes, y, x, w.pointer()?, w.format(), terms),
@@ -188,7 +187,7 @@ fn project(
     const NAME: &str = "project_rows";
     let Projection { y, weight, epilogue } = projection;
     let (rows, columns) = weight.shape();
-    if !epilogue::is_fused(weight.format()) {
+    if !epilogue::is_fused_by_rows(weight.format()) {
         return fused::project_rows(device, projection, x, m);
     }
     let y = output(NAME, "y", to.unwrap_or(y), &[m, rows])?;
@@ -209,7 +208,7 @@ pub(super) fn project_units(
     epilogue: Epilogue<'_, Buffer>,
 ) -> Result<()> {
     const NAME: &str = "project_units";
-    if !epilogue::is_fused(w.format()) {
+    if !epilogue::is_fused_by_units(w.format()) {
         return fused::project_units(device, y, a, w, m, accumulate, epilogue);
     }
     let (rows, columns) = w.shape();
@@ -232,7 +231,7 @@ pub(super) fn project_activated(
 ) -> Result<()> {
     const NAME: &str = "project_activated";
     let last = gate.as_ref().unwrap_or(&up);
-    if !epilogue::is_fused(last.weight.format()) {
+    if !epilogue::is_fused_by_rows(last.weight.format()) {
         return fused::project_activated(device, kind, out, x, m, up, gate);
     }
     let Some(gate) = &mut gate else { return project(device, &mut up, x, m, |terms| terms.activated(kind, None), Some(out)) };
@@ -259,7 +258,7 @@ pub(super) fn matmul_units(device: &CudaDevice, y: &mut Buffer, a: &Buffer, w: &
 fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Pointer, w: &Weight, terms: &Terms) -> Result<()> {
     if let Some(w) = w.quants()? {
         let launch = if sizes.m <= gemv::TOKENS { gemv_quantized::units_form } else { products_quantized::units_form };
-        return launch(device, sizes, y, a, w);
+        return launch(device, sizes, y, a, w, terms);
     }
     match w.format() {
         _ if sizes.m <= gemv::TOKENS => gemv::units_form(device, sizes, y, a, w.pointer()?, w.format(), terms),

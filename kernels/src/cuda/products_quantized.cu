@@ -15,7 +15,7 @@
 //   fragments of them in registers. Which k a lane has in a fragment is free as long as both factors agree: it is what makes a lane's
 //   quants whole words. The activations are stored in shared memory in that order (the Order of a weight), so that a lane reads its share
 //   of a row by one load of 16 bytes.
-// * Tiles, splitting of k and the way of the results to memory are those of products_half.cu.
+// * Tiles, splitting of k, epilogue and the way of the results to memory are those of products_half.cu.
 #include "prelude.cuh"
 #include "quantized.cuh"
 
@@ -264,7 +264,7 @@ DEVICE void multiply(float (&sums)[MI][NI][4], const u16* a_tile, const float* a
 
 template <class W, u32 PARTS, u32 ROWS, u32 WARPS_M>
 DEVICE void gemm(float* y, const float* x, const u8* quants, const u16* scales, const u16* minima, const float* powers, u32 m, u32 n, u32 k,
-                 u32 k_split, u32 flags) {
+                 u32 k_split, u32 flags, const epilogue::Terms& terms) {
     constexpr u32 WARPS_N = COLUMNS / 32, THREADS = WARPS_M * WARPS_N * WARP, MI = ROWS / WARPS_M / 16;
     using A = Activations<W, PARTS, ROWS, THREADS>;
     constexpr u32 A_BYTES = PARTS * A::NUMBERS * 2, A_SUMS = W::Quants::HAS_MINIMUM ? ROWS : 0;
@@ -330,7 +330,7 @@ DEVICE void gemm(float* y, const float* x, const u8* quants, const u16* scales, 
                 }
             }
         }
-        store_block(y, block, row0 + warp_row + i * 16, column0 + warp_column, m, n, flags);
+        epilogue::store_block(y, block, row0 + warp_row + i * 16, column0 + warp_column, m, n, flags, terms);
     }
 }
 
@@ -342,9 +342,14 @@ KERNEL(128) gemm_q8_rows_exact_32(
     const u8* quants,     // [n, k blocks, 32]
     const u16* scales,    // [n, k blocks]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_quantized::gemm<products_quantized::RowsQ8, 2, 32, 1>(
-        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q8_rows_exact_32)
 
@@ -354,9 +359,14 @@ KERNEL(256) gemm_q8_rows_exact_128(
     const u8* quants,     // [n, k blocks, 32]
     const u16* scales,    // [n, k blocks]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_quantized::gemm<products_quantized::RowsQ8, 2, 128, 2>(
-        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q8_rows_exact_128)
 
@@ -366,9 +376,14 @@ KERNEL(128) gemm_q8_rows_fast_32(
     const u8* quants,     // [n, k blocks, 32]
     const u16* scales,    // [n, k blocks]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_quantized::gemm<products_quantized::RowsQ8, 1, 32, 1>(
-        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q8_rows_fast_32)
 
@@ -378,9 +393,14 @@ KERNEL(256) gemm_q8_rows_fast_128(
     const u8* quants,     // [n, k blocks, 32]
     const u16* scales,    // [n, k blocks]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_quantized::gemm<products_quantized::RowsQ8, 1, 128, 2>(
-        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q8_rows_fast_128)
 
@@ -391,9 +411,14 @@ KERNEL(128) gemm_q4_rows_exact_32(
     const u16* scales,    // [n, k blocks]
     const u16* minima,    // [n, k blocks]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_quantized::gemm<products_quantized::RowsQ4, 2, 32, 1>(
-        y, x, quants, scales, minima, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, minima, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q4_rows_exact_32)
 
@@ -404,9 +429,14 @@ KERNEL(256) gemm_q4_rows_exact_128(
     const u16* scales,    // [n, k blocks]
     const u16* minima,    // [n, k blocks]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_quantized::gemm<products_quantized::RowsQ4, 2, 128, 2>(
-        y, x, quants, scales, minima, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, minima, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q4_rows_exact_128)
 
@@ -417,9 +447,14 @@ KERNEL(128) gemm_q4_rows_fast_32(
     const u16* scales,    // [n, k blocks]
     const u16* minima,    // [n, k blocks]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_quantized::gemm<products_quantized::RowsQ4, 1, 32, 1>(
-        y, x, quants, scales, minima, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, minima, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q4_rows_fast_32)
 
@@ -430,9 +465,14 @@ KERNEL(256) gemm_q4_rows_fast_128(
     const u16* scales,    // [n, k blocks]
     const u16* minima,    // [n, k blocks]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [n, rank]
+    const float* up,      // [m, n], or null
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
     products_quantized::gemm<products_quantized::RowsQ4, 1, 128, 2>(
-        y, x, quants, scales, minima, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, minima, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q4_rows_fast_128)
 
@@ -442,9 +482,13 @@ KERNEL(128) gemm_q8_units_interleaved_exact_32(
     const u8* quants,     // [k/4, n, 4]
     const u16* scales,    // [k/32, n]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_quantized::gemm<products_quantized::UnitsQ8, 2, 32, 1>(
-        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q8_units_interleaved_exact_32)
 
@@ -454,9 +498,13 @@ KERNEL(256) gemm_q8_units_interleaved_exact_128(
     const u8* quants,     // [k/4, n, 4]
     const u16* scales,    // [k/32, n]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_quantized::gemm<products_quantized::UnitsQ8, 2, 128, 2>(
-        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q8_units_interleaved_exact_128)
 
@@ -466,9 +514,13 @@ KERNEL(128) gemm_q8_units_interleaved_fast_32(
     const u8* quants,     // [k/4, n, 4]
     const u16* scales,    // [k/32, n]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_quantized::gemm<products_quantized::UnitsQ8, 1, 32, 1>(
-        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q8_units_interleaved_fast_32)
 
@@ -478,9 +530,13 @@ KERNEL(256) gemm_q8_units_interleaved_fast_128(
     const u8* quants,     // [k/4, n, 4]
     const u16* scales,    // [k/32, n]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_quantized::gemm<products_quantized::UnitsQ8, 1, 128, 2>(
-        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q8_units_interleaved_fast_128)
 
@@ -491,9 +547,13 @@ KERNEL(128) gemm_q4_units_interleaved_exact_32(
     const u16* scales,    // [k/32, n]
     const u16* minima,    // [k/32, n]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_quantized::gemm<products_quantized::UnitsQ4, 2, 32, 1>(
-        y, x, quants, scales, minima, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, minima, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q4_units_interleaved_exact_32)
 
@@ -504,9 +564,13 @@ KERNEL(256) gemm_q4_units_interleaved_exact_128(
     const u16* scales,    // [k/32, n]
     const u16* minima,    // [k/32, n]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_quantized::gemm<products_quantized::UnitsQ4, 2, 128, 2>(
-        y, x, quants, scales, minima, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, minima, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q4_units_interleaved_exact_128)
 
@@ -517,9 +581,13 @@ KERNEL(128) gemm_q4_units_interleaved_fast_32(
     const u16* scales,    // [k/32, n]
     const u16* minima,    // [k/32, n]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_quantized::gemm<products_quantized::UnitsQ4, 1, 32, 1>(
-        y, x, quants, scales, minima, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, minima, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q4_units_interleaved_fast_32)
 
@@ -530,8 +598,12 @@ KERNEL(256) gemm_q4_units_interleaved_fast_128(
     const u16* scales,    // [k/32, n]
     const u16* minima,    // [k/32, n]
     const float* powers,  // [m]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
     products_quantized::gemm<products_quantized::UnitsQ4, 1, 128, 2>(
-        y, x, quants, scales, minima, powers, m, n, k, k_split, flags);
+        y, x, quants, scales, minima, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q4_units_interleaved_fast_128)

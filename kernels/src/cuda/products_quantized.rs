@@ -64,7 +64,7 @@ fn threads(m: usize) -> u32 {
     if m == 128 { 256 } else { 128 }
 }
 
-pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Quants) -> Result<()> {
+pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Quants, terms: &Terms) -> Result<()> {
     let kernels = match w.format {
         Format::Q8 => Kernels { names: kernels!("gemm_q8_rows"), inner: 4, tile_bytes: 128 * 32, backward: false },
         Format::Q4 => Kernels { names: kernels!("gemm_q4_rows"), inner: 4, tile_bytes: 128 * 16, backward: false },
@@ -72,10 +72,10 @@ pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Point
         Format::Q4Units => Kernels { names: kernels!("gemm_q4_rows_interleaved"), inner: sizes.k, tile_bytes: 16 * 128, backward: true },
         format => return Err(unexpected(sizes.operation, format)),
     };
-    gemm(device, sizes, y, x, w, kernels)
+    gemm(device, sizes, y, x, w, (kernels, true), terms)
 }
 
-pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Pointer, w: Quants) -> Result<()> {
+pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Pointer, w: Quants, terms: &Terms) -> Result<()> {
     let kernels = match w.format {
         Format::Q8 => Kernels { names: kernels!("gemm_q8_units"), inner: 4, tile_bytes: 32 * 128, backward: true },
         Format::Q4 => Kernels { names: kernels!("gemm_q4_units"), inner: 4, tile_bytes: 32 * 64, backward: true },
@@ -88,10 +88,19 @@ pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Poin
         }
         format => return Err(unexpected(sizes.operation, format)),
     };
-    gemm(device, sizes, y, a, w, kernels)
+    gemm(device, sizes, y, a, w, (kernels, false), terms)
 }
 
-fn gemm(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Quants, kernels: Kernels) -> Result<()> {
+/// `kernels`, and whether theirs is the row-dot form, whose epilogue may activate.
+fn gemm(
+    device: &CudaDevice,
+    sizes: &Sizes,
+    y: Pointer,
+    x: Pointer,
+    w: Quants,
+    (kernels, by_rows): (Kernels, bool),
+    terms: &Terms,
+) -> Result<()> {
     if sizes.m == 0 || sizes.n == 0 {
         return Ok(());
     }
@@ -112,10 +121,15 @@ fn gemm(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Quants, k
     let (m, n, k) = sizes.args32()?;
     let (splits, each) = tiling.split(sizes, multiprocessors(device));
     let powers = if kernels.backward { None } else { Some(row_scales(device, sizes, x, vectors)?) };
-    finished(device, sizes, &Terms::NONE, y, splits, |to, flags, _| {
+    finished(device, sizes, terms, y, splits, |to, flags, terms| {
         let args = quants_args(Args::new().pointer(to).pointer(x), &w);
-        let args = if let Some(powers) = &powers { args.pointer(powers.pointer()) } else { args };
+        let args = match &powers {
+            Some(powers) => terms.pointers(args.pointer(powers.pointer()), by_rows),
+            None => args,
+        };
         let args = args.u32(m).u32(n).u32(k).u32(size32(sizes.operation, "k", each)?).u32(flags | vectors);
-        device.launch(kernel, grid(sizes, &tiling, splits)?, args, sizes.work_with(w.bytes))
+        let args = if kernels.backward { args } else { terms.numbers(args, by_rows) };
+        let work = sizes.work_with(w.bytes).plus(terms.work(sizes.m, sizes.n));
+        device.launch(kernel, grid(sizes, &tiling, splits)?, args, work)
     })
 }
