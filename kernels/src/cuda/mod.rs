@@ -26,6 +26,7 @@ mod norm;
 mod operations;
 mod probe;
 mod products;
+mod projections;
 mod registration;
 mod rotary;
 mod sequence;
