@@ -11,8 +11,10 @@ use pulp::x86::V4;
 use super::{Eight, Four, Stored};
 use crate::format::BLOCK;
 
-/// Columns of interleaved rows that one call takes: a register of sums.
-pub const COLUMNS: usize = 16;
+/// Registers of sums of interleaved rows, and the columns that they hold: a group is read in four lines of the cache side by side, since
+/// groups lie too far apart for the processor to guess what comes next.
+const REGISTERS: usize = 4;
+pub const COLUMNS: usize = 16 * REGISTERS;
 
 /// Whether code for `S` may call what is here.
 #[inline(always)]
@@ -110,17 +112,6 @@ unsafe fn add_block<Q: super::Quants>(sums: __m512, quants: *const u8, scale: f3
     }
 }
 
-/// The scales or minima of [`COLUMNS`] columns of a block of rows, `first` the index of the first.
-///
-/// # Safety
-/// The machine has AVX-512.
-#[inline(always)]
-unsafe fn plane(halves: &[u16], first: usize) -> __m512 {
-    let halves = &halves[first..][..COLUMNS];
-    // SAFETY: the caller's promise; 16 halves are there.
-    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().cast())) }
-}
-
 /// `y += Σ factors[r] · W[r]` over the first `rows` rows of the block of rows `block`, [`COLUMNS`] columns from `first` on.
 ///
 /// # Safety
@@ -135,22 +126,31 @@ pub unsafe fn unit_block<Q: super::Quants>(
     factors: &[f32; BLOCK],
     total: f32,
 ) {
-    // SAFETY: every plane is asked for the 16 columns that are read.
+    // SAFETY: every plane is asked for the columns that are read, 16 a register.
     unsafe {
-        let (mut even, mut odd) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+        let mut sums = [_mm512_setzero_ps(); REGISTERS];
         for (group, factors) in factors[..rows.next_multiple_of(Q::GROUP)].chunks_exact(Q::GROUP).enumerate() {
             let at = ((block * (BLOCK / Q::GROUP) + group) * w.columns + first) * 4;
-            let words = _mm512_loadu_si512(w.quants[at..][..4 * COLUMNS].as_ptr().cast());
-            for pair in 0..Q::GROUP / 2 {
-                even = _mm512_fmadd_ps(_mm512_set1_ps(factors[2 * pair]), Q::of_group(words, 2 * pair), even);
-                odd = _mm512_fmadd_ps(_mm512_set1_ps(factors[2 * pair + 1]), Q::of_group(words, 2 * pair + 1), odd);
+            let words = w.quants[at..][..4 * COLUMNS].as_ptr();
+            for register in 0..REGISTERS {
+                let words = _mm512_loadu_si512(words.add(64 * register).cast());
+                for row in 0..Q::GROUP {
+                    sums[register] = _mm512_fmadd_ps(_mm512_set1_ps(factors[row]), Q::of_group(words, row), sums[register]);
+                }
             }
         }
         let at = block * w.columns + first;
-        let mut result = _mm512_fmadd_ps(plane(w.scales, at), _mm512_add_ps(even, odd), _mm512_loadu_ps(y.as_ptr()));
-        if Q::MINIMUM {
-            result = _mm512_fmadd_ps(plane(w.minima, at), _mm512_set1_ps(total), result);
+        let scales = w.scales[at..][..COLUMNS].as_ptr();
+        let minima = if Q::MINIMUM { w.minima[at..][..COLUMNS].as_ptr() } else { scales };
+        for register in 0..REGISTERS {
+            let (at, y) = (16 * register, y.as_mut_ptr().add(16 * register));
+            let scale = _mm512_cvtph_ps(scales.add(at).cast::<__m256i>().read_unaligned());
+            let mut result = _mm512_fmadd_ps(scale, sums[register], _mm512_loadu_ps(y));
+            if Q::MINIMUM {
+                let minimum = _mm512_cvtph_ps(minima.add(at).cast::<__m256i>().read_unaligned());
+                result = _mm512_fmadd_ps(minimum, _mm512_set1_ps(total), result);
+            }
+            _mm512_storeu_ps(y, result);
         }
-        _mm512_storeu_ps(y.as_mut_ptr(), result);
     }
 }
