@@ -1,9 +1,9 @@
 //! Matrix products with stored matrices and between buffers.
 //!
-//! Up to [`FEW_TOKENS`] tokens are matrix times vector, at the speed of memory; more are tiles of registers (see [`tile`]) over the operands
-//! as they lie, in blocks that the caches hold. Only the tokens of a row-dot product are packed, and only 16-bit and quantised matrices are
-//! widened, both a block at a time, so nothing is allocated once a thread's scratch has grown. On AVX-512 this is faster than the `gemm` crate at every size
-//! that a model here has, and a batch of one window does not pay for packing a matrix that it uses once.
+//! Up to [`FEW_TOKENS`] tokens are matrix times vector, at the speed of memory; more are tiles of registers (see [`tile`]) over the
+//! operands as they lie, in blocks that the caches hold. Only the tokens of a row-dot product are packed, and only 16-bit and quantised
+//! matrices are widened, both a block at a time, so nothing is allocated once a thread's scratch has grown. On AVX-512 this is faster than
+//! the `gemm` crate at every size that a model here has, and a batch of one window does not pay for packing a matrix that it uses once.
 //!
 //! Every output is summed over `k` in one order, whatever the threads.
 

@@ -1,7 +1,7 @@
 // Causal attention of few queries, as in decoding: the plain code at the top of attention.cu.
 //
-// The work is reading keys and values once, so the keys are split over blocks (flash-decoding, Dao et al., 2023): a block has one part of the
-// keys of one sequence and KV group, and serves all heads of the group with them, 8 rows (a head's query each) at a time. Eight lanes
+// The work is reading keys and values once, so the keys are split over blocks (flash-decoding, Dao et al., 2023): a block has one part of
+// the keys of one sequence and KV group, and serves all heads of the group with them, 8 rows (a head's query each) at a time. Eight lanes
 // share a key, 128 neighbouring bytes a step. attention_combine then merges the parts in their order, so that a run is repeatable.
 //
 // Where the position of the queries is read from device memory, the blocks are those of the most keys that there may be: a part whose keys

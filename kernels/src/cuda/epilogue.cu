@@ -1,5 +1,5 @@
 // What a product does to its numbers before they are stored. The plain code (kernels/src/fused.rs), for a number v of row i, column j of
-// [m, n], in this order:
+// [m, n], in this order (the plain code of a row-dot product adds the bias first):
 //
 //   v += sum over r of scale * low[i][r] * S[r][j]      an adapter: S [rank, n], or [n, rank] with TRANSPOSE_SIDE; rank 0: none
 //   v += bias[j]                                        where there is one

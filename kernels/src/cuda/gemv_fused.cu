@@ -79,8 +79,8 @@ KERNEL(128) gemv_each_f32(
     const float* bias2,  // [rows2], or null
     u32 rows0, u32 rows1, u32 rows2, u32 blocks0, u32 blocks1, u32 columns, u32 split, u32 flags) {
     SHARED(float, shared, 128);
-    gemv_fused::each<gemv::F32>({y0, w0, bias0, rows0, blocks0}, {y1, w1, bias1, rows1, blocks1}, {y2, w2, bias2, rows2, 0}, x, columns,
-                                split, flags, shared);
+    gemv_fused::each<gemv::F32>(
+        {y0, w0, bias0, rows0, blocks0}, {y1, w1, bias1, rows1, blocks1}, {y2, w2, bias2, rows2, 0}, x, columns, split, flags, shared);
 }
 EXPORT(gemv_each_f32)
 
@@ -97,8 +97,8 @@ KERNEL(128) gemv_each_f16(
     const float* bias2,  // [rows2], or null
     u32 rows0, u32 rows1, u32 rows2, u32 blocks0, u32 blocks1, u32 columns, u32 split, u32 flags) {
     SHARED(float, shared, 128);
-    gemv_fused::each<gemv::Rows<gemv::F16>>({y0, w0, bias0, rows0, blocks0}, {y1, w1, bias1, rows1, blocks1}, {y2, w2, bias2, rows2, 0}, x, columns,
-                                            split, flags, shared);
+    gemv_fused::each<gemv::Rows<gemv::F16>>(
+        {y0, w0, bias0, rows0, blocks0}, {y1, w1, bias1, rows1, blocks1}, {y2, w2, bias2, rows2, 0}, x, columns, split, flags, shared);
 }
 EXPORT(gemv_each_f16)
 
@@ -115,8 +115,8 @@ KERNEL(128) gemv_each_bf16(
     const float* bias2,  // [rows2], or null
     u32 rows0, u32 rows1, u32 rows2, u32 blocks0, u32 blocks1, u32 columns, u32 split, u32 flags) {
     SHARED(float, shared, 128);
-    gemv_fused::each<gemv::Rows<gemv::Bf16>>({y0, w0, bias0, rows0, blocks0}, {y1, w1, bias1, rows1, blocks1}, {y2, w2, bias2, rows2, 0}, x, columns,
-                                             split, flags, shared);
+    gemv_fused::each<gemv::Rows<gemv::Bf16>>(
+        {y0, w0, bias0, rows0, blocks0}, {y1, w1, bias1, rows1, blocks1}, {y2, w2, bias2, rows2, 0}, x, columns, split, flags, shared);
 }
 EXPORT(gemv_each_bf16)
 

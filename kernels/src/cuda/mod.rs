@@ -1,9 +1,9 @@
 //! The CUDA device: custom kernels through the driver, nothing linked.
 //!
-//! The kernels are in `.cu` files with their launchers beside them; a launcher checks shapes and calls `CudaDevice::launch`, which
-//! compares the arguments with the kernel's source. All work of a device is on one compute stream, in the order in which it was asked for;
-//! uploads of weights run beside it on a copy stream, and threads take turns. An operation returns once it is on the stream; [`read`](crate::Device::read) and the
-//! operations that return numbers wait.
+//! The kernels are in `.cu` files with their launchers beside them; a launcher checks shapes and calls `CudaDevice::launch`, which compares
+//! the arguments with the kernel's source. All work of a device is on one compute stream, in the order in which it was asked for; uploads
+//! of weights run beside it on a copy stream, and threads take turns. An operation returns once it is on the stream;
+//! [`read`](crate::Device::read) and the operations that return numbers wait.
 
 mod activation;
 mod arena;

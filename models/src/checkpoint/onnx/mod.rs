@@ -101,7 +101,8 @@ pub struct OnnxGraph {
 /// weights is compared. Memory: the graph, without weights.
 ///
 /// # Errors
-/// [`Error::Write`] where the file cannot be as asked: a cache where there is nothing to carry, another folder than the artifact's, too large with the weights in it; [`Error::Damaged`] and [`Error::Io`].
+/// [`Error::Write`] where the file cannot be as asked: a cache where there is nothing to carry, another folder than the artifact's, too
+/// large with the weights in it; [`Error::Damaged`] and [`Error::Io`].
 pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Result<OnnxExport> {
     let refuse = |problem: String| Error::Write { path: out.to_path_buf(), problem };
     if out.file_name().is_none() || out.is_dir() {
