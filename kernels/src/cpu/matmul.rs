@@ -1,9 +1,9 @@
 //! Matrix products with stored matrices and between buffers.
 //!
-//! Up to [`FEW_TOKENS`] tokens are matrix times vector, at the speed of memory; more are tiles of registers (see [`tile`]) over the operands
-//! as they lie, in blocks that the caches hold. Only the tokens of a row-dot product are packed, and only 16-bit and quantised matrices are
-//! widened, both a block at a time, so nothing is allocated once a thread's scratch has grown. On AVX-512 this is faster than the `gemm` crate at every size
-//! that a model here has, and a batch of one window does not pay for packing a matrix that it uses once.
+//! Up to [`FEW_TOKENS`] tokens are matrix times vector, at the speed of memory; more are tiles of registers (see [`tile`]) over the
+//! operands as they lie, in blocks that the caches hold. Only the tokens of a row-dot product are packed, and only 16-bit and quantised
+//! matrices are widened, both a block at a time, so nothing is allocated once a thread's scratch has grown. On AVX-512 this is faster than
+//! the `gemm` crate at every size that a model here has, and a batch of one window does not pay for packing a matrix that it uses once.
 //!
 //! Every output is summed over `k` in one order, whatever the threads.
 
@@ -55,7 +55,8 @@ pub fn rows_form<T: Real>(
     let (x, shared) = (&x[..m * columns], Shared::new(&mut y[..m * rows]));
     let ns = product_ns(m, rows, columns);
     if m <= FEW_TOKENS && alpha == T::ONE {
-        // A block of rows serves every token while it is in the cache. Blocks start at multiples of 16, as rows that are stored in groups need.
+        // A block of rows serves every token while it is in the cache. Blocks start at multiples of 16, as rows that are stored in groups
+        // need.
         return team.ranges(rows, 16, ns, |range| {
             let at_once = if m == 1 { range.len().max(1) } else { 16 };
             for start in range.clone().step_by(at_once) {

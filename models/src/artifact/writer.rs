@@ -64,7 +64,8 @@ impl ArtifactWriter {
     /// Plans the artifact `path` in `dtype` (vectors are always f32) and reserves its space on the disk. `manifest.tensors` is replaced.
     ///
     /// # Errors
-    /// [`Error::Write`] where the manifest makes no sense or asks for what cannot be written (levels with data of their own); [`Error::Io`], for one where the disk has no room.
+    /// [`Error::Write`] where the manifest makes no sense or asks for what cannot be written (levels with data of their own);
+    /// [`Error::Io`], for one where the disk has no room.
     pub fn create(path: &Path, manifest: Manifest, dtype: DType) -> Result<Self> {
         let writer = Self::begin(path, manifest, dtype, false)?;
         reserve(writer.sink.file(), writer.plan.file_bytes).map_err(Error::io("reserve space for", path))?;

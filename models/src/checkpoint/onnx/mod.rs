@@ -13,8 +13,8 @@
 //! ever read; with an empty past the sequence is a prompt.
 //!
 //! Weights are ONNX *external data*: the graph names the artifact's file and the offset and length of each tensor, so that nothing is
-//! copied and the graph file is small. It then belongs to these bytes in this folder. ONNX Runtime maps f32 weights and computes on
-//! the mapped pages when its session option `session.disable_prepacking` is 1; weights in 16 bits and fewer it converts to f32 when it loads.
+//! copied and the graph file is small. It then belongs to these bytes in this folder. ONNX Runtime maps f32 weights and computes on the
+//! mapped pages when its session option `session.disable_prepacking` is 1; weights in 16 bits and fewer it converts to f32 when it loads.
 
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -80,7 +80,8 @@ pub struct OnnxGraph {
 /// weights is compared. Memory: the graph, without weights.
 ///
 /// # Errors
-/// [`Error::Write`] where the file cannot be as asked: a cache where there is nothing to carry, another folder than the artifact's, too large with the weights in it; [`Error::Damaged`] and [`Error::Io`].
+/// [`Error::Write`] where the file cannot be as asked: a cache where there is nothing to carry, another folder than the artifact's, too
+/// large with the weights in it; [`Error::Damaged`] and [`Error::Io`].
 pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Result<OnnxExport> {
     let refuse = |problem: String| Error::Write { path: out.to_path_buf(), problem };
     if out.file_name().is_none() || out.is_dir() {
@@ -126,7 +127,8 @@ pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Res
 /// The artifact's network as a graph in memory, its weights named as external data of the artifact's file.
 ///
 /// # Errors
-/// [`Error::Inexpressible`] for a cache where there is nothing to carry, [`Error::Damaged`], and [`Error::Write`] where the artifact's name is no UTF-8 text.
+/// [`Error::Inexpressible`] for a cache where there is nothing to carry, [`Error::Damaged`], and [`Error::Write`] where the artifact's name
+/// is no UTF-8 text.
 pub fn onnx_graph(artifact: &Artifact, cache: bool) -> Result<OnnxGraph> {
     let (graph, copies) = network::graph(artifact, cache)?;
     let (weights, nodes) = (graph.weights().to_vec(), graph.nodes());
