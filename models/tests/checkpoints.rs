@@ -25,6 +25,43 @@ fn fixtures_come_back_bit_for_bit() {
     }
 }
 
+/// The error that an import reports is that between the artifacts, interleaved blocks and their short ends included.
+#[test]
+fn an_import_says_how_far_quantised_numbers_are_off() {
+    let place = tempfile::tempdir().unwrap();
+    let mut wrong = Vec::new();
+    for folder in fixtures() {
+        let imported = |dtype| {
+            let path = place.path().join(format!("{dtype:?}.esp"));
+            let report = import(&folder, &path, Some(dtype), &mut |_, _| {}).unwrap();
+            (report, Artifact::open(&path).unwrap())
+        };
+        let (_, exact) = imported(DType::F32);
+        for (dtype, most) in [(DType::Q8, 0.01), (DType::Q4, 0.15)] {
+            let (report, stored) = imported(dtype);
+            let mut squares = [0.0; 2];
+            for tensor in exact.manifest().tensors.iter().filter(|tensor| !tensor.key.part.is_vector()) {
+                let rows = tensor.rows as usize;
+                let read = |artifact: &Artifact| {
+                    let mut numbers = vec![0.0; rows * tensor.columns as usize];
+                    artifact.read_rows(tensor.key, 0..rows, &mut numbers).unwrap();
+                    numbers
+                };
+                for (a, b) in read(&exact).into_iter().zip(read(&stored)) {
+                    let (a, b) = (f64::from(a), f64::from(b));
+                    squares[0] += a * a;
+                    squares[1] += (a - b) * (a - b);
+                }
+            }
+            let (said, found) = (report.rounding.unwrap().root_mean_square(), (squares[1] / squares[0]).sqrt());
+            if (said - found).abs() > 1e-6 * found || !(1e-4..most).contains(&found) {
+                wrong.push(format!("{}, {dtype:?}: {said} was said, {found} is true", folder.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 #[test]
 fn sixteen_bit_checkpoints_come_back_bit_for_bit() {
     for folder in fixtures() {

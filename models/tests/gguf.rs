@@ -228,6 +228,28 @@ fn quantised_files_become_bf16_and_their_text_metadata_is_kept() {
     }
 }
 
+/// Q8_0 has the blocks that `q8` has, along rows and, for the down projection and attention output, along units.
+#[test]
+fn blocks_of_8_bits_stay_as_they_are_in_q8() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("tiny.gguf"), folder.path().join("tiny.esp"));
+    let mut tensors = llama_tensors();
+    for (_, _, _, bytes) in tensors.iter_mut().filter(|(_, _, kind, _)| *kind == 8) {
+        for (index, block) in bytes.chunks_exact_mut(34).enumerate() {
+            // Any scale, and quants of which one is the largest, as a quantiser leaves them.
+            block[..2].copy_from_slice(&(0x2000 + (index * 37 % 0x400) as u16).to_le_bytes());
+            block[2..].iter_mut().enumerate().for_each(|(at, quant)| *quant = (((index * 7 + at * 13) % 255) as i16 - 127) as i8 as u8);
+            block[2 + index % 32] = 127;
+        }
+    }
+    std::fs::write(&source, file(3, &llama_keys(), &tensors)).unwrap();
+    let report = import(&source, &out, Some(DType::Q8), &mut |_, _| {}).unwrap();
+    assert_eq!(report.rounding.unwrap().changed, 0);
+    let exact = folder.path().join("exact.esp");
+    import(&source, &exact, Some(DType::F32), &mut |_, _| {}).unwrap();
+    assert_eq!(numbers(&Artifact::open(&out).unwrap()), numbers(&Artifact::open(&exact).unwrap()));
+}
+
 #[test]
 fn a_stopped_import_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();

@@ -217,8 +217,8 @@ impl<'a, D: Device> Cutter<'a, D> {
     }
 }
 
-/// The smallest network that pruning can leave: the first and the last layer, one KV group and a [`channel_block`] of channels each. Which units
-/// they are does not change its size.
+/// The smallest network that pruning can leave: the first and the last layer, one KV group and a [`channel_block`] of channels each. Which
+/// units they are does not change its size.
 pub fn smallest_of_all(manifest: &Manifest) -> Selection {
     let shape = manifest.shape();
     let mut selection = Selection::all(&shape);

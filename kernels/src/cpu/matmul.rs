@@ -55,7 +55,8 @@ pub fn rows_form<T: Real>(
     let (x, shared) = (&x[..m * columns], Shared::new(&mut y[..m * rows]));
     let ns = product_ns(m, rows, columns);
     if m <= FEW_TOKENS && alpha == T::ONE {
-        // A block of rows serves every token while it is in the cache. Blocks start at multiples of 16, as rows that are stored in groups need.
+        // A block of rows serves every token while it is in the cache. Blocks start at multiples of 16, as rows that are stored in groups
+        // need.
         return team.ranges(rows, 16, ns, |range| {
             let at_once = if m == 1 { range.len().max(1) } else { 16 };
             for start in range.clone().step_by(at_once) {

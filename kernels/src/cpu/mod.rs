@@ -5,8 +5,8 @@
 //!
 //! A small operation runs on the caller's thread; a large one is split over the device's threads, fastest from inside
 //! [`enter`](crate::Device::enter). Results do not depend on the timing of threads. Operations take temporary memory from scratch vectors
-//! that every thread keeps, so that nothing is allocated once they have grown: at most 128 tokens of a matrix's columns, 32 queries times the
-//! longest sequence, and 64 rows of a 16-bit or quantised matrix.
+//! that every thread keeps, so that nothing is allocated once they have grown: at most 128 tokens of a matrix's columns, 32 queries times
+//! the longest sequence, and 64 rows of a 16-bit or quantised matrix.
 
 mod activation;
 mod adamw;

@@ -116,6 +116,7 @@ unsafe fn add_block<Q: super::Quants>(sums: __m512, quants: *const u8, scale: f3
 ///
 /// # Safety
 /// The machine has AVX-512.
+#[allow(clippy::needless_range_loop, reason = "loops whose ends the compiler knows are unrolled, and their shifts become constants")]
 #[inline(always)]
 pub unsafe fn unit_block<Q: super::Quants>(
     w: &Stored<Q>,

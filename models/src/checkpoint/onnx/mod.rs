@@ -13,8 +13,8 @@
 //! ever read; with an empty past the sequence is a prompt.
 //!
 //! Weights are ONNX *external data*: the graph names the artifact's file and the offset and length of each tensor, so that nothing is
-//! copied and the graph file is small. It then belongs to these bytes in this folder. ONNX Runtime maps f32 weights and computes on
-//! the mapped pages when its session option `session.disable_prepacking` is 1; weights in 16 bits and fewer it converts to f32 when it loads.
+//! copied and the graph file is small. It then belongs to these bytes in this folder. ONNX Runtime maps f32 weights and computes on the
+//! mapped pages when its session option `session.disable_prepacking` is 1; weights in 16 bits and fewer it converts to f32 when it loads.
 
 use std::io::{BufWriter, Write};
 use std::path::Path;

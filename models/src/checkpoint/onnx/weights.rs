@@ -1,8 +1,8 @@
 //! How a stored tensor becomes a value of single precision in a graph.
 //!
-//! An f32 tensor is used as it lies in the artifact. A 16-bit one is converted by nodes that have only constants before them, which
-//! ONNX Runtime computes once when it loads the graph and keeps as a copy: `Cast`, and for interleaved rows `[rows / 2, columns, 2]`
-//! `Transpose` and `Reshape`, after which the zero row that pads an odd count is cut off. A quantised one is made of its planes ([`Quantised`]).
+//! An f32 tensor is used as it lies in the artifact. A 16-bit one is converted by nodes that have only constants before them, which ONNX
+//! Runtime computes once when it loads the graph and keeps as a copy: `Cast`, and for interleaved rows `[rows / 2, columns, 2]` `Transpose`
+//! and `Reshape`, after which the zero row that pads an odd count is cut off. A quantised one is made of its planes ([`Quantised`]).
 
 use std::collections::HashMap;
 
@@ -32,7 +32,8 @@ pub(super) struct Weights<'a> {
 pub(super) struct Copies {
     /// What it keeps.
     pub held: u64,
-    /// What it holds at most while it loads the graph: it computes all values that depend on constants alone before it drops those in between.
+    /// What it holds at most while it loads the graph: it computes all values that depend on constants alone before it drops those in
+    /// between.
     pub loading: u64,
 }
 
