@@ -5,7 +5,6 @@
 //! |--|--|
 //! | [`parity`] | the same numbers as PyTorch |
 //! | [`journeys`] | training, pruning and serving a squeezed model, all on the device |
-//! | [`decoding`] | text as without recordings, one recording for many tokens |
 //! | [`choice`] | which engine is taken, and what takes over from one that cannot be used or fails |
 #![cfg(feature = "cuda")]
 
@@ -22,8 +21,6 @@ mod parity;
 
 #[path = "cuda/choice.rs"]
 mod choice;
-#[path = "cuda/decoding.rs"]
-mod decoding;
 #[path = "cuda/journeys.rs"]
 mod journeys;
 

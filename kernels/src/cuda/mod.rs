@@ -29,6 +29,7 @@ mod planes;
 mod probe;
 mod products;
 mod products_quantized;
+mod projections;
 mod registration;
 mod rotary;
 mod sequence;

@@ -3,7 +3,7 @@
 use super::graph::{self, Graph};
 use super::memory::{Buffer, Indices, Storage};
 use super::weight::Weight;
-use super::{CudaDevice, activation, attention, elementwise, loss, norm, products, rotary, sequence, training, weights};
+use super::{CudaDevice, activation, attention, elementwise, loss, norm, products, projections, rotary, sequence, training, weights};
 use crate::device::{Activation, AdamW, AttentionShape, Device, Format, HostBytes, NormKind, Product};
 use crate::error::{KernelError, Result};
 use crate::fused::{Epilogue, KeyValues, Projection, Start, TokenShape};
@@ -138,7 +138,7 @@ impl Device for CudaDevice {
     }
 
     fn project_rows(&self, projections: &mut [Projection<'_, Self>], x: &Buffer, m: usize) -> Result<()> {
-        products::project_rows(self, projections, x, m)
+        projections::project_rows(self, projections, x, m)
     }
 
     fn project_units(
@@ -150,7 +150,7 @@ impl Device for CudaDevice {
         accumulate: bool,
         epilogue: Epilogue<'_, Buffer>,
     ) -> Result<()> {
-        products::project_units(self, y, a, w, m, accumulate, epilogue)
+        projections::project_units(self, y, a, w, m, accumulate, epilogue)
     }
 
     fn project_activated(
@@ -162,7 +162,7 @@ impl Device for CudaDevice {
         up: Projection<'_, Self>,
         gate: Option<Projection<'_, Self>>,
     ) -> Result<()> {
-        products::project_activated(self, kind, out, x, m, up, gate)
+        projections::project_activated(self, kind, out, x, m, up, gate)
     }
 
     fn matmul(&self, c: &mut Buffer, a: &Buffer, b: &Buffer, product: Product) -> Result<()> {

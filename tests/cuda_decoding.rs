@@ -1,4 +1,8 @@
-//! Continuing text on a CUDA device: one recording of a token serves many positions, and says what unrecorded work says.
+//! Continuing text on the emulated CUDA device: one recording of a token serves many positions, and says what unrecorded work says.
+#![cfg(feature = "cuda")]
+
+#[path = "../kernels/tests/support/mod.rs"]
+mod device;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +12,7 @@ use espalier_models::Artifact;
 use espalier_models::checkpoint::import;
 use espalier_runtime::{Budget, Continues, Generator, Sampling};
 
-use crate::device::Emulator;
+use device::Emulator;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
