@@ -524,22 +524,6 @@ KERNEL(128) gemm_q8_units_interleaved_fast_32(
 }
 EXPORT(gemm_q8_units_interleaved_fast_32)
 
-KERNEL(256) gemm_q8_units_interleaved_fast_128(
-    float* y,             // [splits, m, n]
-    const float* x,       // [m, k]
-    const u8* quants,     // [k/4, n, 4]
-    const u16* scales,    // [k/32, n]
-    const float* powers,  // [m]
-    const float* bias,    // [n], or null
-    const float* low,     // [m, rank]
-    const float* side,    // [rank, n]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
-    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    products_quantized::gemm<products_quantized::UnitsQ8, 1, 128, 2>(
-        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags, terms);
-}
-EXPORT(gemm_q8_units_interleaved_fast_128)
-
 KERNEL(128) gemm_q4_units_interleaved_exact_32(
     float* y,             // [splits, m, n]
     const float* x,       // [m, k]
@@ -607,3 +591,26 @@ KERNEL(256) gemm_q4_units_interleaved_fast_128(
         y, x, quants, scales, minima, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q4_units_interleaved_fast_128)
+
+// Without a word about it the compiler spills to fit a second block.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 1
+
+KERNEL(256) gemm_q8_units_interleaved_fast_128(
+    float* y,             // [splits, m, n]
+    const float* x,       // [m, k]
+    const u8* quants,     // [k/4, n, 4]
+    const u16* scales,    // [k/32, n]
+    const float* powers,  // [m]
+    const float* bias,    // [n], or null
+    const float* low,     // [m, rank]
+    const float* side,    // [rank, n]
+    u32 m, u32 n, u32 k, u32 k_split, u32 flags, u32 rank, float low_scale) {
+    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
+    products_quantized::gemm<products_quantized::UnitsQ8, 1, 128, 2>(
+        y, x, quants, scales, nullptr, powers, m, n, k, k_split, flags, terms);
+}
+EXPORT(gemm_q8_units_interleaved_fast_128)
+
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS
