@@ -137,6 +137,7 @@ fn inspect_shows_a_graph_and_drafts_its_sidecar() {
     }
     let shown = place.succeed(args!["inspect", data("cnn.onnx"), "--json"]).json();
     assert_eq!((&shown["inputs"][0]["name"], &shown["opsets"][0][1]), (&Value::from("signal"), &Value::from(18)), "{shown}");
+    assert_eq!(shown["sidecar_fits"], true, "{shown}");
     let graph = place.path("alone.onnx");
     fs::copy(data("cnn.onnx"), &graph).expect("a copy");
     let said = place.succeed(args!["inspect", graph]).stdout;

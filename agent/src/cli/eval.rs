@@ -92,6 +92,15 @@ impl Model {
         foreign::eval(path, sidecar)
     }
 
+    /// The artifact that it is, if it is one.
+    fn artifact(&self) -> Option<&Arc<Artifact>> {
+        match self {
+            Self::Artifact(artifact) => Some(artifact),
+            #[cfg(feature = "ort")]
+            Self::Foreign(_) => None,
+        }
+    }
+
     /// Predictions on every set.
     fn predict(&self, context: &Context, args: &Args, data: &Data, sets: &[(String, WindowSet)]) -> Result<Vec<Predictions>> {
         match self {
@@ -133,10 +142,10 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let model = Model::open(&args.model, args.sidecar.sidecar.as_deref())?;
     let reference = args.reference.as_ref().map(|path| Model::open(path, None)).transpose()?;
     let data = args.data.open()?;
-    if let Model::Artifact(artifact) = &model {
+    if let Some(artifact) = model.artifact() {
         diagnosis_by_text(artifact, &data)?;
     }
-    if let Some(Model::Artifact(other)) = &reference {
+    if let Some(other) = reference.as_ref().and_then(Model::artifact) {
         check_classes(other, &data.split.classes)?;
     }
     let noise = args.snr.map(|snr_db| Noise { snr_db, seed: args.seed });

@@ -52,7 +52,7 @@ pub struct OrtForeign {
     /// After the session, which reads the copies and the maps: fields are dropped in this order.
     _copies: Vec<Vec<u64>>,
     model: Arc<ForeignModel>,
-    _held: Vec<Reservation>,
+    held: Vec<Reservation>,
 }
 
 /// Bytes of a graph's weights by where they are when it is loaded.
@@ -129,7 +129,7 @@ impl OrtForeign {
         let activations = Account::new(budget.clone(), Purpose::Activations);
         let tokens = std::array::from_fn(|_| Vec::with_capacity(if samples == 0 { most } else { 0 }));
         let (samples, out) = (vec![0.0; samples], Vec::new());
-        let mut opened = Self { session, activations, tried: 0, samples, tokens, out, _copies: copies, model, _held: held };
+        let mut opened = Self { session, activations, tried: 0, samples, tokens, out, _copies: copies, model, held };
         opened.try_out(most)?;
         Ok(opened)
     }
@@ -161,7 +161,7 @@ impl OrtForeign {
             if size == most {
                 // Its buffer is as large as it gets.
                 let bytes = 4 * self.out.capacity() as u64;
-                self._held.push(Reservation::new(self.activations.ledger(), Purpose::Activations, bytes)?);
+                self.held.push(Reservation::new(self.activations.ledger(), Purpose::Activations, bytes)?);
                 return Ok(());
             }
             size = size.saturating_mul(2).min(most);

@@ -23,8 +23,9 @@ struct Inspection<'a> {
     external: Vec<(&'a str, u64)>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     plan: Vec<(String, u64)>,
-    /// Whether there is a sidecar that fits; else why not.
-    sidecar: std::result::Result<String, String>,
+    sidecar_fits: bool,
+    /// Where the sidecar is, or why it does not fit.
+    sidecar: String,
 }
 
 #[derive(serde::Serialize)]
@@ -67,7 +68,8 @@ fn inspection(graph: &ForeignGraph, sidecar: std::result::Result<String, String>
         outputs: lines(&graph.outputs),
         external: graph.external().iter().map(|file| (file.location.as_str(), file.bytes().len() as u64)).collect(),
         plan: plan(graph),
-        sidecar,
+        sidecar_fits: sidecar.is_ok(),
+        sidecar: sidecar.unwrap_or_else(|problem| problem),
     }
 }
 
