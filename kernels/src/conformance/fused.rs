@@ -6,9 +6,13 @@ use crate::device::{Activation, AttentionShape, Device, Format};
 use crate::error::Result;
 use crate::fused::{Epilogue, KeyValues, LowRank, Projection, Start, TokenShape};
 
-/// `(m, rows, columns, rank)`: one token, a few, a tile and more; sums that are long enough to be cut.
-const SHAPES: [(usize, usize, usize, usize); 10] = [
+/// `(m, rows, columns, rank)`: one token, a few, a tile and more; sums that are long enough to be cut. Without an adapter one token's products
+/// start together: with rows of one, two and four warps, and with columns that allow no loads of 16 bytes.
+const SHAPES: [(usize, usize, usize, usize); 13] = [
     (1, 9, 16, 0),
+    (1, 131, 520, 0),
+    (1, 37, 521, 0),
+    (1, 70, 1032, 0),
     (1, 131, 520, 3),
     (3, 33, 40, 4),
     (8, 40, 24, 1),
@@ -46,15 +50,21 @@ pub fn run<D: Device>(suite: &Suite<D>) -> Result<()> {
     refusals(suite)
 }
 
-/// A weight, its numbers, and what is added to its products.
+/// Weights, and what is added to their products.
 struct Case<D: Device> {
     name: String,
     m: usize,
-    rows: usize,
     columns: usize,
     rank: usize,
     has_bias: bool,
+    /// Two of as many rows, and two of others.
+    matrices: [Matrix<D>; 4],
+}
+
+/// A weight and its numbers.
+struct Matrix<D: Device> {
     weight: D::Weight,
+    rows: usize,
     /// `[rows, columns]`.
     values: Vec<f64>,
 }
@@ -71,10 +81,14 @@ struct Added<D: Device> {
 
 impl<D: Device> Case<D> {
     fn new(suite: &Suite<D>, (m, rows, columns, rank): (usize, usize, usize, usize), format: Format, has_bias: bool) -> Result<Self> {
-        let (bytes, read) = encode(&suite.random(rows * columns), format, columns);
-        let weight = suite.device.map_weight(host_bytes(&bytes, 16), format, rows, columns)?;
+        let matrix = |rows: usize| -> Result<Matrix<D>> {
+            let (bytes, read) = encode(&suite.random(rows * columns), format, columns);
+            let weight = suite.device.map_weight(host_bytes(&bytes, 16), format, rows, columns)?;
+            Ok(Matrix { weight, rows, values: wide(&read) })
+        };
+        let matrices = [matrix(rows)?, matrix(rows)?, matrix(rows / 2 + 1)?, matrix(rows + 5)?];
         let name = format!("{format:?} [{rows}, {columns}] with {m} tokens, rank {rank}, bias {has_bias}");
-        Ok(Self { name, m, rows, columns, rank, has_bias, weight, values: wide(&read) })
+        Ok(Self { name, m, columns, rank, has_bias, matrices })
     }
 
     /// An epilogue for `n` outputs; `by_output`: the adapter's side has them as rows.
@@ -95,41 +109,45 @@ impl<D: Device> Case<D> {
     }
 
     /// `x [m, columns] · Wᵀ`, and what is added.
-    fn expected_rows(&self, x: &[f32], added: &Added<D>) -> Vec<f64> {
-        let product = multiply(self.m, self.rows, self.columns, &wide(x), (self.columns, 1), &self.values, (1, self.columns));
+    fn expected_rows(&self, x: &[f32], matrix: &Matrix<D>, added: &Added<D>) -> Vec<f64> {
+        let product = multiply(self.m, matrix.rows, self.columns, &wide(x), (self.columns, 1), &matrix.values, (1, self.columns));
         product.iter().zip(&added.numbers).map(|(product, added)| product + added).collect()
     }
 
-    /// One, two and three products of the same input.
+    /// One, two and three products of the same input, as queries, keys and values are.
     fn rows(&self, suite: &Suite<D>) -> Result<()> {
-        let Self { m, rows, columns, .. } = *self;
+        let Self { m, columns, .. } = *self;
+        let matrices = &self.matrices[1..];
         let x = suite.random(m * columns);
         let bx = suite.buffer(&x)?;
-        let added = (0..3).map(|_| self.added(suite, rows, true)).collect::<Result<Vec<_>>>()?;
+        let added = matrices.iter().map(|matrix| self.added(suite, matrix.rows, true)).collect::<Result<Vec<_>>>()?;
         for count in 1..=3 {
-            let mut ys = (0..count).map(|_| suite.buffer(&suite.random(m * rows))).collect::<Result<Vec<_>>>()?;
+            let noise = matrices[..count].iter().map(|matrix| suite.buffer(&suite.random(m * matrix.rows)));
+            let mut ys = noise.collect::<Result<Vec<_>>>()?;
             let mut projections: Vec<_> = ys
                 .iter_mut()
-                .zip(&added)
-                .map(|(y, added)| Projection { y, weight: &self.weight, epilogue: self.epilogue(added) })
+                .zip(matrices.iter().zip(&added))
+                .map(|(y, (matrix, added))| Projection { y, weight: &matrix.weight, epilogue: self.epilogue(added) })
                 .collect();
             suite.device.project_rows(&mut projections, &bx, m)?;
             drop(projections);
-            for (i, (y, added)) in ys.iter().zip(&added).enumerate() {
-                suite.check(&format!("project_rows, {} of {count}, {}", i + 1, self.name), y, &self.expected_rows(&x, added))?;
+            for (i, (y, (matrix, added))) in ys.iter().zip(matrices.iter().zip(&added)).enumerate() {
+                suite.check(&format!("project_rows, {} of {count}, {}", i + 1, self.name), y, &self.expected_rows(&x, matrix, added))?;
             }
         }
         Ok(())
     }
 
     fn units(&self, suite: &Suite<D>) -> Result<()> {
-        let Self { m, rows, columns, .. } = *self;
+        let Self { m, columns, .. } = *self;
+        let Matrix { weight, rows, values } = &self.matrices[0];
+        let rows = *rows;
         let added = self.added(suite, columns, false)?;
         for accumulate in [false, true] {
             let (a, before) = (suite.random(m * rows), suite.random(m * columns));
             let mut y = suite.buffer(&before)?;
-            suite.device.project_units(&mut y, &suite.buffer(&a)?, &self.weight, m, accumulate, self.epilogue(&added))?;
-            let product = multiply(m, columns, rows, &wide(&a), (rows, 1), &self.values, (columns, 1));
+            suite.device.project_units(&mut y, &suite.buffer(&a)?, weight, m, accumulate, self.epilogue(&added))?;
+            let product = multiply(m, columns, rows, &wide(&a), (rows, 1), values, (columns, 1));
             let kept = |before: &f32| if accumulate { f64::from(*before) } else { 0.0 };
             let expected: Vec<f64> =
                 product.iter().zip(&added.numbers).zip(&before).map(|((product, added), before)| product + added + kept(before)).collect();
@@ -138,17 +156,18 @@ impl<D: Device> Case<D> {
         Ok(())
     }
 
-    /// Up and gate are the same weight with other additions.
     fn activated(&self, suite: &Suite<D>, kind: Activation, gated: bool) -> Result<()> {
-        let Self { m, rows, columns, .. } = *self;
+        let Self { m, columns, .. } = *self;
+        let [of_up, of_gate, ..] = &self.matrices;
+        let rows = of_up.rows;
         let x = suite.random(m * columns);
         let (up, gate) = (self.added(suite, rows, true)?, self.added(suite, rows, true)?);
         let noise = suite.random(m * rows);
         let (mut out, mut raw_up, mut raw_gate) = (suite.buffer(&noise)?, suite.buffer(&noise)?, suite.buffer(&noise)?);
-        let of_up = Projection { y: &mut raw_up, weight: &self.weight, epilogue: self.epilogue(&up) };
-        let of_gate = Projection { y: &mut raw_gate, weight: &self.weight, epilogue: self.epilogue(&gate) };
-        suite.device.project_activated(kind, &mut out, &suite.buffer(&x)?, m, of_up, gated.then_some(of_gate))?;
-        let (up, gate) = (self.expected_rows(&x, &up), self.expected_rows(&x, &gate));
+        let first = Projection { y: &mut raw_up, weight: &of_up.weight, epilogue: self.epilogue(&up) };
+        let second = Projection { y: &mut raw_gate, weight: &of_gate.weight, epilogue: self.epilogue(&gate) };
+        suite.device.project_activated(kind, &mut out, &suite.buffer(&x)?, m, first, gated.then_some(second))?;
+        let (up, gate) = (self.expected_rows(&x, of_up, &up), self.expected_rows(&x, of_gate, &gate));
         let f = |x: f64| super::elementwise::activation(kind, x);
         let expected: Vec<f64> = up.iter().zip(&gate).map(|(up, gate)| if gated { f(*gate) * up } else { f(*up) }).collect();
         suite.check(&format!("project_activated, {kind:?}, gate {gated}, {}", self.name), &out, &expected)

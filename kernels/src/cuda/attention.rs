@@ -112,6 +112,8 @@ pub(super) fn attention(
     if shape.queries > FEW_QUERIES
         && let Some(position) = position
     {
+        // The host reads the position, which a recording would keep.
+        device.core.refuse_while_capturing("attention_at")?;
         return device.attention(fused::attended(device, shape, position)?, out, q, k, v, groups);
     }
     let AttentionShape { batch, queries, key_capacity, heads, groups: group_count, head_dim, .. } = shape;

@@ -62,6 +62,10 @@ pub(super) fn cache_tokens(
     const NAME: &str = "cache_tokens";
     let TokenShape { sequence, heads, groups, head_dim } = shape;
     if sequence > FEW_TOKENS {
+        if matches!(start, Start::Stored(_)) {
+            // The host reads the position, which a recording would keep.
+            device.core.refuse_while_capturing(NAME)?;
+        }
         return fused::cache_tokens(device, cache, q, k, v, frequencies, shape, start);
     }
     shape.check(start.position(device)?, cache.capacity)?;
