@@ -29,6 +29,12 @@ for name in ("state_dict.bin", "ordered_with_metadata.pt", "parameters.pt", "pro
     with zipfile.ZipFile(pytorch / name) as archive:
         seed("pickle", name, archive.read(next(file for file in archive.namelist() if file.endswith("data.pkl"))))
 
+# ONNX graphs of other programs, and their sidecars.
+foreign = here.parent / "tests/data/foreign"
+seed("onnx", "tiny", (foreign / "tiny.onnx").read_bytes())
+for name in ("tiny", "cnn", "minilm"):
+    seed("sidecar", name, (foreign / f"{name}.onnx.json").read_bytes())
+
 # GGUF v3: key-value pairs, tensor infos, aligned data; a llama of width 4.
 def text(value):
     return struct.pack("<Q", len(value)) + value.encode()

@@ -39,7 +39,7 @@ ALL = [*WHOLE, PTX]
 # One of every generation that has its own machine code; what --check compiles again.
 SAMPLE = [image._replace(cubins=[architecture for architecture in image.cubins if architecture in (80, 90, 120)]) for image in ALL]
 # Instructions are 16 bytes long. What unpacks takes as much memory as the dictionary has, which reaches back over one code.
-PACKING = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 4 << 20, "lc": 0, "lp": 4, "pb": 4}]
+PACKING = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 8 << 20, "lc": 0, "lp": 4, "pb": 4}]
 ALL_IMAGES_BYTES = 4 << 20
 
 

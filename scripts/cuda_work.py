@@ -207,37 +207,24 @@ def split_name(format):
     return format.removesuffix("_units"), format.endswith("_units")
 
 
-def gemv_quantised_rows(target, m, rows, columns, format):
-    q, interleaved = split_name(format)
-    one = m <= 1
-    if interleaved:
-        name, tokens, rows_of_warp, lanes, chunk = f"gemv_rows_{q}_interleaved_{1 if one else 4}", 1 if one else 4, 32 if one else 16, 32, 4
-        loads = rows_of_warp // (4 if q == "q8" else 8)
-    else:
-        name, tokens, chunk = for_tokens(f"gemv_rows_{q}", m), m, 16 if q == "q8" else 32
-        rows_of_warp, lanes, loads = (16, 8, 4) if one else (32, 4, 4)
-    warps, chunks = ceil_div(rows, rows_of_warp), ceil_div(columns, chunk)
-    enough = lambda split: warps * split >= 16 * target.multiprocessors or chunks < 2 * split * lanes
+def gemv_quantised_rows(target, rows, columns, format):
+    warps, chunks = ceil_div(rows, 16), ceil_div(columns, 16 if format == "q8" else 32)
+    enough = lambda split: warps * split >= 16 * target.multiprocessors or chunks < 2 * split * 8
     split = next((split for split in (1, 2, 4) if enough(split)), 4)
-    blocks = ceil_div(warps, 4 // split) * ceil_div(m, tokens)
-    return [Launch(name, blocks, 128, **quantised_work(m, rows, columns, format, rows, columns), in_flight=128 * 16 * loads)]
+    work = quantised_work(1, rows, columns, format, rows, columns)
+    return [Launch(f"gemv_rows_{format}", ceil_div(warps, 4 // split), 128, **work, in_flight=128 * 16 * 4)]
 
 
-def gemv_quantised_units(target, m, rows, columns, format):
-    q, interleaved = split_name(format)
-    if interleaved:
-        name, tokens, step, loads, chunk = for_tokens(f"gemv_units_{q}_interleaved", m), m, BLOCK, 8 if q == "q8" else 4, 4
-        under_way = loads
-    else:
-        tokens = 1 if m <= 1 else 4 if q == "q8" else 2
-        name, step, loads, chunk, under_way = f"gemv_units_{q}_{tokens}", 1, 1, 16 if q == "q8" else 32, 4 if m <= 1 else 2
-    blocks, steps = ceil_div(columns, 32 * chunk), ceil_div(rows, step)
+def gemv_quantised_units(target, rows, columns, format):
+    q, _ = split_name(format)
+    loads = 8 if q == "q8" else 4
+    blocks, steps = ceil_div(columns, 128), ceil_div(rows, BLOCK)
     splits = max(min(ceil_div(2 * target.multiprocessors, blocks), steps // (8 * ceil_div(4, loads))), 1)
     each = max(ceil_div(steps, splits), 1)
     splits = max(ceil_div(steps, each), 1)
-    work = quantised_work(m, columns, rows, format, rows, columns)
-    launch = Launch(name, blocks * splits * ceil_div(m, tokens), 256, **work, in_flight=256 * 16 * under_way)
-    return [launch, *sum_splits(m, columns, splits)]
+    work = quantised_work(1, columns, rows, format, rows, columns)
+    launch = Launch(f"gemv_units_{q}_interleaved", blocks * splits, 256, **work, in_flight=256 * 16 * loads)
+    return [launch, *sum_splits(1, columns, splits)]
 
 
 # Bytes of a tile of quants: of products_quantized.cu, and of products_quantized_backward.cu.
@@ -257,7 +244,7 @@ def gemm_quantised(target, kernel, m, n, k, rows, columns, format, form, precisi
     splits = split_of(tiles(tile_m), k, 32, target)
     planes = 2 if q == "q4" else 1
     if backward:
-        parts, tile = 1 if precision == "fast" else 3, BACKWARD_TILE[format]
+        parts, tile = 3, BACKWARD_TILE[format]
         shared, in_flight = 3 * (tile_m * 128 + tile), 2 * (tile_m * 128 + tile)
     else:
         parts, tile = 1 if precision == "fast" else 2, FORWARD_TILE[format]
@@ -265,7 +252,8 @@ def gemm_quantised(target, kernel, m, n, k, rows, columns, format, form, precisi
         in_flight = 3 * tile + tile_m * 128
     # Quants; scales and minima; and the results of a warp.
     shared = max(shared + 2 * 128 * 4 * planes, threads // 32 * 32 * 36 * 4)
-    name = f"gemm_{q}_{form}{'_interleaved' if interleaved else ''}_{'fast' if precision == 'fast' else 'exact'}_{tile_m}"
+    of_precision = "" if backward else f"_{precision}"
+    name = f"gemm_{q}_{form}{'_interleaved' if interleaved else ''}{of_precision}_{tile_m}"
     product = Launch(
         name, tiles(tile_m) * splits, threads, **quantised_work(m, n, k, format, rows, columns), shared=shared, pipe="half",
         operations=parts * padded(m, n, k, tile_m, 128), in_flight=in_flight, forced=forced,
@@ -276,8 +264,8 @@ def gemm_quantised(target, kernel, m, n, k, rows, columns, format, form, precisi
 
 def launch_matmul_rows(target, kernel, format, m, rows, columns, precision="exact"):
     if is_quantised(format):
-        if m <= GEMV_TOKENS:
-            return gemv_quantised_rows(target, m, rows, columns, format)
+        if m == 1 and not format.endswith("_units"):
+            return gemv_quantised_rows(target, rows, columns, format)
         return gemm_quantised(target, kernel, m, rows, columns, rows, columns, format, "rows", precision)
     if m <= GEMV_TOKENS:
         return gemv_rows(target, m, rows, columns, format)
@@ -288,8 +276,8 @@ def launch_matmul_rows(target, kernel, format, m, rows, columns, precision="exac
 
 def launch_matmul_units(target, kernel, format, m, rows, columns, precision="exact"):
     if is_quantised(format):
-        if m <= GEMV_TOKENS:
-            return gemv_quantised_units(target, m, rows, columns, format)
+        if m == 1 and format.endswith("_units"):
+            return gemv_quantised_units(target, rows, columns, format)
         return gemm_quantised(target, kernel, m, columns, rows, rows, columns, format, "units", precision)
     if m <= GEMV_TOKENS:
         return gemv_units(target, m, columns, rows, format)

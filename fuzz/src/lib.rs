@@ -10,6 +10,7 @@ use espalier_agent::signals::{ReadOptions, read_recording_with, summarise};
 use espalier_agent::text::Tokenizer;
 use espalier_models::artifact::FORMAT_VERSION;
 use espalier_models::checkpoint::import;
+use espalier_models::foreign::{ForeignGraph, ForeignModel, sidecar_beside, template};
 use espalier_models::{Artifact, Manifest};
 
 mod allocator;
@@ -23,6 +24,10 @@ mod tests;
 const CONFIG: &[u8] = include_bytes!("../../models/tests/pytorch/config.json");
 /// Its tensors.
 const SAFETENSORS: &[u8] = include_bytes!("../../models/tests/pytorch/model.safetensors");
+/// A small ONNX graph.
+const GRAPH: &[u8] = include_bytes!("../../tests/data/foreign/tiny.onnx");
+/// Its sidecar.
+const SIDECAR: &[u8] = include_bytes!("../../tests/data/foreign/tiny.onnx.json");
 /// Names of files in a target's folder.
 const CHECKPOINT_FILES: [&str; 5] = ["config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt", "model.gguf"];
 
@@ -151,6 +156,32 @@ fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
 /// A GGUF file.
 pub fn gguf(bytes: &[u8]) {
     checkpoint(&[("model.gguf", bytes)], "model.gguf");
+}
+
+/// An ONNX graph of another program beside a sidecar.
+fn foreign(graph: &[u8], sidecar: &[u8]) {
+    let path = folder().join("other.onnx");
+    write(&path, graph);
+    write(&sidecar_beside(&path), sidecar);
+    bounded(graph.len() + sidecar.len(), || {
+        if let Some(graph) = expect_sentence(ForeignGraph::open(&path)) {
+            std::hint::black_box((template(&graph), graph.parameters(), graph.weights().count()));
+            expect_sentence(graph.light());
+        }
+        if let Some(model) = expect_sentence(ForeignModel::open(&path, None)) {
+            std::hint::black_box(model.id());
+        }
+    });
+}
+
+/// An ONNX graph.
+pub fn onnx(bytes: &[u8]) {
+    foreign(bytes, SIDECAR);
+}
+
+/// A graph's sidecar.
+pub fn sidecar(bytes: &[u8]) {
+    foreign(GRAPH, bytes);
 }
 
 /// A recording in a file of that extension.

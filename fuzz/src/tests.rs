@@ -15,6 +15,8 @@ const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("pytorch", crate::pytorch),
     ("pickle", crate::pickle),
     ("gguf", crate::gguf),
+    ("onnx", crate::onnx),
+    ("sidecar", crate::sidecar),
     ("mat", crate::mat),
     ("wav", crate::wav),
     ("npy", crate::npy),

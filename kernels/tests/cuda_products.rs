@@ -53,7 +53,7 @@ fn every_cuda_product_kernel_is_as_exact_as_f32() {
     let all: Vec<_> = sources.iter().flat_map(|source| kernels(source)).filter(|name| !name.contains("_fast_")).collect();
     let missing: Vec<_> = all.iter().filter(|name| !ran.contains(*name)).collect();
     println!("{} product kernels conform", all.len());
-    assert!(all.len() > 90 && missing.is_empty(), "these kernels never ran: {missing:?}");
+    assert!(all.len() > 80 && missing.is_empty(), "these kernels never ran: {missing:?}");
 }
 
 /// A matrix of f16 or bf16 from −1 to 1, as bytes and as it reads back.
@@ -208,7 +208,7 @@ fn fast_cuda_products_conform_within_the_rounding_of_activations() {
     }
     assert!(failures.is_empty(), "{}", failures.concat());
     let count = device.kernel_counts().iter().filter(|count| count.name.contains("_fast_")).count();
-    assert_eq!(count, 32, "fast kernels ran");
+    assert_eq!(count, 24, "fast kernels ran");
 }
 
 /// A NaN in one token's activations shows in all of its results and in no other token's.

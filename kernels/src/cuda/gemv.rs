@@ -20,10 +20,9 @@ macro_rules! gemv_kernels {
         [concat!($name, "_1"), concat!($name, "_4"), concat!($name, "_8")]
     };
 }
-pub(super) use gemv_kernels;
 
 /// The kernel for `m` tokens.
-pub(super) fn for_tokens(kernels: [&'static str; 3], m: usize) -> &'static str {
+fn for_tokens(kernels: [&'static str; 3], m: usize) -> &'static str {
     match m {
         0 | 1 => kernels[0],
         2..=4 => kernels[1],

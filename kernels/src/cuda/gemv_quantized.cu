@@ -1,4 +1,4 @@
-// Products of quantised weights with up to eight tokens: the weights' bytes are all that counts.
+// Products of quantised weights with one token, in the directions of the forward pass: the weights' bytes are all that counts.
 //
 // What they must equal (kernels/src/cpu/gemv.rs), for a weight W [rows, columns] of one of the formats of quantized.cuh read as f32:
 //
@@ -7,14 +7,12 @@
 //
 // Changed against it:
 // * A lane loads 16 bytes of quants at a time, past L1, and several such loads are under way at once; quants become f32 in registers.
-// * Where the blocks run along the sum (plain rows, interleaved units) the quants alone are multiplied, and scale and minimum enter once a
-//   block: sum of x * (scale * q + minimum) = scale * (sum of x * q) + minimum * (sum of x).
+// * The blocks run along the sum, so the quants alone are multiplied, and scale and minimum enter once a block:
+//   sum of x * (scale * q + minimum) = scale * (sum of x * q) + minimum * (sum of x).
 // * Plain rows: a lane's 16 or 32 columns lie apart from its neighbour's, so that each load of activations would touch 32 places. So
-//   only 8 (4, with several tokens) lanes share a row and the others take other rows, which read the same activations.
+//   only 8 lanes share a row and the others take other rows, which read the same activations.
 // * Interleaved units: a lane owns four columns and goes down the blocks of 32 rows, all quants of a block loaded at once.
-// * Across the blocks (the backward of the two, with at most four tokens at a time, block z the z-th of them): activations are multiplied
-//   by scales first. Interleaved rows: a lane holds the sums of 32 or 16 rows. Plain units: of its 16 or 32 columns.
-// * The products of the forward pass end with an epilogue, see epilogue.cu.
+// * The products end with an epilogue, see epilogue.cu.
 // * Few rows are shared by 2 or 4 warps of a block, which add up in shared memory; sums down rows are cut by block y, for sum_splits.
 #include "prelude.cuh"
 #include "quantized.cuh"
@@ -207,110 +205,9 @@ template <class Q, u32 M> struct InterleavedUnits {
     }
 };
 
-// Row-dot of interleaved quants: ROWS of one block of 32 rows a warp, four columns a lane.
-template <class Q, u32 M> struct InterleavedRows {
-    static constexpr u32 ROWS = M == 1 ? 32 : 16, SHARED_NUMBERS = ROW_WARPS * ROWS * M, OUTERS = ROWS / Q::NUMBERS;
-
-    DEVICE void dots(float (&sums)[ROWS][M], const float* x, const u8* quants, const u16* scales, const u16* minima, u32 row0, u32 m,
-                     u32 columns, u32 part, u32 split, u32 flags) {
-        const bool vector = flags & VECTOR_B;
-        float rest[M] = {};
-#pragma unroll 1
-        for (u32 c = (part * WARP + lane_index()) * 4; c < columns; c += WARP * split * 4) {
-            u32 words[OUTERS][4];
-            float scale[4], least[4];
-            const u64 at = u64(row0 / BLOCK) * columns + c;
-#pragma unroll
-            for (u32 o = 0; o < OUTERS; o++) {
-                const u32* from = reinterpret_cast<const u32*>(quants) + u64(row0 / Q::NUMBERS + o) * columns + c;
-                words_of(words[o], quantized::load_words(from, columns - c, vector));
-            }
-            floats_of(scale, quantized::load_halves(scales + at, columns - c, vector));
-            if constexpr (Q::HAS_MINIMUM) floats_of(least, quantized::load_halves(minima + at, columns - c, vector));
-            float factors[M][4];
-#pragma unroll
-            for (u32 t = 0; t < M; t++) {
-                float four[4];
-                floats_of(four, load_4(x, minimum(t, m - 1), c, m, columns, flags & VECTOR_A));
-#pragma unroll
-                for (u32 j = 0; j < 4; j++) {
-                    factors[t][j] = four[j] * scale[j];
-                    if constexpr (Q::HAS_MINIMUM) rest[t] = fmaf(four[j], least[j], rest[t]);
-                }
-            }
-#pragma unroll
-            for (u32 i = 0; i < ROWS * 4; i++) {
-                const u32 row = i / 4, j = i % 4;
-                const float w = Q::number(words[row / Q::NUMBERS][j], row % Q::NUMBERS);
-#pragma unroll
-                for (u32 t = 0; t < M; t++) sums[row][t] = fmaf(w, factors[t][j], sums[row][t]);
-            }
-        }
-#pragma unroll
-        for (u32 i = 0; i < ROWS * M; i++) sums[i / M][i % M] += rest[i % M];
-    }
-
-    DEVICE void run(float* y, const float* x, const u8* quants, const u16* scales, const u16* minima, u32 m, u32 rows, u32 columns,
-                    u32 split, u32 flags, float* shared /* [ROW_WARPS, ROWS, M] */) {
-        const u32 warp = warp_index(), first = (blockIdx.x * (ROW_WARPS / split) + warp / split) * ROWS, token = blockIdx.z * M;
-        x += u64(token) * columns, y += u64(token) * rows, m -= token;
-        float sums[ROWS][M] = {};
-        if (first < rows) dots(sums, x, quants, scales, minima, first, m, columns, warp % split, split, flags);
-#pragma unroll
-        for (u32 i = 0; i < ROWS * M; i++) {
-            const float sum = warp_sum(sums[i / M][i % M]);
-            if (i % WARP == lane_index()) shared[warp * ROWS * M + i] = sum;
-        }
-        store_rows<ROWS, M>(y, shared, m, rows, split, flags, {});
-    }
-};
-
-// Unit-row of plain quants: a chunk's columns a lane, AT_ONCE rows at a time, every UNIT_WARPS-th.
-template <class Q, u32 M> struct PlainUnits {
-    static constexpr u32 COLUMNS = Chunk<Q>::COLUMNS, SHARED_NUMBERS = UNIT_WARPS * COLUMNS * WARP, AT_ONCE = M == 1 ? 4 : 2;
-
-    // The rows from blockIdx.y * split below the next part.
-    DEVICE void run(float* y, const float* a, const u8* quants, const u16* scales, const u16* minima, u32 m, u32 rows, u32 columns,
-                    u32 split, u32 flags, float* shared /* [UNIT_WARPS, COLUMNS, WARP] */) {
-        const u32 first = blockIdx.y * split, last = minimum(rows, first + split), token = blockIdx.z * M;
-        const u32 blocks = ceil_div(columns, BLOCK), chunks = blocks * (BLOCK / COLUMNS);
-        const u32 chunk = minimum(blockIdx.x * WARP + lane_index(), chunks - 1);
-        y += (u64(blockIdx.y) * m + token) * columns, a += u64(token) * rows, m -= token;
-        float sums[COLUMNS][M] = {}, rest[M] = {};
-#pragma unroll 1
-        for (u32 row0 = first + warp_index(); row0 < last; row0 += UNIT_WARPS * AT_ONCE) {
-            u32 words[AT_ONCE][4];
-            float factors[AT_ONCE][M];
-#pragma unroll
-            for (u32 o = 0; o < AT_ONCE; o++) {
-                // A row beyond the last one counts nothing.
-                const u32 wanted = row0 + o * UNIT_WARPS, row = minimum(wanted, last - 1);
-                const u64 block = u64(row) * blocks + chunk / (BLOCK / COLUMNS);
-                words_of(words[o], load_once_16(quants + (u64(row) * chunks + chunk) * 16));
-                const float scale = f16_to_f32(scales[block]), least = Q::HAS_MINIMUM ? f16_to_f32(minima[block]) : 0.0f;
-#pragma unroll
-                for (u32 t = 0; t < M; t++) {
-                    const float factor = a[u64(minimum(t, m - 1)) * rows + row];
-                    factors[o][t] = wanted < last ? factor * scale : 0.0f;
-                    if (Q::HAS_MINIMUM && wanted < last) rest[t] = fmaf(factor, least, rest[t]);
-                }
-            }
-#pragma unroll
-            for (u32 i = 0; i < AT_ONCE * COLUMNS; i++) {
-                const float w = Chunk<Q>::number(words[i / COLUMNS], i % COLUMNS);
-#pragma unroll
-                for (u32 t = 0; t < M; t++) sums[i % COLUMNS][t] = fmaf(w, factors[i / COLUMNS][t], sums[i % COLUMNS][t]);
-            }
-        }
-#pragma unroll
-        for (u32 i = 0; i < COLUMNS * M; i++) sums[i / M][i % M] += rest[i % M];
-        store_columns<COLUMNS, M>(y, sums, m, columns, flags, {}, shared);
-    }
-};
-
 }  // namespace gemv_quantized
 
-KERNEL(128) gemv_rows_q8_1(
+KERNEL(128) gemv_rows_q8(
     float* y,           // [m, rows]
     const float* x,     // [m, columns]
     const u8* quants,   // [rows, blocks, 32]
@@ -325,43 +222,9 @@ KERNEL(128) gemv_rows_q8_1(
     SHARED(float, shared, Product::SHARED_NUMBERS);
     Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, terms, shared);
 }
-EXPORT(gemv_rows_q8_1)
+EXPORT(gemv_rows_q8)
 
-KERNEL(128) gemv_rows_q8_4(
-    float* y,           // [m, rows]
-    const float* x,     // [m, columns]
-    const u8* quants,   // [rows, blocks, 32]
-    const u16* scales,  // [rows, blocks]
-    const float* bias,  // [rows], or null
-    const float* low,   // [m, rank]
-    const float* side,  // [rows, rank]
-    const float* up,    // [m, rows], or null
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
-    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
-    using Product = gemv_quantized::PlainRows<gemv_quantized::Q8, 4>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, terms, shared);
-}
-EXPORT(gemv_rows_q8_4)
-
-KERNEL(128) gemv_rows_q8_8(
-    float* y,           // [m, rows]
-    const float* x,     // [m, columns]
-    const u8* quants,   // [rows, blocks, 32]
-    const u16* scales,  // [rows, blocks]
-    const float* bias,  // [rows], or null
-    const float* low,   // [m, rank]
-    const float* side,  // [rows, rank]
-    const float* up,    // [m, rows], or null
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
-    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
-    using Product = gemv_quantized::PlainRows<gemv_quantized::Q8, 8>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, terms, shared);
-}
-EXPORT(gemv_rows_q8_8)
-
-KERNEL(128) gemv_rows_q4_1(
+KERNEL(128) gemv_rows_q4(
     float* y,           // [m, rows]
     const float* x,     // [m, columns]
     const u8* quants,   // [rows, blocks, 16]
@@ -377,45 +240,9 @@ KERNEL(128) gemv_rows_q4_1(
     SHARED(float, shared, Product::SHARED_NUMBERS);
     Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, terms, shared);
 }
-EXPORT(gemv_rows_q4_1)
+EXPORT(gemv_rows_q4)
 
-KERNEL(128) gemv_rows_q4_4(
-    float* y,           // [m, rows]
-    const float* x,     // [m, columns]
-    const u8* quants,   // [rows, blocks, 16]
-    const u16* scales,  // [rows, blocks]
-    const u16* minima,  // [rows, blocks]
-    const float* bias,  // [rows], or null
-    const float* low,   // [m, rank]
-    const float* side,  // [rows, rank]
-    const float* up,    // [m, rows], or null
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
-    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
-    using Product = gemv_quantized::PlainRows<gemv_quantized::Q4, 4>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, terms, shared);
-}
-EXPORT(gemv_rows_q4_4)
-
-KERNEL(128) gemv_rows_q4_8(
-    float* y,           // [m, rows]
-    const float* x,     // [m, columns]
-    const u8* quants,   // [rows, blocks, 16]
-    const u16* scales,  // [rows, blocks]
-    const u16* minima,  // [rows, blocks]
-    const float* bias,  // [rows], or null
-    const float* low,   // [m, rank]
-    const float* side,  // [rows, rank]
-    const float* up,    // [m, rows], or null
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
-    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
-    using Product = gemv_quantized::PlainRows<gemv_quantized::Q4, 8>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, terms, shared);
-}
-EXPORT(gemv_rows_q4_8)
-
-KERNEL(256) gemv_units_q8_interleaved_1(
+KERNEL(256) gemv_units_q8_interleaved(
     float* y,           // [splits, m, columns]
     const float* a,     // [m, rows]
     const u8* quants,   // [units/4, columns, 4]
@@ -429,41 +256,9 @@ KERNEL(256) gemv_units_q8_interleaved_1(
     SHARED(float, shared, Product::SHARED_NUMBERS);
     Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, terms, shared);
 }
-EXPORT(gemv_units_q8_interleaved_1)
+EXPORT(gemv_units_q8_interleaved)
 
-KERNEL(256) gemv_units_q8_interleaved_4(
-    float* y,           // [splits, m, columns]
-    const float* a,     // [m, rows]
-    const u8* quants,   // [units/4, columns, 4]
-    const u16* scales,  // [units/32, columns]
-    const float* bias,  // [columns], or null
-    const float* low,   // [m, rank]
-    const float* side,  // [rank, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale) {
-    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q8, 4>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, terms, shared);
-}
-EXPORT(gemv_units_q8_interleaved_4)
-
-KERNEL(256) gemv_units_q8_interleaved_8(
-    float* y,           // [splits, m, columns]
-    const float* a,     // [m, rows]
-    const u8* quants,   // [units/4, columns, 4]
-    const u16* scales,  // [units/32, columns]
-    const float* bias,  // [columns], or null
-    const float* low,   // [m, rank]
-    const float* side,  // [rank, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale) {
-    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q8, 8>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, terms, shared);
-}
-EXPORT(gemv_units_q8_interleaved_8)
-
-KERNEL(256) gemv_units_q4_interleaved_1(
+KERNEL(256) gemv_units_q4_interleaved(
     float* y,           // [splits, m, columns]
     const float* a,     // [m, rows]
     const u8* quants,   // [units/8, columns, 4]
@@ -478,138 +273,4 @@ KERNEL(256) gemv_units_q4_interleaved_1(
     SHARED(float, shared, Product::SHARED_NUMBERS);
     Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, terms, shared);
 }
-EXPORT(gemv_units_q4_interleaved_1)
-
-KERNEL(256) gemv_units_q4_interleaved_4(
-    float* y,           // [splits, m, columns]
-    const float* a,     // [m, rows]
-    const u8* quants,   // [units/8, columns, 4]
-    const u16* scales,  // [units/32, columns]
-    const u16* minima,  // [units/32, columns]
-    const float* bias,  // [columns], or null
-    const float* low,   // [m, rank]
-    const float* side,  // [rank, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale) {
-    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q4, 4>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, terms, shared);
-}
-EXPORT(gemv_units_q4_interleaved_4)
-
-KERNEL(256) gemv_units_q4_interleaved_8(
-    float* y,           // [splits, m, columns]
-    const float* a,     // [m, rows]
-    const u8* quants,   // [units/8, columns, 4]
-    const u16* scales,  // [units/32, columns]
-    const u16* minima,  // [units/32, columns]
-    const float* bias,  // [columns], or null
-    const float* low,   // [m, rank]
-    const float* side,  // [rank, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale) {
-    const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    using Product = gemv_quantized::InterleavedUnits<gemv_quantized::Q4, 8>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, terms, shared);
-}
-EXPORT(gemv_units_q4_interleaved_8)
-
-KERNEL(128) gemv_rows_q8_interleaved_1(
-    float* y,           // [m, rows]
-    const float* x,     // [m, columns]
-    const u8* quants,   // [units/4, columns, 4]
-    const u16* scales,  // [units/32, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
-    using Product = gemv_quantized::InterleavedRows<gemv_quantized::Q8, 1>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, shared);
-}
-EXPORT(gemv_rows_q8_interleaved_1)
-
-KERNEL(128) gemv_rows_q8_interleaved_4(
-    float* y,           // [m, rows]
-    const float* x,     // [m, columns]
-    const u8* quants,   // [units/4, columns, 4]
-    const u16* scales,  // [units/32, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
-    using Product = gemv_quantized::InterleavedRows<gemv_quantized::Q8, 4>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, nullptr, m, rows, columns, split, flags, shared);
-}
-EXPORT(gemv_rows_q8_interleaved_4)
-
-KERNEL(128) gemv_rows_q4_interleaved_1(
-    float* y,           // [m, rows]
-    const float* x,     // [m, columns]
-    const u8* quants,   // [units/8, columns, 4]
-    const u16* scales,  // [units/32, columns]
-    const u16* minima,  // [units/32, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
-    using Product = gemv_quantized::InterleavedRows<gemv_quantized::Q4, 1>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, shared);
-}
-EXPORT(gemv_rows_q4_interleaved_1)
-
-KERNEL(128) gemv_rows_q4_interleaved_4(
-    float* y,           // [m, rows]
-    const float* x,     // [m, columns]
-    const u8* quants,   // [units/8, columns, 4]
-    const u16* scales,  // [units/32, columns]
-    const u16* minima,  // [units/32, columns]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
-    using Product = gemv_quantized::InterleavedRows<gemv_quantized::Q4, 4>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, minima, m, rows, columns, split, flags, shared);
-}
-EXPORT(gemv_rows_q4_interleaved_4)
-
-KERNEL(256) gemv_units_q8_1(
-    float* y,           // [splits, m, columns]
-    const float* a,     // [m, rows]
-    const u8* quants,   // [rows, blocks, 32]
-    const u16* scales,  // [rows, blocks]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
-    using Product = gemv_quantized::PlainUnits<gemv_quantized::Q8, 1>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, shared);
-}
-EXPORT(gemv_units_q8_1)
-
-KERNEL(256) gemv_units_q8_4(
-    float* y,           // [splits, m, columns]
-    const float* a,     // [m, rows]
-    const u8* quants,   // [rows, blocks, 32]
-    const u16* scales,  // [rows, blocks]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
-    using Product = gemv_quantized::PlainUnits<gemv_quantized::Q8, 4>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, nullptr, m, rows, columns, split, flags, shared);
-}
-EXPORT(gemv_units_q8_4)
-
-KERNEL(256) gemv_units_q4_1(
-    float* y,           // [splits, m, columns]
-    const float* a,     // [m, rows]
-    const u8* quants,   // [rows, blocks, 16]
-    const u16* scales,  // [rows, blocks]
-    const u16* minima,  // [rows, blocks]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
-    using Product = gemv_quantized::PlainUnits<gemv_quantized::Q4, 1>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, shared);
-}
-EXPORT(gemv_units_q4_1)
-
-KERNEL(256) gemv_units_q4_2(
-    float* y,           // [splits, m, columns]
-    const float* a,     // [m, rows]
-    const u8* quants,   // [rows, blocks, 16]
-    const u16* scales,  // [rows, blocks]
-    const u16* minima,  // [rows, blocks]
-    u32 m, u32 rows, u32 columns, u32 split, u32 flags) {
-    using Product = gemv_quantized::PlainUnits<gemv_quantized::Q4, 2>;
-    SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, a, quants, scales, minima, m, rows, columns, split, flags, shared);
-}
-EXPORT(gemv_units_q4_2)
+EXPORT(gemv_units_q4_interleaved)

@@ -1,7 +1,6 @@
-//! Products of quantised weights with few tokens: launches `gemv_quantized.cu`.
+//! Products of quantised weights with one token, where the blocks run along the sum: launches `gemv_quantized.cu`.
 
-use super::epilogue::{Terms, is_fused_by_rows, is_fused_by_units};
-use super::gemv::{for_tokens, gemv_kernels};
+use super::epilogue::Terms;
 use super::launch::{Args, Grid};
 use super::memory::Pointer;
 use super::planes::Quants;
@@ -12,54 +11,41 @@ use crate::device::Format;
 use crate::error::Result;
 use crate::format::BLOCK;
 
+/// The most tokens. Several have more sums in flight than a lane has registers for, and go to the tensor cores, which wait for the weights
+/// as this does.
+pub(super) const TOKENS: usize = 1;
+
 /// The warps of a block in the row-dot form, and in the unit-row form.
 const ROW_WARPS: usize = 4;
 const UNIT_WARPS: usize = 8;
 
-/// Columns of 16 bytes of a matrix.
-fn chunk_columns(format: Format) -> usize {
-    match format {
-        Format::Q8 => 16,
-        Format::Q4 => 32,
-        _ => 4,
-    }
-}
+/// The rows of a warp in the row-dot form, and the lanes that share the columns of a row.
+const WARP_ROWS: usize = 16;
+const ROW_LANES: usize = 8;
 
-/// How tokens are gone through: a kernel, and how many it takes at a time.
-fn at_a_time(kernels: [&'static str; 2], most: usize, m: usize) -> (&'static str, usize) {
-    if m <= 1 { (kernels[0], 1) } else { (kernels[1], most) }
-}
+/// The columns of a block of threads in the unit-row form: four a lane.
+const UNIT_COLUMNS: usize = 32 * 4;
 
 pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: Quants, terms: &Terms) -> Result<()> {
     if sizes.m == 0 || sizes.n == 0 {
         return Ok(());
     }
-    let one = sizes.m == 1;
-    // The kernel, the tokens that it takes at a time, the rows of a warp, and the lanes that share the columns of a row.
-    let ((kernel, tokens), rows_of_warp, lanes) = match w.format {
-        Format::Q8 => ((for_tokens(gemv_kernels!("gemv_rows_q8"), sizes.m), sizes.m), if one { 16 } else { 32 }, if one { 8 } else { 4 }),
-        Format::Q4 => ((for_tokens(gemv_kernels!("gemv_rows_q4"), sizes.m), sizes.m), if one { 16 } else { 32 }, if one { 8 } else { 4 }),
-        Format::Q8Units => {
-            (at_a_time(["gemv_rows_q8_interleaved_1", "gemv_rows_q8_interleaved_4"], 4, sizes.m), if one { 32 } else { 16 }, 32)
-        }
-        Format::Q4Units => {
-            (at_a_time(["gemv_rows_q4_interleaved_1", "gemv_rows_q4_interleaved_4"], 4, sizes.m), if one { 32 } else { 16 }, 32)
-        }
+    // The kernel, and the columns of 16 bytes of the matrix.
+    let (kernel, chunk) = match w.format {
+        Format::Q8 => ("gemv_rows_q8", 16),
+        Format::Q4 => ("gemv_rows_q4", 32),
         format => return Err(unexpected(sizes.operation, format)),
     };
     let (m, rows, columns) = sizes.args32()?;
     // It takes some 16 warps a multiprocessor to keep memory busy: with fewer rows several share them, down to one load of every lane.
-    let (warps, chunks) = (sizes.n.div_ceil(rows_of_warp), sizes.k.div_ceil(chunk_columns(w.format)));
-    let enough = |split: usize| warps * split >= 16 * multiprocessors(device) || chunks < 2 * split * lanes;
+    let (warps, chunks) = (sizes.n.div_ceil(WARP_ROWS), sizes.k.div_ceil(chunk));
+    let enough = |split: usize| warps * split >= 16 * multiprocessors(device) || chunks < 2 * split * ROW_LANES;
     let split = [1, 2, 4].into_iter().find(|split| enough(*split)).unwrap_or(4);
     let vectors = vector(x, sizes.k, 4, VECTOR_A) | vector(w.quants, sizes.k, 4, VECTOR_B);
-    let args = quants_args(Args::new().pointer(y).pointer(x), &w);
-    let forward = is_fused_by_rows(w.format);
-    let args = if forward { terms.pointers(args, true) } else { args }.u32(m).u32(rows).u32(columns).u32(split as u32);
-    let args = args.u32(vectors | flag(sizes.accumulate, ACCUMULATE) | terms.flags());
-    let args = if forward { terms.numbers(args, true) } else { args };
-    let size = |name, n| size32(sizes.operation, name, n);
-    let blocks = [size("rows", warps.div_ceil(ROW_WARPS / split))?, 1, size("tokens", sizes.m.div_ceil(tokens))?];
+    let args = terms.pointers(quants_args(Args::new().pointer(y).pointer(x), &w), true);
+    let args = args.u32(m).u32(rows).u32(columns).u32(split as u32);
+    let args = terms.numbers(args.u32(vectors | flag(sizes.accumulate, ACCUMULATE) | terms.flags()), true);
+    let blocks = [size32(sizes.operation, "rows", warps.div_ceil(ROW_WARPS / split))?, 1, 1];
     let grid = Grid { blocks, threads: 32 * ROW_WARPS as u32, shared_bytes: 0 };
     device.launch(kernel, grid, args, sizes.work_with(w.bytes).plus(terms.work(sizes.m, sizes.n)))
 }
@@ -68,16 +54,14 @@ pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Poin
     if sizes.m == 0 || sizes.n == 0 {
         return Ok(());
     }
-    // The kernel, the tokens that it takes at a time, the rows of a step, and the loads of it.
-    let ((kernel, tokens), step, loads) = match w.format {
-        Format::Q8 => (at_a_time(["gemv_units_q8_1", "gemv_units_q8_4"], 4, sizes.m), 1, 1),
-        Format::Q4 => (at_a_time(["gemv_units_q4_1", "gemv_units_q4_2"], 2, sizes.m), 1, 1),
-        Format::Q8Units => ((for_tokens(gemv_kernels!("gemv_units_q8_interleaved"), sizes.m), sizes.m), BLOCK, 8),
-        Format::Q4Units => ((for_tokens(gemv_kernels!("gemv_units_q4_interleaved"), sizes.m), sizes.m), BLOCK, 4),
+    // The kernel, and the loads of a block of 32 rows.
+    let (kernel, loads) = match w.format {
+        Format::Q8Units => ("gemv_units_q8_interleaved", 8),
+        Format::Q4Units => ("gemv_units_q4_interleaved", 4),
         format => return Err(unexpected(sizes.operation, format)),
     };
     let (m, columns, rows) = sizes.args32()?;
-    let (blocks, steps) = (sizes.n.div_ceil(32 * chunk_columns(w.format)), sizes.k.div_ceil(step));
+    let (blocks, steps) = (sizes.n.div_ceil(UNIT_COLUMNS), sizes.k.div_ceil(BLOCK));
     // Two blocks a multiprocessor; but 4 loads for every lane, or the sums of the parts would cost more than is won.
     let least = UNIT_WARPS * 4_usize.div_ceil(loads);
     let splits = (2 * multiprocessors(device)).div_ceil(blocks).min(steps / least).max(1);
@@ -86,13 +70,9 @@ pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Poin
     let vectors = vector(a, sizes.k, 4, VECTOR_A) | vector(w.quants, sizes.n, 4, VECTOR_B);
     finished(device, sizes, terms, y, splits, |to, flags, terms| {
         let size = |name, n| size32(sizes.operation, name, n);
-        let args = quants_args(Args::new().pointer(to).pointer(a), &w);
-        let forward = is_fused_by_units(w.format);
-        let args = if forward { terms.pointers(args, false) } else { args }.u32(m).u32(rows).u32(columns);
-        let args = args.u32(size("rows", each)?).u32(flags | vectors);
-        let args = if forward { terms.numbers(args, false) } else { args };
-        let blocks = [size("columns", blocks)?, size("rows", splits)?, size("tokens", sizes.m.div_ceil(tokens))?];
-        let grid = Grid { blocks, threads: 32 * UNIT_WARPS as u32, shared_bytes: 0 };
+        let args = terms.pointers(quants_args(Args::new().pointer(to).pointer(a), &w), false).u32(m).u32(rows).u32(columns);
+        let args = terms.numbers(args.u32(size("rows", each)?).u32(flags | vectors), false);
+        let grid = Grid { blocks: [size("columns", blocks)?, size("rows", splits)?, 1], threads: 32 * UNIT_WARPS as u32, shared_bytes: 0 };
         device.launch(kernel, grid, args, sizes.work_with(w.bytes).plus(terms.work(sizes.m, sizes.n)))
     })
 }

@@ -1,7 +1,7 @@
 //! Matrix products: which kernel, which tile, how many blocks. Launches `products_f32.cu`, `products_tf32.cu` and
 //! `products_half.cu`; few tokens go to `gemv.rs`, quantised weights to `products_quantized.rs`.
 
-use super::epilogue::Terms;
+use super::epilogue::{Terms, is_fused_by_rows, is_fused_by_units};
 use super::launch::{Args, Grid, Work};
 use super::memory::{Buffer, Pointer, Scratch};
 use super::weight::Weight;
@@ -156,7 +156,8 @@ pub(super) fn matmul_rows(device: &CudaDevice, y: &mut Buffer, x: &Buffer, w: &W
 /// A row-dot product, its sizes checked.
 pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Pointer, w: &Weight, terms: &Terms) -> Result<()> {
     if let Some(w) = w.quants()? {
-        let launch = if sizes.m <= gemv::TOKENS { gemv_quantized::rows_form } else { products_quantized::rows_form };
+        let few = sizes.m <= gemv_quantized::TOKENS && is_fused_by_rows(w.format);
+        let launch = if few { gemv_quantized::rows_form } else { products_quantized::rows_form };
         return launch(device, sizes, y, x, w, terms);
     }
     match w.format() {
@@ -178,7 +179,8 @@ pub(super) fn matmul_units(device: &CudaDevice, y: &mut Buffer, a: &Buffer, w: &
 /// A unit-row product, its sizes checked.
 pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Pointer, w: &Weight, terms: &Terms) -> Result<()> {
     if let Some(w) = w.quants()? {
-        let launch = if sizes.m <= gemv::TOKENS { gemv_quantized::units_form } else { products_quantized::units_form };
+        let few = sizes.m <= gemv_quantized::TOKENS && is_fused_by_units(w.format);
+        let launch = if few { gemv_quantized::units_form } else { products_quantized::units_form };
         return launch(device, sizes, y, a, w, terms);
     }
     match w.format() {

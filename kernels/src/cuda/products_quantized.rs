@@ -1,5 +1,5 @@
 //! Products of quantised weights on tensor cores: launches `products_quantized.cu`, and `products_quantized_backward.cu` where the blocks
-//! run across the sum; few tokens go to `gemv_quantized.rs`.
+//! run across the sum; one token goes to `gemv_quantized.rs` where they run along it.
 
 use super::epilogue::Terms;
 use super::launch::Args;
@@ -28,7 +28,7 @@ const SLICE: usize = 32;
 /// Bytes of shared memory through which a warp's results pass: 32 rows of 32 numbers, padded by 4.
 const RESULT_BYTES: usize = 32 * 36 * 4;
 
-/// Kernels by precision and tile, and what a tile of them takes.
+/// Kernels by precision, of which the backward has one, and tile, and what a tile of them takes.
 struct Kernels {
     names: [[&'static str; 2]; 2],
     /// The numbers that a row of words of the matrix has, read 4 at a time.
@@ -42,6 +42,9 @@ struct Kernels {
 macro_rules! kernels {
     ($name:literal) => {
         [[concat!($name, "_exact_32"), concat!($name, "_exact_128")], [concat!($name, "_fast_32"), concat!($name, "_fast_128")]]
+    };
+    (backward $name:literal) => {
+        [[concat!($name, "_32"), concat!($name, "_128")]; 2]
     };
 }
 
@@ -68,8 +71,12 @@ pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Point
     let kernels = match w.format {
         Format::Q8 => Kernels { names: kernels!("gemm_q8_rows"), inner: 4, tile_bytes: 128 * 32, backward: false },
         Format::Q4 => Kernels { names: kernels!("gemm_q4_rows"), inner: 4, tile_bytes: 128 * 16, backward: false },
-        Format::Q8Units => Kernels { names: kernels!("gemm_q8_rows_interleaved"), inner: sizes.k, tile_bytes: 32 * 128, backward: true },
-        Format::Q4Units => Kernels { names: kernels!("gemm_q4_rows_interleaved"), inner: sizes.k, tile_bytes: 16 * 128, backward: true },
+        Format::Q8Units => {
+            Kernels { names: kernels!(backward "gemm_q8_rows_interleaved"), inner: sizes.k, tile_bytes: 32 * 128, backward: true }
+        }
+        Format::Q4Units => {
+            Kernels { names: kernels!(backward "gemm_q4_rows_interleaved"), inner: sizes.k, tile_bytes: 16 * 128, backward: true }
+        }
         format => return Err(unexpected(sizes.operation, format)),
     };
     gemm(device, sizes, y, x, w, (kernels, true), terms)
@@ -77,8 +84,8 @@ pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Point
 
 pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Pointer, w: Quants, terms: &Terms) -> Result<()> {
     let kernels = match w.format {
-        Format::Q8 => Kernels { names: kernels!("gemm_q8_units"), inner: 4, tile_bytes: 32 * 128, backward: true },
-        Format::Q4 => Kernels { names: kernels!("gemm_q4_units"), inner: 4, tile_bytes: 32 * 64, backward: true },
+        Format::Q8 => Kernels { names: kernels!(backward "gemm_q8_units"), inner: 4, tile_bytes: 32 * 128, backward: true },
+        Format::Q4 => Kernels { names: kernels!(backward "gemm_q4_units"), inner: 4, tile_bytes: 32 * 64, backward: true },
         // 8 and 4 rows of 128 words, padded by 16 and 32 bytes.
         Format::Q8Units => {
             Kernels { names: kernels!("gemm_q8_units_interleaved"), inner: sizes.n, tile_bytes: 8 * (512 + 16), backward: false }

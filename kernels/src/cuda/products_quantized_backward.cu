@@ -9,9 +9,9 @@
 // Changed against it:
 // * The scale changes with k, but the 32 outputs of a warp are one block, so that each k has one scale: the activations are multiplied by
 //   it, and the quants alone are the other factor. A minimum adds minimum * activation to all outputs of the warp alike.
-// * Scaled activations are written as the sum of three bf16 (exact) or rounded once (fast), in registers: they have the exponents of f32,
-//   so that no scale and no gradient is out of range. bf16 holds the quants exactly. The steps of k = 16 of an exact product start from
-//   zero each, for the reason given in products_half.cu.
+// * Scaled activations are written as the sum of three bf16, in registers: they have the exponents of f32, so that no scale and no gradient
+//   is out of range. bf16 holds the quants exactly. The steps of k = 16 start from zero each, for the reason given in products_half.cu.
+//   There is no faster one that rounds activations once: gradients come this way, and the images have to stay small.
 // * Activations (f32) and quants stay as stored, three slices of k deep in shared memory, filled by cp.async. A lane has k = 8t + 4 * step
 //   to + 3 of a slice in a step's fragments, so that its activations are one load of 16 bytes. Quants are stored by the other dimension:
 //   four words, one a k, are taken apart and put together by k in registers.
@@ -264,7 +264,7 @@ DEVICE void gemm(float* y, const float* x, const u8* quants, const u16* scales, 
 
 }  // namespace products_quantized_backward
 
-KERNEL(128) gemm_q8_units_exact_32(
+KERNEL(128) gemm_q8_units_32(
     float* y,           // [splits, m, n]
     const float* x,     // [m, k]
     const u8* quants,   // [k, n blocks, 32]
@@ -273,9 +273,9 @@ KERNEL(128) gemm_q8_units_exact_32(
     products_quantized_backward::gemm<products_quantized_backward::PlainQ8, 3, 32, 1>(
         y, x, quants, scales, nullptr, m, n, k, k_split, flags);
 }
-EXPORT(gemm_q8_units_exact_32)
+EXPORT(gemm_q8_units_32)
 
-KERNEL(256) gemm_q8_units_exact_128(
+KERNEL(256) gemm_q8_units_128(
     float* y,           // [splits, m, n]
     const float* x,     // [m, k]
     const u8* quants,   // [k, n blocks, 32]
@@ -284,31 +284,9 @@ KERNEL(256) gemm_q8_units_exact_128(
     products_quantized_backward::gemm<products_quantized_backward::PlainQ8, 3, 128, 2>(
         y, x, quants, scales, nullptr, m, n, k, k_split, flags);
 }
-EXPORT(gemm_q8_units_exact_128)
+EXPORT(gemm_q8_units_128)
 
-KERNEL(128) gemm_q8_units_fast_32(
-    float* y,           // [splits, m, n]
-    const float* x,     // [m, k]
-    const u8* quants,   // [k, n blocks, 32]
-    const u16* scales,  // [k, n blocks]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_quantized_backward::gemm<products_quantized_backward::PlainQ8, 1, 32, 1>(
-        y, x, quants, scales, nullptr, m, n, k, k_split, flags);
-}
-EXPORT(gemm_q8_units_fast_32)
-
-KERNEL(256) gemm_q8_units_fast_128(
-    float* y,           // [splits, m, n]
-    const float* x,     // [m, k]
-    const u8* quants,   // [k, n blocks, 32]
-    const u16* scales,  // [k, n blocks]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_quantized_backward::gemm<products_quantized_backward::PlainQ8, 1, 128, 2>(
-        y, x, quants, scales, nullptr, m, n, k, k_split, flags);
-}
-EXPORT(gemm_q8_units_fast_128)
-
-KERNEL(128) gemm_q4_units_exact_32(
+KERNEL(128) gemm_q4_units_32(
     float* y,           // [splits, m, n]
     const float* x,     // [m, k]
     const u8* quants,   // [k, n blocks, 16]
@@ -318,9 +296,9 @@ KERNEL(128) gemm_q4_units_exact_32(
     products_quantized_backward::gemm<products_quantized_backward::PlainQ4, 3, 32, 1>(
         y, x, quants, scales, minima, m, n, k, k_split, flags);
 }
-EXPORT(gemm_q4_units_exact_32)
+EXPORT(gemm_q4_units_32)
 
-KERNEL(256) gemm_q4_units_exact_128(
+KERNEL(256) gemm_q4_units_128(
     float* y,           // [splits, m, n]
     const float* x,     // [m, k]
     const u8* quants,   // [k, n blocks, 16]
@@ -330,21 +308,9 @@ KERNEL(256) gemm_q4_units_exact_128(
     products_quantized_backward::gemm<products_quantized_backward::PlainQ4, 3, 128, 2>(
         y, x, quants, scales, minima, m, n, k, k_split, flags);
 }
-EXPORT(gemm_q4_units_exact_128)
+EXPORT(gemm_q4_units_128)
 
-KERNEL(256) gemm_q4_units_fast_128(
-    float* y,           // [splits, m, n]
-    const float* x,     // [m, k]
-    const u8* quants,   // [k, n blocks, 16]
-    const u16* scales,  // [k, n blocks]
-    const u16* minima,  // [k, n blocks]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_quantized_backward::gemm<products_quantized_backward::PlainQ4, 1, 128, 2>(
-        y, x, quants, scales, minima, m, n, k, k_split, flags);
-}
-EXPORT(gemm_q4_units_fast_128)
-
-KERNEL(128) gemm_q8_rows_interleaved_exact_32(
+KERNEL(128) gemm_q8_rows_interleaved_32(
     float* y,           // [splits, m, n]
     const float* x,     // [m, k]
     const u8* quants,   // [n/4, k, 4]
@@ -353,9 +319,9 @@ KERNEL(128) gemm_q8_rows_interleaved_exact_32(
     products_quantized_backward::gemm<products_quantized_backward::InterleavedQ8, 3, 32, 1>(
         y, x, quants, scales, nullptr, m, n, k, k_split, flags);
 }
-EXPORT(gemm_q8_rows_interleaved_exact_32)
+EXPORT(gemm_q8_rows_interleaved_32)
 
-KERNEL(256) gemm_q8_rows_interleaved_exact_128(
+KERNEL(256) gemm_q8_rows_interleaved_128(
     float* y,           // [splits, m, n]
     const float* x,     // [m, k]
     const u8* quants,   // [n/4, k, 4]
@@ -364,31 +330,9 @@ KERNEL(256) gemm_q8_rows_interleaved_exact_128(
     products_quantized_backward::gemm<products_quantized_backward::InterleavedQ8, 3, 128, 2>(
         y, x, quants, scales, nullptr, m, n, k, k_split, flags);
 }
-EXPORT(gemm_q8_rows_interleaved_exact_128)
+EXPORT(gemm_q8_rows_interleaved_128)
 
-KERNEL(128) gemm_q8_rows_interleaved_fast_32(
-    float* y,           // [splits, m, n]
-    const float* x,     // [m, k]
-    const u8* quants,   // [n/4, k, 4]
-    const u16* scales,  // [n/32, k]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_quantized_backward::gemm<products_quantized_backward::InterleavedQ8, 1, 32, 1>(
-        y, x, quants, scales, nullptr, m, n, k, k_split, flags);
-}
-EXPORT(gemm_q8_rows_interleaved_fast_32)
-
-KERNEL(256) gemm_q8_rows_interleaved_fast_128(
-    float* y,           // [splits, m, n]
-    const float* x,     // [m, k]
-    const u8* quants,   // [n/4, k, 4]
-    const u16* scales,  // [n/32, k]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_quantized_backward::gemm<products_quantized_backward::InterleavedQ8, 1, 128, 2>(
-        y, x, quants, scales, nullptr, m, n, k, k_split, flags);
-}
-EXPORT(gemm_q8_rows_interleaved_fast_128)
-
-KERNEL(128) gemm_q4_rows_interleaved_exact_32(
+KERNEL(128) gemm_q4_rows_interleaved_32(
     float* y,           // [splits, m, n]
     const float* x,     // [m, k]
     const u8* quants,   // [n/8, k, 4]
@@ -398,9 +342,9 @@ KERNEL(128) gemm_q4_rows_interleaved_exact_32(
     products_quantized_backward::gemm<products_quantized_backward::InterleavedQ4, 3, 32, 1>(
         y, x, quants, scales, minima, m, n, k, k_split, flags);
 }
-EXPORT(gemm_q4_rows_interleaved_exact_32)
+EXPORT(gemm_q4_rows_interleaved_32)
 
-KERNEL(256) gemm_q4_rows_interleaved_exact_128(
+KERNEL(256) gemm_q4_rows_interleaved_128(
     float* y,           // [splits, m, n]
     const float* x,     // [m, k]
     const u8* quants,   // [n/8, k, 4]
@@ -410,47 +354,4 @@ KERNEL(256) gemm_q4_rows_interleaved_exact_128(
     products_quantized_backward::gemm<products_quantized_backward::InterleavedQ4, 3, 128, 2>(
         y, x, quants, scales, minima, m, n, k, k_split, flags);
 }
-EXPORT(gemm_q4_rows_interleaved_exact_128)
-
-KERNEL(128) gemm_q4_rows_interleaved_fast_32(
-    float* y,           // [splits, m, n]
-    const float* x,     // [m, k]
-    const u8* quants,   // [n/8, k, 4]
-    const u16* scales,  // [n/32, k]
-    const u16* minima,  // [n/32, k]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_quantized_backward::gemm<products_quantized_backward::InterleavedQ4, 1, 32, 1>(
-        y, x, quants, scales, minima, m, n, k, k_split, flags);
-}
-EXPORT(gemm_q4_rows_interleaved_fast_32)
-
-KERNEL(256) gemm_q4_rows_interleaved_fast_128(
-    float* y,           // [splits, m, n]
-    const float* x,     // [m, k]
-    const u8* quants,   // [n/8, k, 4]
-    const u16* scales,  // [n/32, k]
-    const u16* minima,  // [n/32, k]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_quantized_backward::gemm<products_quantized_backward::InterleavedQ4, 1, 128, 2>(
-        y, x, quants, scales, minima, m, n, k, k_split, flags);
-}
-EXPORT(gemm_q4_rows_interleaved_fast_128)
-
-// Without a word about it the compiler spills to fit a fifth block.
-#undef LEAST_BLOCKS
-#define LEAST_BLOCKS , 4
-
-KERNEL(128) gemm_q4_units_fast_32(
-    float* y,           // [splits, m, n]
-    const float* x,     // [m, k]
-    const u8* quants,   // [k, n blocks, 16]
-    const u16* scales,  // [k, n blocks]
-    const u16* minima,  // [k, n blocks]
-    u32 m, u32 n, u32 k, u32 k_split, u32 flags) {
-    products_quantized_backward::gemm<products_quantized_backward::PlainQ4, 1, 32, 1>(
-        y, x, quants, scales, minima, m, n, k, k_split, flags);
-}
-EXPORT(gemm_q4_units_fast_32)
-
-#undef LEAST_BLOCKS
-#define LEAST_BLOCKS
+EXPORT(gemm_q4_rows_interleaved_128)
