@@ -7,9 +7,9 @@ mod device;
 use std::path::Path;
 use std::sync::Arc;
 
-use espalier_kernels::CudaDevice;
-use espalier_models::Artifact;
+use espalier_kernels::{CpuDevice, CudaDevice, Device};
 use espalier_models::checkpoint::import;
+use espalier_models::{Artifact, DType};
 use espalier_runtime::{Budget, Continues, Generator, Sampling};
 
 use device::Emulator;
@@ -25,7 +25,7 @@ struct Model {
 }
 
 impl Model {
-    fn open(name: &str, context: Option<usize>) -> Fallible<Self> {
+    fn open(name: &str, context: Option<usize>, dtype: Option<DType>) -> Fallible<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity").join(name);
         let place = tempfile::tempdir()?;
         let source = place.path().join("source");
@@ -39,7 +39,7 @@ impl Model {
             std::fs::write(source.join("config.json"), config.to_string())?;
         }
         let path = place.path().join("model.esp");
-        import(&source, &path, None, &mut |_, _| {})?;
+        import(&source, &path, dtype, &mut |_, _| {})?;
         Ok(Self { artifact: Arc::new(Artifact::open(&path)?), _place: place })
     }
 
@@ -55,7 +55,7 @@ impl Model {
     }
 }
 
-fn continued(generator: &mut Generator<CudaDevice>, tokens: usize, sampling: Sampling) -> Fallible<Vec<u32>> {
+fn continued<D: Device>(generator: &mut Generator<D>, tokens: usize, sampling: Sampling) -> Fallible<Vec<u32>> {
     let (mut found, mut state) = (Vec::new(), 12345_u64);
     let mut uniform = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -75,6 +75,28 @@ fn launches(device: &CudaDevice) -> u64 {
 /// Every kind of position, norm, block and head; a window smaller than the text.
 const FAMILIES: [&str; 7] = ["gpt2", "gpt_neox", "phi", "llama-gqa2", "mistral", "qwen3", "gemma3"];
 
+/// A quantised model says on the device what it says on the CPU.
+#[test]
+fn cuda_text_of_quantised_weights_is_that_of_the_cpu() -> Fallible<()> {
+    let Some(emulator) = Emulator::start("") else { return Ok(()) };
+    let (device, budget) = (emulator.device(), Arc::new(Budget::unlimited()));
+    let cpu = CpuDevice::new(1, budget.clone())?;
+    let mut faults = Vec::new();
+    for name in ["gpt2", "llama-gqa2"] {
+        for dtype in [DType::Q8, DType::Q4] {
+            let model = Model::open(name, None, Some(dtype))?;
+            let (found, _) = model.text(&device, 24, Sampling::default())?;
+            let mut generator = Generator::open(&cpu, &budget, &model.artifact, PROMPT.len() + 24)?;
+            let expected = continued(&mut generator, 24, Sampling::default())?;
+            if found != expected {
+                faults.push(format!("{name} in {dtype:?}: {found:?}, expected {expected:?}"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    Ok(())
+}
+
 #[test]
 fn cuda_text_is_the_same_with_and_without_graphs() -> Fallible<()> {
     let Some(emulator) = Emulator::start("") else { return Ok(()) };
@@ -82,7 +104,7 @@ fn cuda_text_is_the_same_with_and_without_graphs() -> Fallible<()> {
     let sampled = Sampling { temperature: 0.9, ..Sampling::default() };
     let mut faults = Vec::new();
     for name in FAMILIES {
-        let model = Model::open(name, None)?;
+        let model = Model::open(name, None, None)?;
         for (how, sampling) in [("greedy", Sampling::default()), ("sampled", sampled)] {
             let graphs = || emulator.counter("graph_launches");
             let before = graphs();
@@ -105,7 +127,7 @@ fn cuda_text_is_the_same_with_and_without_graphs() -> Fallible<()> {
 fn a_cuda_step_is_recorded_again_where_the_keys_outgrow_it() -> Fallible<()> {
     let Some(emulator) = Emulator::start("") else { return Ok(()) };
     let device = emulator.device();
-    let model = Model::open("llama-gqa2", Some(200))?;
+    let model = Model::open("llama-gqa2", Some(200), None)?;
     let mut generator = model.generator(&device, 150)?;
     let counters = || [emulator.counter("captures"), emulator.counter("graph_launches")];
     // 8 tokens of prompt and 129 that are read: 56 with up to 64 keys, 64 with up to 128, 9 with up to 150. The first of each as it is.
@@ -124,7 +146,7 @@ fn a_cuda_step_is_recorded_again_where_the_keys_outgrow_it() -> Fallible<()> {
 fn a_cuda_step_is_recorded_again_when_memory_has_moved() -> Fallible<()> {
     let Some(emulator) = Emulator::start("") else { return Ok(()) };
     let device = emulator.device();
-    let model = Model::open("gpt2", None)?;
+    let model = Model::open("gpt2", None, None)?;
     let expected = model.text(&device, 20, Sampling::default())?.0;
     let (mut generator, mut other) = (model.generator(&device, 40)?, model.generator(&device, 40)?);
     for session in [&mut generator, &mut other] {
@@ -149,7 +171,7 @@ fn a_cuda_token_takes_few_launches() -> Fallible<()> {
     let cases = [("gpt2", 3, 8, 4), ("llama-gqa2", 4, 8, 3), ("qwen3", 3, 10, 3), ("gemma3", 4, 14, 4), ("phi", 3, 7, 3)];
     let mut faults = Vec::new();
     for (name, layers, each, besides) in cases {
-        let model = Model::open(name, None)?;
+        let model = Model::open(name, None, None)?;
         let mut generator = model.generator(&device, 40)?;
         generator.read(&PROMPT)?;
         generator.read(&[1])?;

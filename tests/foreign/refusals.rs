@@ -68,6 +68,10 @@ fn logits_are_not_taken_for_probabilities() {
     let sidecar =
         fs::read_to_string(data("cnn.onnx.json")).expect("a sidecar").replace("\"kind\": \"logits\"", "\"kind\": \"probabilities\"");
     fs::write(place.path("probabilities.json"), sidecar).expect("a sidecar");
-    let command = args!["bench", data("cnn.onnx"), "--count", "3", "--sidecar", place.path("probabilities.json")];
-    assert_none(place.refuse(command, 1, &["probabilities.json", "no probabilities", "is its kind logits?"]));
+    for command in [
+        args!["bench", data("cnn.onnx"), "--count", "3", "--sidecar", place.path("probabilities.json")],
+        args!["run", data("cnn.onnx"), "--source", world().corpus, "--sidecar", place.path("probabilities.json")],
+    ] {
+        assert_none(place.refuse(command, 1, &["probabilities.json", "no probabilities", "is its kind logits?"]));
+    }
 }

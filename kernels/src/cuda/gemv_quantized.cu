@@ -95,9 +95,8 @@ template <class Q, u32 M> struct PlainRows {
                 scale[r] = f16_to_f32(scales[block]);
                 if constexpr (Q::HAS_MINIMUM) least[r] = f16_to_f32(minima[block]);
             }
-            // A word at a time, the next one moving up. Unrolled for eight tokens, the compiler would ask for the activations of all words
-            // at once, and has no registers for them.
-#pragma unroll(M == 8 ? 1 : 4)
+            // A word at a time, the next one moving up.
+#pragma unroll
             for (u32 word = 0; word < 4; word++) {
 #pragma unroll
                 for (u32 h = 0; h < COLUMNS / 16; h++) {

@@ -524,6 +524,10 @@ KERNEL(128) gemm_q8_units_interleaved_fast_32(
 }
 EXPORT(gemm_q8_units_interleaved_fast_32)
 
+// Without a word about it the compiler spills to fit one more block.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 3
+
 KERNEL(128) gemm_q4_units_interleaved_exact_32(
     float* y,             // [splits, m, n]
     const float* x,       // [m, k]
@@ -540,6 +544,9 @@ KERNEL(128) gemm_q4_units_interleaved_exact_32(
         y, x, quants, scales, minima, powers, m, n, k, k_split, flags, terms);
 }
 EXPORT(gemm_q4_units_interleaved_exact_32)
+
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS
 
 KERNEL(256) gemm_q4_units_interleaved_exact_128(
     float* y,             // [splits, m, n]

@@ -286,6 +286,10 @@ KERNEL(256) gemm_q8_units_128(
 }
 EXPORT(gemm_q8_units_128)
 
+// Without a word about it the compiler spills to fit one more block.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 3
+
 KERNEL(128) gemm_q4_units_32(
     float* y,           // [splits, m, n]
     const float* x,     // [m, k]
@@ -297,6 +301,9 @@ KERNEL(128) gemm_q4_units_32(
         y, x, quants, scales, minima, m, n, k, k_split, flags);
 }
 EXPORT(gemm_q4_units_32)
+
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS
 
 KERNEL(256) gemm_q4_units_128(
     float* y,           // [splits, m, n]
@@ -321,6 +328,10 @@ KERNEL(128) gemm_q8_rows_interleaved_32(
 }
 EXPORT(gemm_q8_rows_interleaved_32)
 
+// Without a word about it the compiler spills to fit one more block.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 1
+
 KERNEL(256) gemm_q8_rows_interleaved_128(
     float* y,           // [splits, m, n]
     const float* x,     // [m, k]
@@ -331,6 +342,9 @@ KERNEL(256) gemm_q8_rows_interleaved_128(
         y, x, quants, scales, nullptr, m, n, k, k_split, flags);
 }
 EXPORT(gemm_q8_rows_interleaved_128)
+
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS
 
 KERNEL(128) gemm_q4_rows_interleaved_32(
     float* y,           // [splits, m, n]

@@ -152,6 +152,10 @@ DEVICE void gemm_64(float* c, const float* a, const float* b, u32 m, u32 n, u32 
 
 }  // namespace products_tf32
 
+// Without a word about it the compiler spills to fit one more block.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 4
+
 KERNEL(128) gemm_tf32_64_nn(
     float* c,           // [splits, m, n]
     const float* a,     // [m, k]
@@ -164,6 +168,9 @@ KERNEL(128) gemm_tf32_64_nn(
     products_tf32::gemm_64<true, false>(c, a, b, m, n, k, k_split, alpha, flags, terms);
 }
 EXPORT(gemm_tf32_64_nn)
+
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS
 
 KERNEL(128) gemm_tf32_64_nt(
     float* c,           // [splits, m, n]

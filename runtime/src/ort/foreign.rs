@@ -156,6 +156,11 @@ impl OrtForeign {
                     self.run_windows(size)?;
                 }
             }
+            // Whoever starts a node hears of a wrong sidecar, not its windows. Nothing may be made of windows of nothing: some graphs divide
+            // by their deviation.
+            if self.out.iter().all(|value| value.is_finite()) {
+                self.check_probabilities()?;
+            }
             self.activations.keep_peak();
             self.tried = size;
             if size == most {
@@ -181,7 +186,7 @@ impl OrtForeign {
             let found = windows.len();
             return Err(RuntimeError::Input(format!("{found} samples; expected 1 to {} windows of {window}", self.tried)));
         }
-        if !one_by_one {
+        if !one_by_one || count == 1 {
             self.place(windows, window);
             self.run_windows(count)?;
             return Ok(&self.out);
@@ -202,22 +207,28 @@ impl OrtForeign {
     /// As [`outputs`](Self::outputs); [`RuntimeError::Input`] where the sidecar promises probabilities and the graph gives none.
     pub fn classify(&mut self, windows: &[f32]) -> Result<&[f32]> {
         self.outputs(windows)?;
-        let classes = self.model.classes().len().max(1);
-        match &self.model.sidecar.output {
-            SidecarOutput::Probabilities { name, .. } => {
-                for row in self.out.chunks_exact(classes) {
-                    let inside = row.iter().all(|value| (-PROBABILITY_TOLERANCE..=1.0 + PROBABILITY_TOLERANCE).contains(value));
-                    if !inside || (row.iter().sum::<f32>() - 1.0).abs() > PROBABILITY_TOLERANCE * classes as f32 {
-                        let path = self.model.sidecar_path().display();
-                        return Err(RuntimeError::Input(format!(
-                            "{path}: the output `{name}` gave {row:?}, which are no probabilities; is its kind logits?"
-                        )));
-                    }
-                }
-            }
-            _ => self.out.chunks_exact_mut(classes).for_each(softmax),
+        self.check_probabilities()?;
+        if !matches!(self.model.sidecar.output, SidecarOutput::Probabilities { .. }) {
+            self.out.chunks_exact_mut(self.model.classes().len().max(1)).for_each(softmax);
         }
         Ok(&self.out)
+    }
+
+    /// An error where the sidecar promises probabilities and the last run gave none.
+    fn check_probabilities(&self) -> Result<()> {
+        const SHOWN: usize = 8;
+        let SidecarOutput::Probabilities { name, .. } = &self.model.sidecar.output else { return Ok(()) };
+        let classes = self.model.classes().len().max(1);
+        for row in self.out.chunks_exact(classes) {
+            let inside = row.iter().all(|value| (-PROBABILITY_TOLERANCE..=1.0 + PROBABILITY_TOLERANCE).contains(value));
+            if !inside || (row.iter().sum::<f32>() - 1.0).abs() > PROBABILITY_TOLERANCE * classes as f32 {
+                let (path, first) = (self.model.sidecar_path().display(), &row[..SHOWN.min(row.len())]);
+                return Err(RuntimeError::Input(format!(
+                    "{path}: the output `{name}` gave {first:?}, which are no probabilities; is its kind logits?"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The embedding `[d_model]` of a text's token ids.
