@@ -161,6 +161,7 @@ impl Context {
     }
 
     /// As [`device`](Context::device), for the model at `path`, which only ONNX Runtime runs because of `what` it is.
+    #[cfg(feature = "ort")]
     pub fn foreign_device(&self, args: EngineArgs, limit: Option<u64>, model: (&str, &Path)) -> Result<(OpenDevice, Arc<Budget>)> {
         self.opened(args, limit, |engines, budget| engines.open_for(model, self.threads, budget))
     }
