@@ -4,8 +4,10 @@
 # pip and, on a Debian system, the packages gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu, libc6-dev-arm64-cross,
 # libstdc++-12-dev-arm64-cross and qemu-user; with CI=true they are installed where they are missing and the user may.
 #
-#   scripts/check-aarch64.sh [--prepare|--build]     --prepare: bring what is needed, run nothing
-#                                                    --build: build the program, run no tests
+#   scripts/check-aarch64.sh [--prepare|--build|--all]     --prepare: bring what is needed, run nothing
+#                                                          --build: build the program, run no tests
+#                                                          --all: with the CUDA operations again on a stricter emulator and the products
+#                                                          in every plan, which take as long as all others together
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=aarch64-unknown-linux-gnu
@@ -20,11 +22,11 @@ fail() {
 
 case ${1:-} in
 -h | --help)
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
     exit
     ;;
-'' | --prepare | --build) ;;
-*) fail "unexpected argument \`$1\`; it takes --prepare, --build or none" ;;
+'' | --prepare | --build | --all) ;;
+*) fail "unexpected argument \`$1\`; it takes --prepare, --build, --all or none" ;;
 esac
 there() {
     command -v aarch64-linux-gnu-gcc >/dev/null && command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null
@@ -59,6 +61,9 @@ runner="qemu-aarch64 -L $root"
 export ORT_DYLIB_PATH CXX=aarch64-linux-gnu-g++ CC=aarch64-linux-gnu-gcc ESPALIER_RUNNER=$runner
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$runner
 RUNNER=$runner scripts/emulator.sh --test
-cargo test --target "$target" -p espalier-models -p espalier-kernels -p espalier-runtime --features espalier-kernels/cuda,espalier-runtime/ort
+skip=(--skip cuda_product --skip where_nothing_runs_before)
+[ "${1:-}" != --all ] || skip=()
+cargo test --target "$target" -p espalier-models -p espalier-kernels -p espalier-runtime --features espalier-kernels/cuda,espalier-runtime/ort \
+    -- "${skip[@]}"
 # What a process holds under qemu is qemu's too, which one test would count.
 cargo test --target "$target" -p espalier --test parity --test ort -- --skip a_bench_says_what_it_has_timed
