@@ -161,6 +161,10 @@ const SMALL: Sources = (&[("kernels.cu", "extern \"C\" __global__ void one(float
 /// NVRTC as scripts/cuda.sh brings it; none where it did not.
 fn pinned_compiler(folder: &Path, target: Target) -> Option<Compiler> {
     let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/cuda/nvidia/cuda_nvrtc/lib/libnvrtc.so.12");
+    if cfg!(not(target_arch = "x86_64")) {
+        eprintln!("not tested: scripts/cuda.sh brings NVRTC for x86-64");
+        return None;
+    }
     if !library.is_file() {
         eprintln!("not tested: {} is missing; scripts/cuda.sh brings it", library.display());
         return None;
