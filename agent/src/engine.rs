@@ -30,214 +30,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(feature = "cuda")]
 use espalier_kernels::cuda::{CudaDevice, Unavailable};
-use espalier_kernels::{CpuDevice, Device, KernelError, Purpose, Reservation};
+use espalier_kernels::{CpuDevice, Purpose, Reservation};
 use espalier_models::Artifact;
 use espalier_runtime::{Budget, RuntimeError};
 #[cfg(feature = "ort")]
-use espalier_runtime::{OrtLibrary, OrtOptions, OrtProviders, ort_overhead_bytes};
+use espalier_runtime::{OrtLibrary, OrtOptions, OrtProviders};
 
 use crate::error::{AgentError, Result};
 
-/// The engine that a person asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum EngineChoice {
-    /// The GPU where there is one that can be used, else the CPU; ONNX Runtime for an ONNX graph of another program, which neither runs.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// An NVIDIA GPU.
-    Cuda,
-    /// ONNX Runtime, for all that a model says; a node that prunes does that on the CPU.
-    Ort,
-}
+mod asked;
+mod device;
+mod failure;
 
-impl EngineChoice {
-    /// The word on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            EngineChoice::Auto => "auto",
-            EngineChoice::Cpu => "cpu",
-            EngineChoice::Cuda => "cuda",
-            EngineChoice::Ort => "ort",
-        }
-    }
-}
-
-/// How exactly a GPU multiplies activations with weights that are stored in 16 bits. The CPU always computes in f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Precision {
-    /// As exactly as in f32.
-    #[default]
-    Exact,
-    /// With activations rounded to the format of the weights, in half to a third of the time where more than 8 tokens are read at once.
-    Fast,
-}
-
-impl Precision {
-    /// The word on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Precision::Exact => "exact",
-            Precision::Fast => "fast",
-        }
-    }
-}
-
-/// What a person asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Asked {
-    /// The engine.
-    pub engine: EngineChoice,
-    /// The precision of a GPU.
-    pub precision: Precision,
-    /// What ONNX Runtime is told.
-    pub ort: AskedOrt,
-}
-
-/// What ONNX Runtime is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct AskedOrt {
-    /// Its library; none for the first that is found.
-    pub library: Option<&'static Path>,
-    /// Whether it copies matrices into an order of its own, which is faster.
-    pub prepack: bool,
-    /// What is to compute beside the CPU, where the library has it and it starts.
-    #[cfg(feature = "ort")]
-    pub providers: OrtProviders,
-}
-
-/// ONNX Runtime, and how it runs a graph.
-#[cfg(feature = "ort")]
-#[derive(Clone, Copy)]
-pub struct Ort {
-    /// The library, loaded.
-    pub library: &'static OrtLibrary,
-    /// How it runs a graph.
-    pub options: OrtOptions,
-}
-
-/// An engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EngineKind {
-    /// The CPU.
-    Cpu,
-    /// An NVIDIA GPU.
-    Cuda,
-    /// ONNX Runtime.
-    Ort,
-}
-
-impl fmt::Display for EngineKind {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            EngineKind::Cpu => "cpu",
-            EngineKind::Cuda => "cuda",
-            EngineKind::Ort => "ort",
-        })
-    }
-}
-
-/// A device that was opened.
-#[derive(Clone)]
-pub enum OpenDevice {
-    /// The CPU.
-    Cpu(CpuDevice),
-    /// An NVIDIA GPU, and what opening it took.
-    #[cfg(feature = "cuda")]
-    Cuda(CudaDevice, Opened),
-    /// ONNX Runtime for what it runs, and the CPU for all else.
-    #[cfg(feature = "ort")]
-    Ort(CpuDevice, Ort),
-}
-
-/// What opening a GPU took: what the device books itself, and on the host context and code of the driver, booked for as long as a device is
-/// open.
+pub use asked::{Asked, AskedOrt, EngineChoice, Precision};
 #[cfg(feature = "cuda")]
-#[derive(Clone)]
-pub struct Opened {
-    /// Bytes.
-    pub bytes: u64,
-    driver: Arc<Reservation>,
-}
-
-/// Runs an expression with the device inside an [`OpenDevice`], of whichever type it is.
-#[macro_export]
-macro_rules! on_device {
-    ($open:expr, $device:ident => $work:expr) => {
-        match $open {
-            $crate::engine::OpenDevice::Cpu($device) => $work,
-            #[cfg(feature = "cuda")]
-            $crate::engine::OpenDevice::Cuda($device, _) => $work,
-            #[cfg(feature = "ort")]
-            $crate::engine::OpenDevice::Ort($device, _) => $work,
-        }
-    };
-}
-
-impl OpenDevice {
-    /// Which engine it belongs to.
-    pub fn kind(&self) -> EngineKind {
-        match self {
-            OpenDevice::Cpu(_) => EngineKind::Cpu,
-            #[cfg(feature = "cuda")]
-            OpenDevice::Cuda(..) => EngineKind::Cuda,
-            #[cfg(feature = "ort")]
-            OpenDevice::Ort(..) => EngineKind::Ort,
-        }
-    }
-
-    /// Its name for people.
-    pub fn name(&self) -> String {
-        match self {
-            #[cfg(feature = "ort")]
-            OpenDevice::Ort(device, _) => format!("ONNX Runtime, {}", device.name()),
-            device => on_device!(device, device => device.name()),
-        }
-    }
-
-    /// Bytes that serving `artifact` on it takes beside what is planned for the CPU: what its driver and the device took when it was opened,
-    /// and a granule each for weights and activations, which fill their last one in part; what ONNX Runtime holds of its own and makes of
-    /// the graph. 0 for the CPU.
-    ///
-    /// # Errors
-    /// [`AgentError::Runtime`] where ONNX Runtime is to run an artifact that has no graph.
-    pub fn overhead_bytes(&self, artifact: &Artifact) -> Result<u64> {
-        // Only what ONNX Runtime takes depends on the artifact.
-        let _ = artifact;
-        Ok(match self {
-            OpenDevice::Cpu(_) => 0,
-            #[cfg(feature = "cuda")]
-            OpenDevice::Cuda(device, opened) => opened.bytes + 2 * device.attributes().granularity.unwrap_or(0),
-            #[cfg(feature = "ort")]
-            OpenDevice::Ort(_, ort) => ort_overhead_bytes(artifact, ort.options)?,
-        })
-    }
-
-    /// Another device of the same engine, to compute beside this one: its own `threads` on the CPU, its own streams on a GPU.
-    pub fn beside(&self, threads: usize, budget: &Arc<Budget>) -> Result<Self> {
-        Ok(match self {
-            OpenDevice::Cpu(_) => OpenDevice::Cpu(CpuDevice::new(threads, budget.clone())?),
-            #[cfg(feature = "ort")]
-            OpenDevice::Ort(_, ort) => OpenDevice::Ort(CpuDevice::new(threads, budget.clone())?, *ort),
-            #[cfg(feature = "cuda")]
-            OpenDevice::Cuda(device, opened) => {
-                let beside = CudaDevice::open(0, budget.clone()).map_err(|reason| AgentError::Engine(reason.to_string()))?;
-                OpenDevice::Cuda(beside.with_plan(device.plan()), opened.clone())
-            }
-        })
-    }
-
-    /// As [`beside`](OpenDevice::beside), for work that this device's goes before: where kernels of both wait, a GPU starts this one's first.
-    pub fn behind(&self, threads: usize, budget: &Arc<Budget>) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        if let OpenDevice::Cuda(device, opened) = self {
-            let behind = CudaDevice::open_beside(0, budget.clone()).map_err(|reason| AgentError::Engine(reason.to_string()))?;
-            return Ok(OpenDevice::Cuda(behind.with_plan(device.plan()), opened.clone()));
-        }
-        self.beside(threads, budget)
-    }
-}
+pub use device::Opened;
+#[cfg(feature = "ort")]
+pub use device::Ort;
+use device::closed;
+pub use device::{EngineKind, OpenDevice};
+pub use failure::{another_may_do, is_device_failure, is_lost};
 
 /// Opens engines, and says once why one was not taken.
 #[derive(Default)]
@@ -267,6 +79,10 @@ impl Engines {
     pub fn open(&self, threads: usize, budget: &Arc<Budget>) -> Result<OpenDevice> {
         if self.asked.engine == EngineChoice::Ort {
             return self.open_ort(threads, budget);
+        }
+        if self.asked.ort != AskedOrt::default() {
+            let line = "--ort-lib, --ort-prepack and --ort-provider wait for ONNX Runtime, which takes over where the CPU fails in `run`";
+            self.say(log::Level::Warn, line.into());
         }
         if self.asked.engine != EngineChoice::Cpu {
             match open_cuda(self.asked.precision, budget) {
@@ -441,62 +257,6 @@ impl Engines {
             log::log!(level, "{line}");
         }
     }
-}
-
-/// Whether the device or its memory failed, rather than the model or the input: then another engine may do. A limit that is too small for
-/// the work may do for another engine, because a driver takes a part of it.
-pub fn is_device_failure(error: &AgentError) -> bool {
-    match error {
-        AgentError::Engine(_) | AgentError::LimitTooSmall { .. } => true,
-        AgentError::Kernel(error) | AgentError::Runtime(RuntimeError::Kernel(error)) => !matches!(error, KernelError::Shape { .. }),
-        _ => false,
-    }
-}
-
-/// Whether another engine may do what one of this kind failed of. What is wrong with the artifact's bytes or with what was asked is so on
-/// every engine. A GPU is left for failures of its own; the CPU, which has none, for any error of its engine but a refusal of memory, of which
-/// ONNX Runtime takes more.
-pub fn another_may_do(failed: EngineKind, error: &AgentError) -> bool {
-    let everywhere =
-        matches!(error, AgentError::Usage(_) | AgentError::Cancelled | AgentError::Model(_) | AgentError::Runtime(RuntimeError::Model(_)));
-    let of_memory = match error {
-        AgentError::LimitTooSmall { .. } => true,
-        AgentError::Kernel(error) | AgentError::Runtime(RuntimeError::Kernel(error)) => {
-            matches!(error, KernelError::OutOfBudget { .. } | KernelError::OutOfMemory { .. })
-        }
-        _ => false,
-    };
-    match failed {
-        EngineKind::Cuda => is_device_failure(error),
-        EngineKind::Cpu => !everywhere && !of_memory,
-        EngineKind::Ort => !everywhere,
-    }
-}
-
-/// Whether a device is lost: nothing works on it any more.
-pub fn is_lost(error: &AgentError) -> bool {
-    matches!(error, AgentError::Kernel(error) | AgentError::Runtime(RuntimeError::Kernel(error)) if error.is_lost())
-}
-
-/// Drops a device, and tells how many bytes of the host its driver keeps. Only the last of its clones closes it.
-#[cfg(feature = "cuda")]
-fn closed(device: OpenDevice) -> u64 {
-    use espalier_runtime::{gauges, release_free_memory};
-
-    let OpenDevice::Cuda(device, opened) = device else { return 0 };
-    let Some(driver) = Arc::into_inner(opened.driver) else { return 0 };
-    let booked = opened.bytes.saturating_sub(driver.bytes());
-    // Without a gauge all of it counts as kept.
-    let before = gauges::anonymous_bytes().unwrap_or(0);
-    drop(device);
-    release_free_memory();
-    let freed = before.saturating_sub(gauges::anonymous_bytes().unwrap_or(before));
-    driver.bytes().saturating_sub(freed.saturating_sub(booked))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn closed(_: OpenDevice) -> u64 {
-    0
 }
 
 /// Why an engine was passed over.

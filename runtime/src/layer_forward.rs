@@ -271,7 +271,7 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
         Ok(())
     }
 
-    /// `y (+)= a W + bias` for a matrix whose rows are units, and the adapters of `part`, which come before the bias.
+    /// `y (+)= a W + bias` for a matrix whose rows are units, and the adapters of `part`.
     fn project_units(
         &self,
         part: Part,
@@ -283,24 +283,19 @@ impl<'a, D: Device> LayerPass<'a, '_, D> {
     ) -> Result<()> {
         let (device, m, low) = (self.device(), self.extent.tokens(), &mut scratch.low);
         let (units, _) = device.weight_shape(&linear.weight);
-        let mut adapters = self.adapters_of(part).peekable();
-        let mut epilogue = Epilogue::default();
+        let mut adapters = self.adapters_of(part);
+        let mut epilogue = Epilogue { bias: linear.bias.as_ref(), low_rank: None };
         if let Some((adapter, u)) = adapters.next() {
             self.pass.low_rank(adapter, m, units).by_unit_side(device, low, a, u, 1.0)?;
             epilogue.low_rank = Some(LowRank { low: &*low, side: &adapter.model_side, rank: adapter.rank, scale: adapter.scale });
         }
-        let several = adapters.peek().is_some();
-        epilogue.bias = linear.bias.as_ref().filter(|_| !several);
         device.project_units(y, a, &linear.weight, m, accumulate, epilogue)?;
         for (adapter, u) in adapters {
             let sizes = self.pass.low_rank(adapter, m, units);
             sizes.by_unit_side(device, low, a, u, 1.0)?;
             sizes.to_model(device, y, low, &adapter.model_side, adapter.scale)?;
         }
-        match linear.bias.as_ref().filter(|_| several) {
-            Some(bias) => Ok(device.add_bias(y, bias, m, self.d_model())?),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Turns queries and keys by their positions; `inverse` turns back.

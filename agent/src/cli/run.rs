@@ -99,8 +99,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let mut node = Node::new(store, (engines, device), budget, handle, served, node_options);
     node.run(&context.stop, &mut |_| true)?;
     let snapshot = node.handle().wait()?;
-    let ending = Ending { log: &node.log.clone(), snapshot: &snapshot, unserved: node.unserved().map(str::to_string) };
-    ending.tell(context)
+    let unserved = node.unserved().map(str::to_string);
+    Ending { log: &node.log, snapshot: &snapshot, unserved }.tell(context)
 }
 
 /// What is told of a run at its end.

@@ -7,9 +7,9 @@ use espalier_kernels::{CpuDevice, Device};
 use espalier_models::Artifact;
 use espalier_models::architecture::Input;
 use espalier_models::foreign::Normalisation;
-use espalier_runtime::{Budget, Classifier, RuntimeError};
+use espalier_runtime::{Budget, Classifier};
 
-use crate::error::Result;
+use crate::error::{AgentError, Result};
 
 /// Most classes that a verdict can hold.
 pub const MAX_CLASSES: usize = 32;
@@ -54,6 +54,20 @@ pub fn host_on<D: Device>(device: &D) -> Host {
     }
 }
 
+/// Window and sample rate of a signal model.
+///
+/// # Errors
+/// [`AgentError::Usage`] where it reads text.
+pub(super) fn signal(artifact: &Artifact) -> Result<(usize, f64)> {
+    match artifact.manifest().architecture.input {
+        Input::Patches { window, sample_rate_hz, .. } => Ok((window, sample_rate_hz)),
+        Input::Tokens { .. } => {
+            let path = artifact.path().display();
+            Err(AgentError::Usage(format!("{path} is a language model; give an artifact that classifies signals")))
+        }
+    }
+}
+
 /// An artifact on a device of ours. After its second window, of which a device may have recorded the pass, it allocates nothing.
 pub struct NativeEngine<D: Device> {
     classifier: Classifier<D>,
@@ -65,12 +79,9 @@ impl<D: Device> NativeEngine<D> {
     /// Opens `artifact` for one window at a time, within `budget`, and has it judge windows of nothing until it is as fast as it gets.
     ///
     /// # Errors
-    /// [`RuntimeError`] where it is no classifier of signals or memory is refused.
+    /// [`AgentError::Usage`] where it is no classifier of signals, [`AgentError::Runtime`] where memory is refused.
     pub fn open(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>) -> Result<Self> {
-        let Input::Patches { sample_rate_hz, .. } = artifact.manifest().architecture.input else {
-            let path = artifact.path().display();
-            return Err(RuntimeError::Input(format!("{path} is a language model; give an artifact that classifies signals")).into());
-        };
+        let (_, sample_rate_hz) = signal(artifact)?;
         let mut classifier = Classifier::open(device, budget, artifact, 1)?;
         // Whoever opens it waits, not the loop: a device that records a pass has done so after the second window.
         let window = vec![0.0; classifier.window()];

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use espalier_models::Artifact;
-use espalier_models::architecture::Input;
 use espalier_runtime::{Budget, OrtModel};
 
 use super::Engine;
+use super::engine::signal;
 use crate::engine::Ort;
-use crate::error::{AgentError, Result};
+use crate::error::Result;
 
 /// An artifact's exported graph in ONNX Runtime, one window at a time. ONNX Runtime allocates small blocks at every window.
 pub struct OrtEngine {
@@ -26,20 +26,6 @@ impl OrtEngine {
         let (window, sample_rate_hz) = signal(artifact)?;
         let model = OrtModel::open(ort.library, budget, artifact, (1, artifact.manifest().architecture.patches()), ort.options)?;
         Ok(Self { model, window, sample_rate_hz })
-    }
-}
-
-/// Window and sample rate of a signal model.
-///
-/// # Errors
-/// [`AgentError::Usage`] where it reads text.
-fn signal(artifact: &Artifact) -> Result<(usize, f64)> {
-    match artifact.manifest().architecture.input {
-        Input::Patches { window, sample_rate_hz, .. } => Ok((window, sample_rate_hz)),
-        Input::Tokens { .. } => {
-            let path = artifact.path().display();
-            Err(AgentError::Usage(format!("{path} is a language model; give an artifact that classifies signals")))
-        }
     }
 }
 

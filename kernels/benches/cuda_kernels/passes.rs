@@ -79,16 +79,6 @@ fn paired(format: Format) -> Format {
     }
 }
 
-/// Bytes of `numbers` of whole blocks as stored.
-fn stored_bytes(format: Format, numbers: usize) -> usize {
-    match format {
-        Format::F32 => numbers * 4,
-        Format::Q8 | Format::Q8Units => numbers / 32 * 34,
-        Format::Q4 | Format::Q4Units => numbers / 32 * 20,
-        _ => numbers * 2,
-    }
-}
-
 struct Layer {
     query: Weight,
     key: Weight,
@@ -292,14 +282,15 @@ pub fn measure(device: &CudaDevice, small: bool) -> Result<()> {
             }
             let device = device.with_plan(Plan { precision, ..device.plan() });
             let work = window(&device, signal, stored_as)?;
-            let bytes = stored_bytes(stored_as, signal.parameters());
+            let bytes = stored_as.stored_bytes(1, signal.parameters()).unwrap_or(usize::MAX);
             measure_one(&device, &format!("window, {format}, {word}"), bytes, runs, work)?;
         }
     }
     for (name, shape) in [("0.11 B", LANGUAGE_SMALL), ("1.2 B", LANGUAGE)] {
         let shape = if small { Shape { positions: 64, ..shape.small() } } else { shape };
         for (format, stored_as) in [("bf16", Format::Bf16), ("q8", Format::Q8), ("q4", Format::Q4)] {
-            let (bytes, name) = (stored_bytes(stored_as, shape.parameters()), format!("token, {name}, {format}"));
+            let bytes = stored_as.stored_bytes(1, shape.parameters()).unwrap_or(usize::MAX);
+            let name = format!("token, {name}, {format}");
             // Weights, and half as much again for all else.
             if device.memory_bytes()?.0 < bytes as u64 * 3 / 2 {
                 println!("{{\"what\":\"failed\",\"case\":\"{name}\",\"reason\":\"the device has too little free memory\"}}");

@@ -33,6 +33,7 @@ pub(crate) use onnx::protobuf;
 pub use onnx::{Element, OnnxExport, OnnxGraph, OnnxOptions, OnnxOutput, OnnxPlan, Weight, export_onnx, onnx_graph, onnx_plan};
 pub use report::{ImportReport, RoundingError};
 pub use streams::{Absent, EachTensor, for_each_source_tensor};
+pub use vocabulary::MAX_TOKENIZER_BYTES;
 
 /// A way to name and lay out the tensors of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -16,7 +16,7 @@ use super::config::{Config, read_limited};
 use crate::error::{Error, Result};
 
 /// The longest `tokenizer.json`.
-pub(super) const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+pub const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 /// The longest `vocab.txt`: the JSON made of it is a few times longer.
 const MAX_VOCABULARY_BYTES: u64 = 8 << 20;
 /// The longest `tokenizer_config.json`.

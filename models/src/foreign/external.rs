@@ -73,20 +73,26 @@ impl Files {
         if self.found.len() >= MAX_FILES {
             return Err(refuse(&format!("one more than the {MAX_FILES} that are read beside a graph")));
         }
-        let inside = Path::new(location).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-        if location.is_empty() || location.contains('\0') || !inside {
-            return Err(refuse("which is not in the graph's folder; only files in there are read"));
-        }
-        let path = self.folder.join(location);
-        let real = |path: &Path| path.canonicalize().map_err(|error| refuse(&format!("which cannot be opened: {error}")));
-        if !real(&path)?.starts_with(real(&self.folder)?) {
-            return Err(refuse("which is a link out of the graph's folder; put the file itself there"));
-        }
+        let path = beside(&self.folder, location).map_err(|why| refuse(&why))?;
         let map = map(&path).map_err(|error| refuse(&format!("which cannot be used: {error}")))?;
         self.index.insert(location.to_string(), self.found.len());
         self.found.push(ExternalFile { location: location.to_string(), path, map });
         Ok(self.found.len() - 1)
     }
+}
+
+/// The file `name` in the graph's folder, or why it is none that is read.
+pub(super) fn beside(folder: &Path, name: &str) -> Parsed<PathBuf> {
+    let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if name.is_empty() || name.contains('\0') || !inside {
+        return Err("which is not in the graph's folder; only files in there are read".into());
+    }
+    let path = folder.join(name);
+    let real = |path: &Path| path.canonicalize().map_err(|error| format!("which cannot be opened: {error}"));
+    if !real(&path)?.starts_with(real(folder)?) {
+        return Err("which is a link out of the graph's folder; put the file itself there".into());
+    }
+    Ok(path)
 }
 
 /// Maps a file, which must not be empty.

@@ -36,7 +36,8 @@ pub use sidecar::{Embedding, Normalisation, Pooling, Sidecar, SidecarInput, Side
 pub use template::template;
 pub use tensor::ElementType;
 
-use crate::error::Result;
+use crate::artifact::folder;
+use crate::error::{Error, Result, quoted};
 
 /// A graph and its sidecar, which fit each other.
 pub struct ForeignModel {
@@ -76,6 +77,16 @@ impl ForeignModel {
             let rest = self.graph.external().iter().fold(crc32c::crc32c(&sidecar), |crc, file| crc32c::crc32c_append(crc, file.bytes()));
             u64::from(graph) << 32 | u64::from(rest)
         })
+    }
+
+    /// The tokenizer of a graph that reads text: a file of the graph's folder; none of one that reads signals.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`](crate::Error::Checkpoint) where the sidecar names a file that is not in there.
+    pub fn tokenizer(&self) -> Result<Option<PathBuf>> {
+        let SidecarInput::Tokens(tokens) = &self.sidecar.input else { return Ok(None) };
+        let refuse = |why| Error::checkpoint(&self.sidecar_path, format!("it names the tokenizer {}, {why}", quoted(&tokens.tokenizer)));
+        external::beside(folder(self.graph.path()), &tokens.tokenizer).map(Some).map_err(refuse)
     }
 
     /// The classes' names; none of an encoder.

@@ -31,6 +31,9 @@ use crate::plan::{PROCESS_BYTES, Plan, PlanLine};
 /// Bytes of small blocks that runs of different lengths may take beyond what grows with them.
 const SLACK_BYTES: u64 = 1 << 20;
 
+/// Bytes that a weight which is handed over leaves in a copy of its graph, besides its name and shape: where it is.
+const LIGHT_BYTES: u64 = 256;
+
 /// Tokens of the first run.
 const FIRST_TOKENS: usize = 8;
 
@@ -364,9 +367,13 @@ fn load(
     held: &mut Vec<Reservation>,
 ) -> Result<Session> {
     let path = graph.path();
+    // The graph without the weights that are handed over is copied; ONNX Runtime reads that into structures of its own, and what stays in
+    // it into tensors.
+    let file = graph.bytes().as_ptr_range();
+    let moved: u64 = graph.weights().filter(|weight| file.contains(&weight.bytes.as_ptr())).map(|weight| weight.bytes.len() as u64).sum();
+    let left = (graph.bytes().len() as u64).saturating_sub(moved).saturating_add(LIGHT_BYTES * graph.weights().count() as u64);
+    let loading = Reservation::new(budget.clone(), Purpose::Weights, left.saturating_mul(3))?;
     let light = graph.light()?;
-    // ONNX Runtime reads the graph into structures of its own, and what stays in it into tensors.
-    let loading = Reservation::new(budget.clone(), Purpose::Weights, 3 * light.len() as u64)?;
     let copied: u64 = copy_weights(graph, copies);
     release_free_memory();
     let before = gauges::anonymous_bytes()?;
