@@ -16,7 +16,7 @@ from collections import namedtuple
 from pathlib import Path
 
 from cuda_report import Failure, Usage, occupancy
-from cuda_work import CASES, Case, Target, describe, is_quantised, launches, read_cases, weight_bytes
+from cuda_work import CASES, Case, Target, cache_bytes, describe, is_quantised, launches, read_cases, weight_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "kernels/src/cuda"
@@ -44,6 +44,8 @@ COPY = 0.92
 LOOPS = {"fma_4": 0.5, "fma_8": 0.7, "plain": 0.5, "tf32": 0.6, "half_fast": 0.75, "half_exact": 0.65}
 # The second-level cache against device memory: times the bandwidth, share of the latency.
 CACHE_BANDWIDTH, CACHE_LATENCY = 2.5, 0.4
+# The last block adds up the parts of the others. Beside reading them it waits for the second-level cache so often: fences and counter.
+JOIN_WAITS = 3
 # Warps of an SM below which its pipes stand idle between dependent instructions.
 BUSY_WARPS = 8
 
@@ -111,7 +113,8 @@ def estimate(launch, device, used, cached=False):
         reason = "latency"
     else:
         reason = "pipe" if filled * busy > 0.7 else "fill"
-    return Estimate(blocks_an_sm, percent, floor, START_S + longest, reason)
+    joining = (JOIN_WAITS + launch.joins) * device.latency * CACHE_LATENCY if launch.joins else 0
+    return Estimate(blocks_an_sm, percent, floor, START_S + longest + joining, reason)
 
 
 def kernels():
@@ -236,26 +239,27 @@ def passes():
 
 def pass_line(name, steps, device, resources):
     """Launches, weights and time of a pass."""
-    nodes, expected, weights = 0, 0.0, 0
+    nodes, expected, weights, cache = 0, 0.0, 0, 0
     for operation, sizes in steps:
         case = Case("pass", operation, sizes)
         for launch in launches(case, device.target):
             cached = not launch.kernel.startswith(("gemm", "gemv", "attention_decode"))
             found = estimate(launch, device, resources[launch.kernel, device.target.capability], cached)
             nodes, expected = nodes + 1, expected + found.expected_s
-        weights += weight_bytes(case)
+        weights, cache = weights + weight_bytes(case), cache + cache_bytes(case)
     host = nodes * LAUNCH_S
     by_bytes = weights / device.bandwidth
+    fixed = expected - (weights + cache) / device.bandwidth / COPY
     return (
-        f"| {name} | {device.column} | {nodes} | {weights / 1e6:.0f} | {by_bytes * 1e3:.2f} | {host * 1e3:.2f} | {expected * 1e3:.2f} | "
-        f"{(expected - by_bytes / COPY) * 1e3:.2f} | {100 * by_bytes / COPY / expected:.0f} % |"
+        f"| {name} | {device.column} | {nodes} | {weights / 1e6:.0f} | {cache / 1e6:.0f} | {by_bytes * 1e3:.2f} | {host * 1e3:.2f} | "
+        f"{expected * 1e3:.2f} | {fixed * 1e3:.2f} | {100 * by_bytes / COPY / expected:.0f} % |"
     )
 
 
 def pass_table(resources):
     """Whole passes: launches, bytes of weights, time."""
-    text = ["| pass | device | launches | weights, MB | floor, ms | host, ms | device, ms | fixed, ms | of copy bandwidth |"]
-    text.append("|--|--|--|--|--|--|--|--|--|")
+    text = ["| pass | device | launches | weights, MB | KV cache, MB | floor, ms | host, ms | device, ms | fixed, ms | of copy bandwidth |"]
+    text.append("|--|--|--|--|--|--|--|--|--|--|")
     return "\n".join(text + [pass_line(name, steps, device, resources) for name, steps in passes().items() for device in DEVICES])
 
 

@@ -51,6 +51,8 @@ class Launch:
     operations: int = 0
     # Bytes of device memory that a block has under way at a time, read and written.
     in_flight: int = 0
+    # How often a thread of the last block waits for parts of the others, which it adds up.
+    joins: int = 0
     # Whether the kernel is taken because it was asked for, though the launcher would take another on this device.
     forced: bool = False
 
@@ -109,6 +111,14 @@ def sum_splits(m, n, splits):
     if splits <= 1:
         return []
     return [Launch("sum_splits", ceil_div(m * n, 256), 256, **numbers((splits + 1) * m * n, splits * m * n), in_flight=256 * 4 * 2)]
+
+
+def joined(launch, m, n, splits, width):
+    """A launch [m, n] whose blocks of `width` columns add their parts up."""
+    if splits <= 1:
+        return [launch]
+    work = {"bytes": launch.bytes + 8 * splits * m * n, "flops": launch.flops + splits * m * n}
+    return [replace(launch, **work, joins=ceil_div(m * width, launch.threads) * ceil_div(splits, 8))]
 
 
 def padded(m, n, k, tile_m, tile_n):
@@ -194,7 +204,7 @@ def gemv_units(target, m, n, k, format):
     # Steps down the rows that are under way at once.
     steps = 4 if m <= 1 else 2
     launch = Launch(for_tokens(f"gemv_units_{format}", m), blocks * splits, 256, **work, in_flight=256 * 16 * steps)
-    return [launch, *sum_splits(m, n, splits)]
+    return joined(launch, m, n, splits, 32 * chunk_columns)
 
 
 def quantised_work(m, n, k, format, rows, columns):
@@ -224,7 +234,7 @@ def gemv_quantised_units(target, rows, columns, format):
     splits = max(ceil_div(steps, each), 1)
     work = quantised_work(1, columns, rows, format, rows, columns)
     launch = Launch(f"gemv_units_{q}_interleaved", blocks * splits, 256, **work, in_flight=256 * 16 * loads)
-    return [launch, *sum_splits(1, columns, splits)]
+    return joined(launch, 1, columns, splits, 128)
 
 
 # Bytes of a tile of quants: of products_quantized.cu, and of products_quantized_backward.cu.
@@ -346,6 +356,13 @@ def weight_bytes(case):
     if case.operation not in rows:
         return 0
     return sum(matrix_bytes(sizes["format"], n, sizes["columns"]) for n in rows[case.operation]())
+
+
+def cache_bytes(case):
+    """Bytes of keys and values that a decoding step reads."""
+    if case.operation != "attention" or case.sizes["queries"] > 8:
+        return 0
+    return 2 * 4 * case.sizes["batch"] * case.sizes["keys"] * case.sizes["groups"] * case.sizes["head_dim"]
 
 
 def launch_matmul(target, kernel, m, n, k, transpose_a, transpose_b):
@@ -538,11 +555,15 @@ def launch_attention(target, kernel, batch, queries, keys, heads, groups, head_d
     wanted = ceil_div(256, each)
     part_keys = min(max(ceil_div(ceil_div(keys, wanted), 32) * 32, 64), 256)
     parts = ceil_div(keys, part_keys)
-    found = [Launch("attention_decode", parts * each, 128, **shape.work(2, 1 + parts, 2), in_flight=128 * 16 * 4)]
-    if parts > 1:
-        count = (parts + 1) * shape.rows() * head_dim
-        found.append(Launch("attention_combine", shape.rows(), 128, **numbers(count + 2 * parts * shape.rows(), 2 * count), in_flight=128 * 8))
-    return found
+    launch = Launch("attention_decode", parts * each, 128, **shape.work(2, 2, 2), in_flight=128 * 16 * 4)
+    if parts == 1:
+        return [launch]
+    merged = parts * shape.rows() * (head_dim + 2)
+    # Rows of a group go by 8: a warp at a time finds the shares of a row's parts, in three rounds of 32; then a thread takes four numbers.
+    rows = ceil_div(heads, groups) * queries
+    numbers_a_thread = ceil_div(min(rows, 8) * ceil_div(head_dim, 4), 128)
+    waits = ceil_div(min(rows, 8), 4) * 3 * ceil_div(parts, 32) + numbers_a_thread * ceil_div(parts, 4)
+    return [replace(launch, bytes=launch.bytes + 8 * merged, flops=launch.flops + 2 * merged, joins=ceil_div(rows, 8) * waits)]
 
 
 def launch_attention_backward(target, kernel, batch, queries, keys, heads, groups, head_dim):

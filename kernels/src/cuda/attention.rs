@@ -2,7 +2,7 @@
 
 use super::elementwise::{blocks, work};
 use super::launch::{Args, Work};
-use super::memory::{Buffer, Indices, Pointer};
+use super::memory::{Buffer, Indices, Pointer, ScratchParts};
 use super::{CudaDevice, input, output, require, size32};
 use crate::device::{AttentionShape, Device};
 use crate::error::{KernelError, Result};
@@ -143,7 +143,7 @@ fn stored_position(device: &CudaDevice, shape: AttentionShape, position: &Indice
     input("attention_at", "position", position, &[1])
 }
 
-/// Few queries: keys split over blocks, and the parts merged where there are several.
+/// Few queries: keys split over blocks, which merge their parts where there are several.
 fn decode(device: &CudaDevice, sizes: &Sizes, out: Pointer, [q, k, v]: [Pointer; 3], groups: Pointer, position: Pointer) -> Result<()> {
     const NAME: &str = "attention";
     const THREADS: u32 = 128;
@@ -158,27 +158,16 @@ fn decode(device: &CudaDevice, sizes: &Sizes, out: Pointer, [q, k, v]: [Pointer;
     let part_keys = seen.div_ceil(wanted).next_multiple_of(32).clamp(LEAST_KEYS, MOST_KEYS);
     let parts = seen.div_ceil(part_keys);
     let rows = sizes.rows();
-    let (kept, sums) = if parts == 1 {
-        (None, out)
-    } else {
-        let kept = device.scratch(parts * rows * (sizes.head_dim + 2))?;
-        let sums = kept.pointer();
-        (Some(kept), sums)
-    };
-    let statistics = sums.plus_bytes(if parts == 1 { 0 } else { 4 * (parts * rows * sizes.head_dim) as u64 });
-    let args = sizes.args(Args::new().pointer(sums).pointer(statistics).pointer(q).pointer(k).pointer(v).pointer(groups));
-    let parts32 = size32(NAME, "parts", parts)?;
-    let args = args.pointer(position).u32(parts32).u32(part_keys as u32);
-    device.launch("attention_decode", blocks(parts * each, THREADS)?, args, sizes.work(2, 1 + parts, 2))?;
-    if kept.is_some() {
-        let [_, queries, keys, .., window] = sizes.numbers;
-        let args = Args::new().pointer(out).pointer(sums).pointer(statistics).pointer(position).u64(rows as u64);
-        let args = args.u32(size32(NAME, "head_dim", sizes.head_dim)?).u32(parts32).u32(keys).u32(queries).u32(window);
-        let args = args.u32(part_keys as u32);
-        let numbers = (parts + 1) * rows * sizes.head_dim;
-        device.launch("attention_combine", blocks(rows, THREADS)?, args, work(numbers + 2 * parts * rows, 2 * numbers))?;
-    }
-    Ok(())
+    let kept = if parts == 1 { None } else { Some(device.scratch_parts(parts * rows * (sizes.head_dim + 2), each)?) };
+    let (sums, counters) = kept.as_ref().map_or((Pointer::NULL, Pointer::NULL), ScratchParts::pointers);
+    let statistics = if parts == 1 { sums } else { sums.plus_bytes(4 * (parts * rows * sizes.head_dim) as u64) };
+    let args = Args::new().pointer(out).pointer(sums).pointer(statistics).pointer(counters);
+    let args = sizes.args(args.pointer(q).pointer(k).pointer(v).pointer(groups)).pointer(position);
+    let args = args.u32(size32(NAME, "parts", parts)?).u32(part_keys as u32);
+    // Parts are written, read and merged.
+    let merged = if parts == 1 { 0 } else { parts * rows * (sizes.head_dim + 2) };
+    let work = sizes.work(2, 2, 2).plus(work(2 * merged, 2 * merged));
+    device.launch("attention_decode", blocks(parts * each, THREADS)?, args, work)
 }
 
 pub(super) fn attention_backward(

@@ -2,7 +2,8 @@
 //
 // The work is reading keys and values once, so the keys are split over blocks (flash-decoding, Dao et al., 2023): a block has one part of
 // the keys of one sequence and KV group, and serves all heads of the group with them, 8 rows (a head's query each) at a time. Eight lanes
-// share a key, 128 neighbouring bytes a step. attention_combine then merges the parts in their order, so that a run is repeatable.
+// share a key, 128 neighbouring bytes a step. The block that comes last of a group then merges its parts, always in the same order, so that
+// a run is repeatable.
 //
 // Where the position of the queries is read from device memory, the blocks are those of the most keys that there may be: a part whose keys
 // are not there yet ends at once, and is not merged.
@@ -206,13 +207,79 @@ DEVICE Extent extent_of(u32 keys, u32 queries, u32 window, const u32* position) 
     return Extent{keys, end > window ? end - window : 0};
 }
 
+// Each part's share of every row, for parts from..from + some: exp(its largest - the row's) over the row's total. A warp a row.
+DEVICE void weigh(const Scratch& shared, const float* statistics, u32 first_row, const Part& part, u32 from, u32 count, u64 rows,
+                  const Shape& s) {
+    for (u32 r = warp_index(); r < ROWS && shared.heads[r] < s.heads; r += WARPS) {
+        const float* of_row = statistics + row_index(part, first_row + r, shared.heads[r], s) * 2;
+        if (from == 0) {
+            float top = -infinity(), total = 0.0f;
+            for (u32 p = lane_index(); p < count; p += WARP) top = fmaxf(top, load_stored(of_row + p * rows * 2));
+            top = warp_max(top);
+            for (u32 p = lane_index(); p < count; p += WARP) {
+                const float* at = of_row + p * rows * 2;
+                total = fmaf(load_stored(at + 1), attention::exp_below(load_stored(at), top), total);
+            }
+            total = warp_sum(total);
+            if (lane_index() == 0) {
+                shared.largest[r] = top;
+                shared.total[r] = total;
+            }
+            __syncwarp();
+        }
+        for (u32 p = from + lane_index(); p < minimum(count, from + PART); p += WARP) {
+            shared.scores[r * PART + p - from] = attention::exp_below(load_stored(of_row + p * rows * 2), shared.largest[r]) / shared.total[r];
+        }
+    }
+}
+
+// The result of one group of rows: the sum of its parts, each times its share. Part p of `count` begins p * rows rows behind the first.
+template <u32 VECTOR_WIDTH>
+DEVICE void merge(float* out, const float* sums, const float* statistics, u32 first_row, const Part& part, u32 count, u64 rows,
+                  const Shape& s, const Scratch& shared) {
+    const u32 vectors = s.dims / VECTOR_WIDTH;
+    for (u32 from = 0; from < count; from += PART) {
+        __syncthreads();
+        weigh(shared, statistics, first_row, part, from, count, rows, s);
+        __syncthreads();
+        const u32 there = minimum(PART, count - from);
+        for (u32 i = threadIdx.x; i < ROWS * vectors && shared.heads[i / vectors] < s.heads; i += THREADS) {
+            const u32 r = i / vectors;
+            const u64 at = row_index(part, first_row + r, shared.heads[r], s) * s.dims + i % vectors * VECTOR_WIDTH;
+            float total[VECTOR_WIDTH] = {};
+#pragma unroll 4
+            for (u32 p = 0; p < there; p++) {
+                const float* stored = sums + (from + p) * rows * s.dims + at;
+                const float weight = shared.scores[r * PART + p];
+                if (VECTOR_WIDTH == 4) {
+                    const float4_ four = load_stored_4(stored);
+                    total[0] = fmaf(four.x, weight, total[0]);
+                    total[VECTOR_WIDTH / 4] = fmaf(four.y, weight, total[VECTOR_WIDTH / 4]);
+                    total[VECTOR_WIDTH / 2] = fmaf(four.z, weight, total[VECTOR_WIDTH / 2]);
+                    total[VECTOR_WIDTH - 1] = fmaf(four.w, weight, total[VECTOR_WIDTH - 1]);
+                } else {
+                    total[0] = fmaf(load_stored(stored), weight, total[0]);
+                }
+            }
+#pragma unroll
+            for (u32 c = 0; c < VECTOR_WIDTH; c++) out[at + c] = total[c] + (from > 0 ? out[at + c] : 0.0f);
+        }
+    }
+}
+
 }  // namespace decode
 
+// For five blocks some compilers spill.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 4
+
 // A block: one part of `part_keys` (at most 256) keys from the first on, of one KV group of one sequence. Blocks: parts * groups * batch.
-// With one part, `out` is the result and `statistics` is not used; else both hold the parts for attention_combine.
+// With one part `sums`, `statistics` and `counters` are not used.
 KERNEL(128) attention_decode(
-    float* out,         // [parts, batch, queries, heads * head_dim]
+    float* out,         // [batch, queries, heads * head_dim]
+    float* sums,        // [parts, batch, queries, heads * head_dim]
     float* statistics,  // [parts, batch, queries, heads, 2]: largest score and sum of a part
+    u32* counters,      // [batch, group_count], 0
     const float* q,     // [batch, queries, heads * head_dim]
     const float* k,     // [batch, key_capacity, group_count * head_dim]
     const float* v,     // [batch, key_capacity, group_count * head_dim]
@@ -222,11 +289,11 @@ KERNEL(128) attention_decode(
     u32 parts, u32 part_keys) {
     SHARED(float, query_rows, decode::ROWS* decode::DIMS);
     SHARED(float, scores, decode::ROWS* decode::PART);
-    SHARED(float, sums, decode::WARPS* decode::ROWS* decode::COLUMNS);
+    SHARED(float, warp_sums, decode::WARPS* decode::ROWS* decode::COLUMNS);
     SHARED(float, largest, decode::ROWS);
     SHARED(float, total, decode::ROWS);
     SHARED(u32, head_rows, decode::ROWS);
-    const decode::Scratch shared = {query_rows, scores, sums, largest, total, head_rows};
+    const decode::Scratch shared = {query_rows, scores, warp_sums, largest, total, head_rows};
     const decode::Extent extent = decode::extent_of(keys, queries, window, position);
     const attention::Shape s = attention::shape_of(queries, extent.keys, heads, group_count, head_dim, window, scale);
     decode::Part part;
@@ -238,45 +305,35 @@ KERNEL(128) attention_decode(
     part.count = minimum(part_keys, extent.keys - part.first);
     const u64 from = (u64(part.sequence) * key_capacity + part.first) * s.key_stride + u64(part.group) * head_dim;
     const u64 rows = u64(batch) * queries * heads;
-    out += part.number * rows * head_dim;
-    statistics += part.number * rows * 2;
+    float* own = parts == 1 ? out : sums + part.number * rows * head_dim;
     for (u32 row = 0; row < heads * queries; row += decode::ROWS) {
         __syncthreads();
         decode::find_heads(head_rows, groups, row, part.group, s);
         __syncthreads();
         if (head_rows[0] >= heads) break;
         if (s.vector) {
-            decode::rows<4>(out, statistics, q, k + from, v + from, row, part, parts == 1, s, shared);
+            decode::rows<4>(own, statistics + part.number * rows * 2, q, k + from, v + from, row, part, parts == 1, s, shared);
         } else {
-            decode::rows<1>(out, statistics, q, k + from, v + from, row, part, parts == 1, s, shared);
+            decode::rows<1>(own, statistics + part.number * rows * 2, q, k + from, v + from, row, part, parts == 1, s, shared);
+        }
+    }
+    if (parts == 1) return;
+    // Those whose keys are there.
+    const u32 count = ceil_div(extent.keys - extent.first, part_keys);
+    if (!is_last_block(counters + blockIdx.x / parts, count, head_rows)) return;
+    for (u32 row = 0; row < heads * queries; row += decode::ROWS) {
+        __syncthreads();
+        decode::find_heads(head_rows, groups, row, part.group, s);
+        __syncthreads();
+        if (head_rows[0] >= heads) break;
+        if (s.vector) {
+            decode::merge<4>(out, sums, statistics, row, part, count, rows, s, shared);
+        } else {
+            decode::merge<1>(out, sums, statistics, row, part, count, rows, s, shared);
         }
     }
 }
 EXPORT(attention_decode)
 
-// out = sum of the parts, each times exp(its largest - the largest), over the sum of the parts' sums times the same. A block a row.
-KERNEL(128) attention_combine(
-    float* out,               // [rows, head_dim]
-    const float* partial,     // [parts, rows, head_dim]
-    const float* statistics,  // [parts, rows, 2]
-    const u32* position,      // as of attention_decode
-    u64 rows, u32 head_dim, u32 parts, u32 keys, u32 queries, u32 window, u32 part_keys) {
-    const u64 row = blockIdx.x;
-    const decode::Extent extent = decode::extent_of(keys, queries, window, position);
-    parts = minimum(parts, ceil_div(extent.keys - extent.first, part_keys));
-    float largest = -infinity(), total = 0.0f;
-    for (u32 p = 0; p < parts; p++) largest = fmaxf(largest, statistics[(p * rows + row) * 2]);
-    for (u32 p = 0; p < parts; p++) {
-        const float* part = statistics + (p * rows + row) * 2;
-        total = fmaf(part[1], attention::exp_below(part[0], largest), total);
-    }
-    for (u32 d = threadIdx.x; d < head_dim; d += decode::THREADS) {
-        float sum = 0.0f;
-        for (u32 p = 0; p < parts; p++) {
-            const float weight = attention::exp_below(statistics[(p * rows + row) * 2], largest);
-            sum = fmaf(partial[(p * rows + row) * head_dim + d], weight, sum);
-        }
-        out[row * head_dim + d] = sum / total;
-    }
-}
-EXPORT(attention_combine)
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS

@@ -60,4 +60,27 @@ DEVICE void store_block(float* c, const float* block /* [32][BLOCK_PITCH] */, u3
     __syncwarp();
 }
 
+// The parts of a sum that is cut: [parts, m, n], and a counter, 0, for every block of columns; null where it is in one part.
+struct Parts {
+    float* sums;
+    u32* counters;
+};
+
+// Where there are several parts, and the block is the last of those that share its columns: adds up column0..column0 + width of all parts
+// and stores them, finished. Every thread of the block calls it.
+DEVICE void join(float* c, const Parts& parts, u32 count, u32 column0, u32 width, u32 m, u32 n, float alpha, u32 flags, const Terms& t,
+                 float* shared /* [1] */) {
+    if (count == 1 || !is_last_block(parts.counters + blockIdx.x, count, reinterpret_cast<u32*>(shared))) return;
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < m * width; i += blockDim.x) {
+        const u32 row = i / width, column = column0 + i % width;
+        if (column >= n) continue;
+        const float* from = parts.sums + u64(row) * n + column;
+        float sum = 0.0f;
+#pragma unroll 8
+        for (u32 p = 0; p < count; p++) sum += load_stored(from + u64(p) * m * n);
+        store(c, alpha * sum, row, column, m, n, flags, t);
+    }
+}
+
 }  // namespace epilogue

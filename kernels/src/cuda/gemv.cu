@@ -11,7 +11,7 @@
 // * Row-dot: a warp takes four rows, so that an activation that was loaded (from L1) serves four rows, and sums them over its lanes at the
 //   end. Where there are few rows, 2 or 4 warps share the columns of the same rows and add up in shared memory.
 // * Unit-row: a lane owns neighbouring columns and goes down the rows, the eight warps of a block taking turns; they add up in shared
-//   memory. Where there are few columns, the rows are split over blocks too: block y writes the y-th matrix, for sum_splits.
+//   memory. Where there are few columns, the rows are split over blocks too, and the last block of some columns adds up what all have made.
 // * Behind an odd number of rows of pairs stands another unit's number, perhaps a NaN: it is not multiplied (unit-row), or makes a row that
 //   is not stored (row-dot).
 #include "prelude.cuh"
@@ -184,14 +184,14 @@ DEVICE void unit_sums(float (&sums)[S::COLUMNS][M], const float* a, const typena
 }
 
 template <class S, u32 M>
-DEVICE void units_form(float* y, const float* a, const typename S::Number* w, u32 m, u32 rows, u32 columns, u32 outers_split, float alpha,
-                       u32 flags, const epilogue::Terms& terms, float* shared /* [UNIT_WARPS, WARP * COLUMNS] */) {
+DEVICE void units_form(float* y, const epilogue::Parts& parts, const float* a, const typename S::Number* w, u32 m, u32 rows, u32 columns,
+                       u32 outers_split, float alpha, u32 flags, const epilogue::Terms& terms,
+                       float* shared /* [UNIT_WARPS, WARP * COLUMNS] */) {
     constexpr u32 WIDTH = WARP * S::COLUMNS;
-    const u32 column0 = blockIdx.x * WIDTH, first = blockIdx.y * outers_split;
+    const u32 column0 = blockIdx.x * WIDTH, first = blockIdx.y * outers_split, count = gridDim.y;
     const u32 last = minimum(ceil_div(rows, S::ROWS), first + outers_split);
     float sums[S::COLUMNS][M] = {};
     unit_sums<S, M>(sums, a, w, column0, first + warp_index(), last, m, rows, columns, flags);
-    y += u64(blockIdx.y) * m * columns;
 #pragma unroll
     for (u32 t = 0; t < M; t++) {
         if (t >= m) break;
@@ -205,10 +205,15 @@ DEVICE void units_form(float* y, const float* a, const typename S::Number* w, u3
             float sum = 0.0f;
 #pragma unroll
             for (u32 i = 0; i < UNIT_WARPS; i++) sum += shared[i * WIDTH + threadIdx.x];
-            epilogue::store(y, alpha * sum, t, column, m, columns, flags, terms);
+            if (count > 1) {
+                parts.sums[(u64(blockIdx.y) * m + t) * columns + column] = sum;
+            } else {
+                epilogue::store(y, alpha * sum, t, column, m, columns, flags, terms);
+            }
         }
         __syncthreads();
     }
+    epilogue::join(y, parts, count, column0, WIDTH, m, columns, alpha, flags, terms, shared);
 }
 
 }  // namespace gemv
@@ -423,7 +428,9 @@ KERNEL(128) gemv_rows_bf16_pairs_8(
 EXPORT(gemv_rows_bf16_pairs_8)
 
 KERNEL(256) gemv_units_f32_1(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const float* w,     // [rows, columns]
     const float* bias,  // [columns], or null
@@ -432,12 +439,14 @@ KERNEL(256) gemv_units_f32_1(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::F32, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::F32, 1>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f32_1)
 
 KERNEL(256) gemv_units_f32_4(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const float* w,     // [rows, columns]
     const float* bias,  // [columns], or null
@@ -446,12 +455,14 @@ KERNEL(256) gemv_units_f32_4(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::F32, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::F32, 4>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f32_4)
 
 KERNEL(256) gemv_units_f32_8(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const float* w,     // [rows, columns]
     const float* bias,  // [columns], or null
@@ -460,12 +471,18 @@ KERNEL(256) gemv_units_f32_8(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::F32, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::F32, 8>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f32_8)
 
+// For one block more some compilers spill.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 4
+
 KERNEL(256) gemv_units_f16_1(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const u16* w,       // [rows, columns]
     const float* bias,  // [columns], or null
@@ -474,12 +491,17 @@ KERNEL(256) gemv_units_f16_1(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 2048);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::Rows<gemv::F16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::Rows<gemv::F16>, 1>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f16_1)
 
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS
+
 KERNEL(256) gemv_units_f16_4(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const u16* w,       // [rows, columns]
     const float* bias,  // [columns], or null
@@ -488,12 +510,14 @@ KERNEL(256) gemv_units_f16_4(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 2048);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::Rows<gemv::F16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::Rows<gemv::F16>, 4>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f16_4)
 
 KERNEL(256) gemv_units_f16_8(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const u16* w,       // [rows, columns]
     const float* bias,  // [columns], or null
@@ -502,12 +526,18 @@ KERNEL(256) gemv_units_f16_8(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 2048);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::Rows<gemv::F16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::Rows<gemv::F16>, 8>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f16_8)
 
+// For one block more some compilers spill.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 4
+
 KERNEL(256) gemv_units_bf16_1(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const u16* w,       // [rows, columns]
     const float* bias,  // [columns], or null
@@ -516,12 +546,17 @@ KERNEL(256) gemv_units_bf16_1(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 2048);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::Rows<gemv::Bf16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::Rows<gemv::Bf16>, 1>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_bf16_1)
 
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS
+
 KERNEL(256) gemv_units_bf16_4(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const u16* w,       // [rows, columns]
     const float* bias,  // [columns], or null
@@ -530,12 +565,14 @@ KERNEL(256) gemv_units_bf16_4(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 2048);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::Rows<gemv::Bf16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::Rows<gemv::Bf16>, 4>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_bf16_4)
 
 KERNEL(256) gemv_units_bf16_8(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const u16* w,       // [rows, columns]
     const float* bias,  // [columns], or null
@@ -544,12 +581,18 @@ KERNEL(256) gemv_units_bf16_8(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 2048);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::Rows<gemv::Bf16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::Rows<gemv::Bf16>, 8>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_bf16_8)
 
+// For one block more some compilers spill.
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS , 3
+
 KERNEL(256) gemv_units_f16_pairs_1(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const u16* w,       // [rows/2, columns, 2]
     const float* bias,  // [columns], or null
@@ -558,12 +601,17 @@ KERNEL(256) gemv_units_f16_pairs_1(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::Pairs<gemv::F16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::Pairs<gemv::F16>, 1>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f16_pairs_1)
 
+#undef LEAST_BLOCKS
+#define LEAST_BLOCKS
+
 KERNEL(256) gemv_units_f16_pairs_4(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const u16* w,       // [rows/2, columns, 2]
     const float* bias,  // [columns], or null
@@ -572,12 +620,14 @@ KERNEL(256) gemv_units_f16_pairs_4(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::Pairs<gemv::F16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::Pairs<gemv::F16>, 4>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f16_pairs_4)
 
 KERNEL(256) gemv_units_f16_pairs_8(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const u16* w,       // [rows/2, columns, 2]
     const float* bias,  // [columns], or null
@@ -586,12 +636,14 @@ KERNEL(256) gemv_units_f16_pairs_8(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::Pairs<gemv::F16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::Pairs<gemv::F16>, 8>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_f16_pairs_8)
 
 KERNEL(256) gemv_units_bf16_pairs_1(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const u16* w,       // [rows/2, columns, 2]
     const float* bias,  // [columns], or null
@@ -600,12 +652,14 @@ KERNEL(256) gemv_units_bf16_pairs_1(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::Pairs<gemv::Bf16>, 1>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::Pairs<gemv::Bf16>, 1>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_bf16_pairs_1)
 
 KERNEL(256) gemv_units_bf16_pairs_4(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const u16* w,       // [rows/2, columns, 2]
     const float* bias,  // [columns], or null
@@ -614,12 +668,14 @@ KERNEL(256) gemv_units_bf16_pairs_4(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::Pairs<gemv::Bf16>, 4>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::Pairs<gemv::Bf16>, 4>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_bf16_pairs_4)
 
 KERNEL(256) gemv_units_bf16_pairs_8(
-    float* y,           // [splits, m, columns]
+    float* y,           // [m, columns]
+    float* sums,        // [splits, m, columns], or null for one
+    u32* counters,      // [blocks of columns], 0
     const float* a,     // [m, rows]
     const u16* w,       // [rows/2, columns, 2]
     const float* bias,  // [columns], or null
@@ -628,7 +684,7 @@ KERNEL(256) gemv_units_bf16_pairs_8(
     u32 m, u32 rows, u32 columns, u32 outers_split, float alpha, u32 flags, u32 rank, float low_scale) {
     SHARED(float, shared, 1024);
     const epilogue::Terms terms = {bias, low, side, nullptr, rank, low_scale, 0, flags};
-    gemv::units_form<gemv::Pairs<gemv::Bf16>, 8>(y, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
+    gemv::units_form<gemv::Pairs<gemv::Bf16>, 8>(y, {sums, counters}, a, w, m, rows, columns, outers_split, alpha, flags, terms, shared);
 }
 EXPORT(gemv_units_bf16_pairs_8)
 

@@ -3,7 +3,7 @@
 use super::epilogue::Terms;
 use super::launch::{Args, Grid};
 use super::memory::Pointer;
-use super::products::{ACCUMULATE, Sizes, VECTOR_B, finished, flag, multiprocessors, vector};
+use super::products::{ACCUMULATE, Sizes, VECTOR_B, flag, joined, multiprocessors, vector};
 use super::products_quantized::unexpected;
 use super::weights::number_bytes;
 use super::{CudaDevice, size32};
@@ -108,13 +108,13 @@ pub(super) fn units_form(
     let each = outers.div_ceil(splits).max(1);
     let splits = outers.div_ceil(each).max(1);
     let vectors = vector(w, sizes.n, chunk_columns, VECTOR_B);
-    finished(device, sizes, terms, y, splits, |to, flags, terms| {
-        let args = terms.pointers(Args::new().pointer(to).pointer(a).pointer(w), false).u32(m).u32(rows).u32(columns);
-        let args = args.u32(size32(sizes.operation, "rows", each)?).f32(sizes.alpha).u32(flags | vectors);
+    joined(device, sizes, y, (blocks, splits), |args, flags, summing| {
+        let args = terms.pointers(args.pointer(a).pointer(w), false).u32(m).u32(rows).u32(columns);
+        let args = args.u32(size32(sizes.operation, "rows", each)?).f32(sizes.alpha).u32(flags | vectors | terms.flags());
         let args = terms.numbers(args, false);
         let (x, y) = (size32(sizes.operation, "columns", blocks)?, size32(sizes.operation, "rows", splits)?);
         let grid = Grid { blocks: [x, y, 1], threads: 256, shared_bytes: 0 };
-        let work = sizes.work(number_bytes(format)).plus(terms.work(sizes.m, sizes.n));
+        let work = sizes.work(number_bytes(format)).plus(terms.work(sizes.m, sizes.n)).plus(summing);
         device.launch(for_tokens(kernels, sizes.m), grid, args, work)
     })
 }

@@ -4,7 +4,7 @@ use super::epilogue::Terms;
 use super::launch::{Args, Grid};
 use super::memory::Pointer;
 use super::planes::Quants;
-use super::products::{ACCUMULATE, Sizes, VECTOR_A, VECTOR_B, finished, flag, multiprocessors, vector};
+use super::products::{ACCUMULATE, Sizes, VECTOR_A, VECTOR_B, flag, joined, multiprocessors, vector};
 use super::products_quantized::{quants_args, unexpected};
 use super::{CudaDevice, size32};
 use crate::device::Format;
@@ -36,14 +36,14 @@ pub(super) fn rows_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, x: Point
         Format::Q4 => ("gemv_rows_q4", 32),
         format => return Err(unexpected(sizes.operation, format)),
     };
-    let (m, rows, columns) = sizes.args32()?;
+    let (_, rows, columns) = sizes.args32()?;
     // It takes some 16 warps a multiprocessor to keep memory busy: with fewer rows several share them, down to one load of every lane.
     let (warps, chunks) = (sizes.n.div_ceil(WARP_ROWS), sizes.k.div_ceil(chunk));
     let enough = |split: usize| warps * split >= 16 * multiprocessors(device) || chunks < 2 * split * ROW_LANES;
     let split = [1, 2, 4].into_iter().find(|split| enough(*split)).unwrap_or(4);
     let vectors = vector(x, sizes.k, 4, VECTOR_A) | vector(w.quants, sizes.k, 4, VECTOR_B);
     let args = terms.pointers(quants_args(Args::new().pointer(y).pointer(x), &w), true);
-    let args = args.u32(m).u32(rows).u32(columns).u32(split as u32);
+    let args = args.u32(rows).u32(columns).u32(split as u32);
     let args = terms.numbers(args.u32(vectors | flag(sizes.accumulate, ACCUMULATE) | terms.flags()), true);
     let blocks = [size32(sizes.operation, "rows", warps.div_ceil(ROW_WARPS / split))?, 1, 1];
     let grid = Grid { blocks, threads: 32 * ROW_WARPS as u32, shared_bytes: 0 };
@@ -60,7 +60,7 @@ pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Poin
         Format::Q4Units => ("gemv_units_q4_interleaved", 4),
         format => return Err(unexpected(sizes.operation, format)),
     };
-    let (m, columns, rows) = sizes.args32()?;
+    let (_, columns, rows) = sizes.args32()?;
     let (blocks, steps) = (sizes.n.div_ceil(UNIT_COLUMNS), sizes.k.div_ceil(BLOCK));
     // Two blocks a multiprocessor; but 4 loads for every lane, or the sums of the parts would cost more than is won.
     let least = UNIT_WARPS * 4_usize.div_ceil(loads);
@@ -68,11 +68,11 @@ pub(super) fn units_form(device: &CudaDevice, sizes: &Sizes, y: Pointer, a: Poin
     let each = steps.div_ceil(splits).max(1);
     let splits = steps.div_ceil(each).max(1);
     let vectors = vector(a, sizes.k, 4, VECTOR_A) | vector(w.quants, sizes.n, 4, VECTOR_B);
-    finished(device, sizes, terms, y, splits, |to, flags, terms| {
+    joined(device, sizes, y, (blocks, splits), |args, flags, summing| {
         let size = |name, n| size32(sizes.operation, name, n);
-        let args = terms.pointers(quants_args(Args::new().pointer(to).pointer(a), &w), false).u32(m).u32(rows).u32(columns);
-        let args = terms.numbers(args.u32(size("rows", each)?).u32(flags | vectors), false);
+        let args = terms.pointers(quants_args(args.pointer(a), &w), false).u32(rows).u32(columns);
+        let args = terms.numbers(args.u32(size("rows", each)?).u32(flags | vectors | terms.flags()), false);
         let grid = Grid { blocks: [size("columns", blocks)?, size("rows", splits)?, 1], threads: 32 * UNIT_WARPS as u32, shared_bytes: 0 };
-        device.launch(kernel, grid, args, sizes.work_with(w.bytes).plus(terms.work(sizes.m, sizes.n)))
+        device.launch(kernel, grid, args, sizes.work_with(w.bytes).plus(terms.work(sizes.m, sizes.n)).plus(summing))
     })
 }

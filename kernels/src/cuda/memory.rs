@@ -89,6 +89,11 @@ impl<T> Storage<T> {
         Ok(storage)
     }
 
+    /// The block alone.
+    fn into_block(mut self) -> Option<Block> {
+        self.block.take()
+    }
+
     /// How many numbers.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
@@ -210,6 +215,30 @@ impl Deref for Scratch<'_> {
     }
 }
 
+/// The parts of sums that the blocks of one launch cut, and their counters (`is_last_block` in `prelude.cuh`).
+pub(super) struct ScratchParts<'a> {
+    sums: Scratch<'a>,
+    counters: Pointer,
+}
+
+impl ScratchParts<'_> {
+    /// Where the numbers are, and where the counters.
+    pub fn pointers(&self) -> (Pointer, Pointer) {
+        (self.sums.pointer(), self.counters)
+    }
+}
+
+impl<'a> ScratchParts<'a> {
+    /// `len` numbers of whatever value, and `counters` counters, which launches find 0 and leave 0.
+    pub fn take(core: &'a Arc<Core>, len: usize, counters: usize) -> Result<Self> {
+        let entered = core.enter()?;
+        let buffer = core.scratch().take(core, len)?;
+        // Behind the numbers, for which the counters might be given up.
+        let counters = core.scratch().counters(core, counters)?;
+        Ok(Self { sums: Scratch { buffer, _entered: entered }, counters })
+    }
+}
+
 /// A block that nobody uses at the moment. It does not hold the device, which holds it.
 struct Kept {
     arena: Arc<Arena>,
@@ -219,14 +248,17 @@ struct Kept {
 
 /// Blocks for the intermediate numbers of operations, kept between them so that nothing is allocated once there are enough.
 #[derive(Default)]
-pub(super) struct ScratchCache(Mutex<Vec<Kept>>);
+pub(super) struct ScratchCache {
+    blocks: Mutex<Vec<Kept>>,
+    counters: Mutex<Option<Kept>>,
+}
 
 impl ScratchCache {
     /// `len` numbers of whatever value, which go back on drop. The caller is inside [`Core::enter`].
     pub fn take(&self, core: &Arc<Core>, len: usize) -> Result<Buffer> {
         let bytes = byte_len::<f32>(Purpose::Activations, len)?;
         let kept = {
-            let mut blocks = lock(&self.0);
+            let mut blocks = lock(&self.blocks);
             let fits = blocks.iter().enumerate().filter(|(_, kept)| kept.bytes >= bytes).min_by_key(|(_, kept)| kept.bytes);
             fits.map(|(i, _)| i).map(|i| blocks.swap_remove(i))
         };
@@ -242,13 +274,32 @@ impl ScratchCache {
 
     fn put_back(&self, block: Block) {
         let (arena, address, bytes) = block.split();
-        lock(&self.0).push(Kept { arena, address, bytes });
+        lock(&self.blocks).push(Kept { arena, address, bytes });
+    }
+
+    /// At least `len` counters, all 0 between launches, until [`clear`](ScratchCache::clear). The caller is inside [`Core::enter`].
+    fn counters(&self, core: &Arc<Core>, len: usize) -> Result<Pointer> {
+        const LEAST: usize = 1024;
+        let there = lock(&self.counters).as_ref().filter(|kept| kept.bytes >= 4 * len as u64).map(|kept| kept.address);
+        if let Some(address) = there {
+            return Ok(Pointer::new(address));
+        }
+        let len = len.checked_next_power_of_two().unwrap_or(len).max(LEAST);
+        let counters = Indices::zeros(core, &core.arena(Purpose::Activations), len)?;
+        let Some(block) = counters.into_block() else { return Ok(Pointer::NULL) };
+        let (pointer, (arena, address, bytes)) = (block.pointer(), block.split());
+        if let Some(old) = lock(&self.counters).replace(Kept { arena, address, bytes }) {
+            core.forget_graphs();
+            core.give_back(Held::Block(old.arena, old.address));
+        }
+        Ok(pointer)
     }
 
     /// Gives the blocks that are not in use back and says how many bytes they had.
     pub fn clear(&self, core: &Core) -> u64 {
         let _entered = core.gate().enter();
-        let blocks = std::mem::take(&mut *lock(&self.0));
+        let mut blocks = std::mem::take(&mut *lock(&self.blocks));
+        blocks.extend(lock(&self.counters).take());
         if !blocks.is_empty() {
             // Graphs use them, and work that is about to be recorded counts on them.
             core.forget_graphs();

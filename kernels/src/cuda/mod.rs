@@ -48,7 +48,7 @@ use arena::Arena;
 use device::Core;
 use driver::Priority;
 use launch::{Args, Grid, Work};
-use memory::{Pointer, Scratch};
+use memory::{Pointer, Scratch, ScratchParts};
 
 pub use counters::KernelCount;
 pub use gauge::device_bytes;
@@ -170,6 +170,11 @@ impl CudaDevice {
     fn scratch(&self, len: usize) -> Result<Scratch<'_>> {
         let entered = self.core.enter()?;
         Ok(Scratch { buffer: self.core.scratch().take(&self.core, len)?, _entered: entered })
+    }
+
+    /// As [`scratch`](CudaDevice::scratch), with counters for the blocks of a launch that add their parts up.
+    fn scratch_parts(&self, len: usize, counters: usize) -> Result<ScratchParts<'_>> {
+        ScratchParts::take(&self.core, len, counters)
     }
 }
 

@@ -5,7 +5,7 @@
 // emulator it defines the types, the conversions and the reductions, and emulator.hpp, included in the middle, has the rest:
 //
 //   __global__ __device__ __forceinline__, threadIdx blockIdx blockDim gridDim, __syncthreads __syncwarp, __shfl_*_sync __ballot_sync,
-//   atomicAdd, __ldg, __byte_perm, __expf, the C maths functions,
+//   atomicAdd, __threadfence, __ldg, __byte_perm, __expf, the C maths functions,
 //   KERNEL EXPORT SHARED DYNAMIC_SHARED, cp_async_16 cp_async_commit cp_async_wait, ldmatrix_x4 ldmatrix_x4_trans,
 //   mma_f16 mma_bf16 mma_tf32.
 #pragma once
@@ -118,6 +118,18 @@ DEVICE uint4_ load_once_16(const void* global) {
     return v;
 }
 
+// One or four numbers that another block of this launch has stored, past L1, which may hold what was there before.
+DEVICE float load_stored(const float* global) {
+    float x;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(x) : "l"(global) : "memory");
+    return x;
+}
+DEVICE float4_ load_stored_4(const float* global) {
+    float4_ v;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(global) : "memory");
+    return v;
+}
+
 DEVICE float f16_to_f32(u16 bits) {
     float x;
     asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
@@ -172,6 +184,8 @@ DEVICE float bits_float(u32 bits) { return __builtin_bit_cast(float, bits); }
 #include "emulator.hpp"
 
 DEVICE uint4_ load_once_16(const void* global) { return *static_cast<const uint4_*>(global); }
+DEVICE float load_stored(const float* global) { return *global; }
+DEVICE float4_ load_stored_4(const float* global) { return *reinterpret_cast<const float4_*>(global); }
 
 DEVICE float f16_to_f32(u16 bits) {
     // Exponent and mantissa in an f32's place are the number over 2^112, subnormals included; only infinity and NaN need more.
@@ -263,6 +277,27 @@ template <class T> DEVICE T block_max(T x, T* shared) {
     for (u32 i = 1; i < warps; i++) largest = maximum(largest, shared[i]);
     __syncthreads();
     return largest;
+}
+
+// Whether this block is the last of `blocks` that call this with the same counter, which is 0 before and afterwards. It may then read by
+// load_stored what all of them have stored before: one launch is enough to make parts and to add them up, and the parts are added in their
+// order, whichever block comes last. Every thread of the block must call it; `shared [1]` may be used again at once.
+DEVICE bool is_last_block(u32* counter, u32 blocks, u32* shared) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        // For the whole block: its barriers carry over what these fences order.
+        __threadfence();
+        const bool last = atomicAdd(counter, 1u) == blocks - 1;
+        if (last) {
+            __threadfence();
+            *counter = 0;
+        }
+        *shared = last;
+    }
+    __syncthreads();
+    const bool last = *shared != 0;
+    __syncthreads();
+    return last;
 }
 
 // Tiles of matrices in shared memory, for the products.

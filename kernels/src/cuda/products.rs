@@ -134,6 +134,26 @@ pub(super) fn finished(
     finish(device, sizes, terms, c, parts.pointer(), splits)
 }
 
+/// As [`finished`], by a kernel whose last block of each of `blocks` adds the parts up: `start` is given the arguments that such a kernel
+/// begins with (where the result goes, where parts and counters are), the flags of C, and what the parts add to the work.
+pub(super) fn joined(
+    device: &CudaDevice,
+    sizes: &Sizes,
+    c: Pointer,
+    (blocks, splits): (usize, usize),
+    start: impl FnOnce(Args, u32, Work) -> Result<()>,
+) -> Result<()> {
+    let args = Args::new().pointer(c);
+    let flags = flag(sizes.accumulate, ACCUMULATE);
+    if splits <= 1 {
+        return start(args.pointer(Pointer::NULL).pointer(Pointer::NULL), flags, Work { bytes: 0, flops: 0 });
+    }
+    let numbers = splits * sizes.m * sizes.n;
+    let parts = device.scratch_parts(numbers, blocks)?;
+    let (sums, counters) = parts.pointers();
+    start(args.pointer(sums).pointer(counters), flags, Work { bytes: 8 * numbers as u64, flops: numbers as u64 })
+}
+
 /// Sums the parts of a product in their order and finishes it.
 fn finish(device: &CudaDevice, sizes: &Sizes, terms: &Terms, c: Pointer, parts: Pointer, splits: usize) -> Result<()> {
     let count = sizes.m * sizes.n;
