@@ -10,15 +10,17 @@
 //!
 //! | what | booked as | until |
 //! |--|--|--|
-//! | context and code of the driver, in the host's memory | the device's driver | the device is closed; what the driver keeps then, the program's end |
+//! | context and code of the driver, in the host's memory, in this process and outside of it | the device's driver | the device is closed; what the driver keeps then, the program's end |
 //! | page-locked staging, 5 MiB of the host | activations | the device is closed |
 //! | weights, copied to device memory | weights, in whole granules (2 MiB) | the session ends |
 //! | weights, read in the mapped artifact (integrated) | weights, the file's bytes, as for the CPU | the session ends |
 //! | weights, mapped pages that are registered (integrated) | weights, whole pages, once | the session ends |
 //! | activations, KV cache, adapters, gradients, moments | their purpose, in whole granules | the buffer goes |
 //!
-//! Mapped pages that were copied leave the process as soon as they are; the largest tensor is booked beside the copy until all are. What the
-//! driver keeps in a discrete GPU's own memory for its context is not the program's, and not counted.
+//! Mapped pages that were copied leave the process as soon as they are; the largest tensor is booked beside the copy until all are. What a
+//! driver takes of the host is measured: what this process and what no process has more than before
+//! ([`unaccounted_bytes`](espalier_runtime::gauges::unaccounted_bytes); the context of an integrated GPU is there). What it keeps in a
+//! discrete GPU's own memory for its context is not the program's, and not counted; nor is what it takes for recorded graphs.
 //!
 //! A device has a type of its own and everything above it is generic, so [`OpenDevice`] names them all and
 //! [`on_device!`](crate::on_device) runs one expression on whichever it is.
@@ -40,6 +42,8 @@ use crate::error::{AgentError, Result};
 
 mod asked;
 mod device;
+#[cfg(feature = "cuda")]
+mod driver;
 mod failure;
 
 pub use asked::{Asked, AskedOrt, EngineChoice, Precision};
@@ -49,6 +53,8 @@ pub use device::Opened;
 pub use device::Ort;
 use device::closed;
 pub use device::{EngineKind, OpenDevice};
+#[cfg(feature = "cuda")]
+use driver::{DriverGauge, DriverMemory};
 pub use failure::{another_may_do, is_device_failure, is_lost};
 
 /// Opens engines, and says once why one was not taken.
@@ -56,9 +62,11 @@ pub use failure::{another_may_do, is_device_failure, is_lost};
 pub struct Engines {
     asked: Asked,
     said: Mutex<BTreeSet<String>>,
-    /// Books what drivers keep of the host's memory after their device was closed.
-    left: Mutex<Vec<Reservation>>,
+    left: Left,
 }
+
+/// Books what drivers keep of the host's memory after their device was closed.
+type Left = Arc<Mutex<Vec<Reservation>>>;
 
 impl Engines {
     /// Engines for what was asked.
@@ -85,14 +93,18 @@ impl Engines {
             self.say(log::Level::Warn, line.into());
         }
         if self.asked.engine != EngineChoice::Cpu {
-            match open_cuda(self.asked.precision, budget) {
-                Ok(device) => {
-                    self.say(log::Level::Info, format!("engine cuda: {}", device.name()));
+            match open_cuda(self.asked.precision, budget, &self.left) {
+                Ok((device, driver)) => {
+                    let line = format!("engine cuda: {}; its driver takes {driver} bytes of the host's memory", device.name());
+                    self.say(log::Level::Info, line);
                     return Ok(device);
                 }
-                Err(passed) if !self.may_move() => return Err(AgentError::Engine(passed.reason)),
-                // Most machines have no such GPU; that one which is there cannot be used is worth a line.
                 Err(passed) => {
+                    self.keep(passed.kept, budget);
+                    if !self.may_move() {
+                        return Err(AgentError::Engine(passed.reason));
+                    }
+                    // Most machines have no such GPU; that one which is there cannot be used is worth a line.
                     let level = if passed.expected { log::Level::Info } else { log::Level::Warn };
                     self.say(level, format!("engine cuda not taken: {}; engine cpu computes", passed.reason));
                 }
@@ -221,7 +233,11 @@ impl Engines {
 
     /// Closes a device, and keeps booked what its driver does not give back.
     pub fn close(&self, device: OpenDevice, budget: &Arc<Budget>) {
-        let kept = closed(device);
+        self.keep(closed(device), budget);
+    }
+
+    /// Books what a driver keeps without a device.
+    fn keep(&self, kept: u64, budget: &Arc<Budget>) {
         if kept == 0 {
             return;
         }
@@ -264,24 +280,40 @@ struct Passed {
     reason: String,
     /// Whether that is how most machines are.
     expected: bool,
+    /// Bytes of the host's memory that the attempt has left with its driver.
+    kept: u64,
 }
 
+/// The GPU, and what its driver takes of the host's memory.
 #[cfg(feature = "cuda")]
-fn open_cuda(precision: Precision, budget: &Arc<Budget>) -> std::result::Result<OpenDevice, Passed> {
+fn open_cuda(precision: Precision, budget: &Arc<Budget>, left: &Left) -> std::result::Result<(OpenDevice, u64), Passed> {
     use espalier_kernels::cuda;
-    use espalier_runtime::gauges;
 
-    let failed = |reason: String| Passed { reason, expected: false };
-    let (before, booked_before) = (gauges::anonymous_bytes().map_err(|error| failed(error.to_string()))?, budget.used());
-    let device = CudaDevice::open(0, budget.clone()).map_err(|reason| Passed {
-        reason: reason.to_string(),
-        expected: matches!(reason, Unavailable::NoDriver | Unavailable::NoDevice { .. }),
+    let failed = |reason: &dyn fmt::Display, kept: u64| Passed { reason: reason.to_string(), expected: false, kept };
+    let (before, booked_before) = (DriverGauge::read().map_err(|error| failed(&error, 0))?, budget.used());
+    // A context that is gone has taken its pages outside the process with it.
+    let kept =
+        || DriverGauge::settled().map_or(0, |now| now.since(before).process).saturating_sub(budget.used().saturating_sub(booked_before));
+    let device = CudaDevice::open(0, budget.clone()).map_err(|reason| {
+        let absent = matches!(reason, Unavailable::NoDriver);
+        let expected = absent || matches!(reason, Unavailable::NoDevice { .. });
+        Passed { reason: reason.to_string(), expected, kept: if absent { 0 } else { kept() } }
     })?;
-    let after = gauges::anonymous_bytes().map_err(|error| failed(error.to_string()))?;
-    // What the device booked is page-locked memory of the host, which is among what this process has got.
+    // What the device booked is page-locked memory of the host, which is among what the driver has taken.
     let booked = budget.used().saturating_sub(booked_before);
-    let driver = after.saturating_sub(before).saturating_sub(booked);
-    let reservation = Reservation::new(budget.clone(), Purpose::Driver, driver).map_err(|error| failed(error.to_string()))?;
+    let opened = DriverGauge::settled().map(|now| now.since(before)).map_err(|error| error.to_string());
+    let reserved = opened.and_then(|taken| {
+        let bytes = taken.bytes().saturating_sub(booked);
+        let reservation = Reservation::new(budget.clone(), Purpose::Driver, bytes).map_err(|error| error.to_string())?;
+        Ok((bytes, DriverMemory::new(reservation, taken, left.clone())))
+    });
+    let (taken, driver) = match reserved {
+        Ok(reserved) => reserved,
+        Err(reason) => {
+            drop(device);
+            return Err(failed(&reason, kept()));
+        }
+    };
     let device = device.with_plan(cuda::Plan {
         precision: match precision {
             Precision::Exact => cuda::Precision::Exact,
@@ -289,10 +321,10 @@ fn open_cuda(precision: Precision, budget: &Arc<Budget>) -> std::result::Result<
         },
         ..device.plan()
     });
-    Ok(OpenDevice::Cuda(device, Opened { bytes: booked + driver, driver: Arc::new(reservation) }))
+    Ok((OpenDevice::Cuda(device, Opened { bytes: booked + taken, driver: Arc::new(driver) }), taken))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open_cuda(_: Precision, _: &Arc<Budget>) -> std::result::Result<OpenDevice, Passed> {
-    Err(Passed { reason: "this program was built without the feature `cuda`".into(), expected: true })
+fn open_cuda(_: Precision, _: &Arc<Budget>, _: &Left) -> std::result::Result<(OpenDevice, u64), Passed> {
+    Err(Passed { reason: "this program was built without the feature `cuda`".into(), expected: true, kept: 0 })
 }

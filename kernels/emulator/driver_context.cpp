@@ -1,8 +1,12 @@
 // Start, devices, the primary context, limits, and what this library adds for tests.
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
+
+#include <vector>
 
 #include "driver.hpp"
 #include "faults.hpp"
@@ -11,11 +15,45 @@ struct Context {
     int device = 0;
 };
 
+// What a context takes of the host.
+class HostShare {
+    std::vector<char> own;
+    std::vector<int> pipes;
+
+    // Fills a pipe: its pages are in no account of the process.
+    bool fill_pipe(uint64_t bytes) {
+        int ends[2];
+        if (pipe2(ends, O_NONBLOCK | O_CLOEXEC) != 0) return false;
+        pipes.insert(pipes.end(), ends, ends + 2);
+        const std::vector<char> content(bytes, 1);
+        return fcntl(ends[1], F_SETPIPE_SZ, int(bytes)) >= int(bytes) && write(ends[1], content.data(), bytes) == ssize_t(bytes);
+    }
+
+public:
+    bool take() {
+        constexpr uint64_t PIPE = 1 << 20;
+        own.assign(emulator::settings().context_bytes, 1);
+        for (uint64_t left = emulator::settings().kernel_bytes; left > 0; left -= left < PIPE ? left : PIPE) {
+            if (!fill_pipe(PIPE)) return false;
+        }
+        return true;
+    }
+    void give_back() {
+        own = {};
+        for (const int end : pipes) close(end);
+        pipes.clear();
+    }
+};
+
 namespace driver {
 
 static Context& primary() {
     static Context context;
     return context;
+}
+static HostShare& host_share() {
+    static HostShare share;
+    return share;
 }
 static thread_local CUcontext current_context = nullptr;
 
@@ -101,6 +139,13 @@ API cuInit(unsigned flags) {
     return CUDA_SUCCESS;
 }
 
+// NVIDIA's libraries ask their driver for tables of functions that are nobody else's, and do without where there are none.
+API cuGetExportTable(const void** table, const void*) {
+    if (!table) return CUDA_ERROR_INVALID_VALUE;
+    *table = nullptr;
+    return CUDA_ERROR_NOT_FOUND;
+}
+
 // Works without cuInit, as the driver's does.
 API cuDriverGetVersion(int* version) {
     if (!version) return CUDA_ERROR_INVALID_VALUE;
@@ -157,6 +202,10 @@ API cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
     if (const CUresult result = check_device(device)) return result;
     std::lock_guard lock(state().mutex);
     if (state().lost) return state().sticky;
+    if (state().retained == 0 && !host_share().take()) {
+        host_share().give_back();
+        return refuse(CUDA_ERROR_OUT_OF_MEMORY, "the host has no room for what the context takes of it");
+    }
     state().retained++;
     *context = &primary();
     return CUDA_SUCCESS;
@@ -166,7 +215,10 @@ API cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     if (const CUresult result = check_device(device)) return result;
     std::lock_guard lock(state().mutex);
     if (state().retained == 0) return refuse(CUDA_ERROR_INVALID_CONTEXT, "the primary context is not retained");
-    if (--state().retained == 0) destroy_primary();
+    if (--state().retained == 0) {
+        destroy_primary();
+        host_share().give_back();
+    }
     return CUDA_SUCCESS;
 }
 API cuDevicePrimaryCtxRelease(CUdevice device) { return cuDevicePrimaryCtxRelease_v2(device); }

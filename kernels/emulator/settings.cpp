@@ -33,6 +33,8 @@ constexpr Word words[] = {
     {"fail_alloc", &Settings::fail_alloc},
     {"fail_launch", &Settings::fail_launch},
     {"fault_launch", &Settings::fault_launch},
+    {"context", &Settings::context_bytes},
+    {"kernel", &Settings::kernel_bytes},
     {"lose_device", &Settings::lose_device},
     {"lost_error", &Settings::lost_error},
     {"reject_images", &Settings::reject_images},

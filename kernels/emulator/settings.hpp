@@ -19,6 +19,9 @@ struct Settings {
     uint64_t pageable = 0;                           // pageable=1: kernels read pageable host memory through the host's page tables
     uint64_t register_host = 1;                      // register=0: no host registration
     uint64_t vmm = 1;                                // vmm=0: no virtual memory management
+    // What its context takes of the host while it is retained; 0 is nothing beside what the emulator is.
+    uint64_t context_bytes = 0;  // context=BYTES: memory of the process
+    uint64_t kernel_bytes = 0;   // kernel=BYTES: pages that are no process's, as a driver's module has them
     // How it runs.
     uint64_t threads = 2;               // threads=2: OS threads that run blocks
     uint64_t lazy = 0;                  // lazy=1: streams run only when someone waits for them

@@ -154,3 +154,36 @@ fn a_cuda_device_that_was_asked_for_by_name_fails_its_windows_in_order() {
     let lines = said.stderr.lines().filter(|line| line.contains("the engine failed")).count();
     assert!(lines <= 2, "{lines} lines; {}", said.stderr);
 }
+
+/// MiB of the host that the driver of the emulator takes where its context takes so many bytes of the process, and so many outside.
+fn driver_mib(place: &Place, folder: &Path, context: u64, kernel: u64) -> f64 {
+    let settings = format!("integrated=1,context={context},kernel={kernel}");
+    let said = run_on(place, folder, &settings, args!["bench", world().model, "--engine", "cuda", "--count", "2", "-v"]);
+    let line = said.stderr.lines().find_map(|line| line.split_once("its driver takes ")?.1.split_once(" bytes of the host"));
+    let bytes = line.and_then(|(bytes, _)| bytes.parse::<f64>().ok());
+    bytes.unwrap_or_else(|| panic!("{settings}: it does not say what the driver takes: {}", said.stderr)) / f64::from(1 << 20)
+}
+
+#[test]
+fn what_a_cuda_driver_takes_of_the_host_is_booked_wherever_it_is() {
+    let Some(folder) = emulator_folder() else { return };
+    let (world, place) = (world(), Place::new());
+    let cases = [(16, 0), (0, 24), (16, 24)];
+    let faults = || {
+        let plain = driver_mib(&place, &folder, 0, 0);
+        let wrong = cases.into_iter().filter_map(|(context, kernel)| {
+            let (more, expected) = (driver_mib(&place, &folder, context << 20, kernel << 20) - plain, (context + kernel) as f64);
+            let fault = || format!("{context} MiB of the process and {kernel} outside: {more} MiB more than with neither");
+            ((more - expected).abs() > 8.0).then(fault)
+        });
+        wrong.collect::<Vec<_>>()
+    };
+    // A large process that ends at that moment moves the gauge.
+    let tries: Vec<_> = std::iter::repeat_with(faults).take(3).take_while(|faults| !faults.is_empty()).collect();
+    assert!(tries.len() < 3, "{tries:#?}");
+    // Where the limit leaves it no room the CPU serves.
+    let run = args!["run", world.model, "--source", world.corpus, "--store", place.out("store"), "--limit", "32000000", "-v"];
+    let said = run_on(&place, &folder, "integrated=1,context=25165824,kernel=25165824", run);
+    let sentence = |line: &str| line.contains("more than the budget of 30.5 MiB leaves; engine cpu takes over");
+    assert!(said.code == Some(0) && said.stderr.lines().any(sentence), "{}", said.stderr);
+}

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 #[cfg(feature = "cuda")]
-use espalier_kernels::Reservation;
+use super::driver::{DriverGauge, DriverMemory};
 #[cfg(feature = "cuda")]
 use espalier_kernels::cuda::CudaDevice;
 use espalier_kernels::{CpuDevice, Device};
@@ -68,7 +68,7 @@ pub enum OpenDevice {
 pub struct Opened {
     /// Bytes.
     pub bytes: u64,
-    pub(super) driver: Arc<Reservation>,
+    pub(super) driver: Arc<DriverMemory>,
 }
 
 /// Runs an expression with the device inside an [`OpenDevice`], of whichever type it is.
@@ -152,16 +152,15 @@ impl OpenDevice {
 /// Drops a device, and tells how many bytes of the host its driver keeps. Only the last of its clones closes it.
 #[cfg(feature = "cuda")]
 pub(super) fn closed(device: OpenDevice) -> u64 {
-    use espalier_runtime::{gauges, release_free_memory};
-
     let OpenDevice::Cuda(device, opened) = device else { return 0 };
-    let Some(driver) = Arc::into_inner(opened.driver) else { return 0 };
+    let Some(driver) = Arc::into_inner(opened.driver).and_then(DriverMemory::take) else { return 0 };
     let booked = opened.bytes.saturating_sub(driver.bytes());
-    // Without a gauge all of it counts as kept.
-    let before = gauges::anonymous_bytes().unwrap_or(0);
+    // Memory of the device's own, which an integrated one has of the host, is not the driver's.
+    device.release_scratch();
+    let before = DriverGauge::read();
     drop(device);
-    release_free_memory();
-    let freed = before.saturating_sub(gauges::anonymous_bytes().unwrap_or(before));
+    // Without a gauge all of it counts as kept.
+    let freed = before.and_then(|before| Ok(before.since(DriverGauge::settled()?).bytes())).unwrap_or(0);
     driver.bytes().saturating_sub(freed.saturating_sub(booked))
 }
 
