@@ -42,13 +42,15 @@ impl OrtLibrary {
             (Some(path), _) => absolute(path)?,
             (None, None) => find()?,
         };
-        if let Some(library) = *loaded {
-            return match library.path == path {
-                true => Ok(library),
-                false => Err(refused(&path, &format!("this process has loaded {} already, and takes one only", library.path.display()))),
-            };
+        if let Some(library) = *loaded
+            && library.path == path
+        {
+            return Ok(library);
         }
         check_file(&path)?;
+        if let Some(library) = *loaded {
+            return Err(refused(&path, &format!("this process has loaded {} already, and takes one only", library.path.display())));
+        }
         stay_quiet();
         let builder = ort::init_from(&path).map_err(|error| refused(&path, &reason(&error)))?;
         let built = builder.with_name("espalier").with_telemetry(false).build();
