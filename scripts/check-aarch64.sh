@@ -62,7 +62,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$runner
 RUNNER=$runner scripts/emulator.sh --test
 skip=(--skip cuda_product --skip where_nothing_runs_before --skip on_one_thread --skip on_five_threads --skip a_warm_layer)
 [ "${1:-}" != --all ] || skip=()
-cargo test --target "$target" -p espalier-models -p espalier-kernels -p espalier-runtime --features espalier-kernels/cuda,espalier-runtime/ort \
+cargo test --tests --target "$target" -p espalier-models -p espalier-kernels -p espalier-runtime --features espalier-kernels/cuda,espalier-runtime/ort \
     -- "${skip[@]}"
 # What a process holds under qemu is qemu's too, which one test would count.
 cargo test --target "$target" -p espalier --test parity --test ort -- --skip a_bench_says_what_it_has_timed

@@ -15,7 +15,7 @@
 //! are not looked at.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 mod binding;
 mod external;
@@ -42,7 +42,7 @@ use crate::error::{Error, Result, quoted};
 /// A graph and its sidecar, which fit each other.
 pub struct ForeignModel {
     /// The graph.
-    pub graph: ForeignGraph,
+    pub graph: Arc<ForeignGraph>,
     /// The sidecar.
     pub sidecar: Sidecar,
     /// How they fit.
@@ -57,7 +57,15 @@ impl ForeignModel {
     /// # Errors
     /// As [`ForeignGraph::open`] and [`Sidecar::open`]; [`Error::Checkpoint`](crate::Error::Checkpoint) where they do not fit.
     pub fn open(path: &Path, sidecar: Option<&Path>) -> Result<Self> {
-        let graph = ForeignGraph::open(path)?;
+        Self::of(Arc::new(ForeignGraph::open(path)?), sidecar)
+    }
+
+    /// As [`open`](ForeignModel::open), for a graph that is open.
+    ///
+    /// # Errors
+    /// As [`Sidecar::open`]; [`Error::Checkpoint`](crate::Error::Checkpoint) where the two do not fit.
+    pub fn of(graph: Arc<ForeignGraph>, sidecar: Option<&Path>) -> Result<Self> {
+        let path = graph.path();
         let sidecar_path = sidecar.map_or_else(|| sidecar_beside(path), Path::to_path_buf);
         let sidecar = Sidecar::open(&sidecar_path, path)?;
         let binding = Binding::new(&graph, &sidecar, &sidecar_path)?;

@@ -15,7 +15,6 @@ use espalier_kernels::{Purpose, Reservation};
 use espalier_models::foreign::{ForeignGraph, ForeignModel, ForeignWeight, Layout, Pooling, SidecarInput, SidecarOutput};
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
-use ort::sys;
 use ort::value::TensorRef;
 
 use super::allocator::Account;
@@ -423,18 +422,8 @@ fn session(library: &OrtLibrary, graph: &ForeignGraph, light: &[u8], copies: &[V
 
 /// Gives the builder a weight whose numbers begin at `start`.
 fn with_weight(builder: SessionBuilder, weight: &ForeignWeight<'_>, start: *const u8) -> ort::Result<SessionBuilder> {
-    use sys::ONNXTensorElementDataType as Type;
-    let element = match weight.element.0 {
-        1 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-        2 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
-        3 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
-        10 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
-        11 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE,
-        16 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
-        _ => return Err(ort::Error::new(format!("`{}` has numbers that no weight has", weight.name))),
-    };
     let dims: Vec<i64> = weight.dims.iter().map(|&dim| dim as i64).collect();
-    // SAFETY: the bytes are `dims` numbers of `element`, aligned for them, in a map or copy that the session's owner keeps longer than the
+    // SAFETY: the bytes are `dims` numbers of the weight's type, aligned for them, in a map or copy that the session's owner keeps longer than the
     // session.
-    unsafe { with_initializer(builder, weight.name, element, &dims, start, weight.bytes.len()) }
+    unsafe { with_initializer(builder, weight.name, weight.element.0, &dims, start, weight.bytes.len()) }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use espalier_kernels::{Purpose, Reservation};
 use espalier_models::Artifact;
-use espalier_models::checkpoint::{Element, OnnxGraph, OnnxOutput, Weight, onnx_graph};
+use espalier_models::checkpoint::{OnnxGraph, OnnxOutput, Weight, onnx_graph};
 use ort::memory::Allocator;
 use ort::session::builder::SessionBuilder;
 use ort::session::{Session, SessionInputValue, SessionOutputs};
@@ -162,33 +162,35 @@ fn load(library: &OrtLibrary, artifact: &Artifact, folder: &str, graph: &OnnxGra
 
 /// Gives the builder a weight where the artifact's map has it.
 fn with_weight(builder: SessionBuilder, artifact: &Artifact, weight: &Weight) -> ort::Result<SessionBuilder> {
-    let element = match weight.element {
-        Element::Float => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-        Element::Uint8 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
-        Element::Int8 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
-        Element::Float16 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
-        Element::Bfloat16 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
-        _ => return Err(ort::Error::new(format!("`{}` has numbers that no weight has", weight.name))),
-    };
     let map = artifact.map();
     let bytes = map.get(weight.range.clone()).ok_or_else(|| ort::Error::new(format!("`{}` lies outside the file", weight.name)))?;
     let dims: Vec<i64> = weight.dims.iter().map(|&dim| dim as i64).collect();
-    // SAFETY: the bytes are `dims` numbers of `element` and lie in a map that the session's owner keeps longer than the session.
-    unsafe { with_initializer(builder, &weight.name, element, &dims, bytes.as_ptr(), bytes.len()) }
+    // SAFETY: the bytes are `dims` numbers of the weight's type and lie in a map that the session's owner keeps longer than the session.
+    unsafe { with_initializer(builder, &weight.name, weight.element as u32, &dims, bytes.as_ptr(), bytes.len()) }
 }
 
-/// Gives the builder an initializer of `length` bytes at `start`, which is not copied.
+/// Gives the builder an initializer of `length` bytes at `start`, which is not copied; `element` is a number of ONNX's `TensorProto.DataType`.
 ///
 /// # Safety
 /// The bytes are `dims` numbers of `element`, aligned for them; they outlive the session and do not change while it lives.
 pub(super) unsafe fn with_initializer(
     builder: SessionBuilder,
     name: &str,
-    element: sys::ONNXTensorElementDataType,
+    element: u32,
     dims: &[i64],
     start: *const u8,
     length: usize,
 ) -> ort::Result<SessionBuilder> {
+    use sys::ONNXTensorElementDataType as Type;
+    let element = match element {
+        1 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+        2 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+        3 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
+        10 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+        11 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE,
+        16 => Type::ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
+        _ => return Err(ort::Error::new(format!("`{name}` has numbers that no weight has"))),
+    };
     let (mut info, mut value) = (ptr::null_mut(), ptr::null_mut());
     let api = ort::api();
     // SAFETY: the library is loaded; `info` is written on success and released below. ONNX Runtime only reads the bytes, of which the caller

@@ -1,5 +1,7 @@
 //! `espalier inspect` with a graph of another program.
 
+use std::sync::Arc;
+
 use espalier_models::foreign::{ForeignGraph, ForeignModel, Slot, sidecar_beside, template};
 #[cfg(feature = "ort")]
 use espalier_runtime::foreign_plan;
@@ -40,12 +42,12 @@ pub(in crate::cli) fn run(args: &Args) -> Result<()> {
         let path = args.model.display();
         return Err(AgentError::Usage(format!("{path} is an ONNX graph, which has no checksums to verify; leave --verify out")));
     }
-    let graph = ForeignGraph::open(&args.model)?;
+    let graph = Arc::new(ForeignGraph::open(&args.model)?);
     if args.template {
         return print(&template(&graph));
     }
     let path = args.sidecar.sidecar.clone().unwrap_or_else(|| sidecar_beside(&args.model));
-    let sidecar = match ForeignModel::open(&args.model, args.sidecar.sidecar.as_deref()) {
+    let sidecar = match ForeignModel::of(graph.clone(), args.sidecar.sidecar.as_deref()) {
         Ok(model) => Ok(format!("{} fits, id {:016x}", path.display(), model.id())),
         Err(error) => Err(error.to_string()),
     };
