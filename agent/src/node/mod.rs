@@ -1,42 +1,41 @@
 //! A node: the diagnosis loop, the memory watch and the pruning that keeps it within its budget, tied together.
 //!
-//! The controller decides ([`control`](crate::control)); this module carries its actions out: it starts a cascade from the factory
+//! The controller decides ([`control`](crate::control)); the node carries its actions out: it starts a cascade from the factory
 //! artifact on a thread of its own, asks the holdout, writes the other slot, hands the loop its next engine between two windows, and
 //! commits or rolls back. One thread supervises; nothing here is on the way of a window to its verdict.
 
+mod actions;
 mod background;
+mod engines;
 #[cfg(feature = "ort")]
 mod foreign;
 mod log;
 mod serving;
 #[cfg(test)]
 mod tests;
+mod watchdog;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use espalier_kernels::{Device, Purpose, Reservation};
 use espalier_models::Artifact;
-use espalier_runtime::{Budget, Plan, gauges};
+use espalier_runtime::{Budget, gauges};
 
-use background::{Background, CascadeJob};
+use background::Background;
+pub use engines::{Served, artifact_id, open_engine, planned_bytes};
 #[cfg(feature = "ort")]
 pub use foreign::{ForeignNode, open_foreign};
 pub use log::Log;
 use serving::{Heard, Serving};
+use watchdog::{STUCK_AFTER, Watchdog};
 
-use crate::check::StaticCheck;
 use crate::control::linux::Linux;
-use crate::control::{Action, Controller, Event, Hardware, Held, Reading, State, Thresholds};
-#[cfg(feature = "ort")]
-use crate::diagnosis;
-use crate::diagnosis::{DiagnosisHandle, Engine, NativeEngine};
-use crate::diagnosis_text::TextEngine;
+use crate::control::{Controller, Event, Hardware, Held, Reading, State, Thresholds};
+use crate::diagnosis::DiagnosisHandle;
 use crate::engine::{Engines, OpenDevice, is_device_failure};
 use crate::error::{AgentError, Result};
-use crate::on_device;
-use crate::prune::{CascadeOptions, CascadeResult, Target};
+use crate::prune::{CascadeOptions, CascadeResult};
 use crate::store::{Active, Store};
 use crate::train::{Examples, Progress, Stop};
 
@@ -49,40 +48,6 @@ pub const LOOP_THREADS: usize = 1;
 
 /// Between two readings of the gauges: a tenth of a second costs under 1 % of one core and is short against every hold time.
 const POLL: Duration = Duration::from_millis(100);
-
-/// How long windows may wait without a verdict before a line says so: far longer than an engine takes for a window. A replacement may take
-/// longer, but while the supervisor is at work on one it does not look, and when the other engine serves the time counts anew.
-const STUCK_AFTER: Duration = Duration::from_secs(60);
-
-/// Whether verdicts come.
-#[derive(Default)]
-struct Watchdog {
-    /// Windows answered, and since when it is that many.
-    answered: Option<(u64, std::time::Instant)>,
-    said: bool,
-}
-
-impl Watchdog {
-    /// Begins again: an engine's time counts from when it began to serve.
-    fn reset(&mut self) {
-        *self = Self::default();
-    }
-
-    /// Whether windows have waited too long; true once, until a verdict comes again.
-    fn is_stuck(&mut self, answered: u64, waits: bool) -> bool {
-        match self.answered {
-            Some((before, since)) if before == answered && waits => {
-                let first = since.elapsed() >= STUCK_AFTER && !self.said;
-                self.said |= first;
-                first
-            }
-            _ => {
-                *self = Self { answered: Some((answered, std::time::Instant::now())), said: false };
-                false
-            }
-        }
-    }
-}
 
 /// How a node prunes.
 pub struct PruneSetup {
@@ -136,37 +101,6 @@ pub struct NodeOptions {
     pub limit_after_commit: bool,
     /// What the source holds beside the model: a recording is read whole. A smaller model leaves room for it.
     pub source_bytes: u64,
-}
-
-/// The id of an artifact, after its checksums were all read.
-pub fn artifact_id(path: &Path) -> std::result::Result<u64, String> {
-    let artifact = Artifact::open(path).map_err(|error| error.to_string())?;
-    artifact.verify().map_err(|error| error.to_string())?;
-    Ok(artifact.id())
-}
-
-/// An engine for an artifact, booked in the budget, and the artifact for as long as the engine lives.
-pub fn open_engine(device: &OpenDevice, budget: &Arc<Budget>, path: &Path) -> Result<Served> {
-    let artifact = Arc::new(Artifact::open(path)?);
-    let engine: Box<dyn Engine> = match device {
-        #[cfg(feature = "ort")]
-        OpenDevice::Ort(_, ort) => match artifact.manifest().diagnosis {
-            Some(_) => Box::new(TextEngine::open_in_ort(*ort, budget, &artifact, None)?),
-            None => Box::new(diagnosis::ort::OrtEngine::open(*ort, budget, &artifact)?),
-        },
-        device => on_device!(device, device => engine_on(device, budget, &artifact))?,
-    };
-    Ok((engine, Arc::downgrade(&artifact)))
-}
-
-/// An engine, and the artifact for as long as it lives.
-pub type Served = (Box<dyn Engine>, Weak<Artifact>);
-
-fn engine_on<D: Device>(device: &D, budget: &Arc<Budget>, artifact: &Arc<Artifact>) -> Result<Box<dyn Engine>> {
-    Ok(match artifact.manifest().diagnosis {
-        Some(_) => Box::new(TextEngine::open(device, budget, artifact, None)?),
-        None => Box::new(NativeEngine::open(device, budget, artifact)?),
-    })
 }
 
 impl Node {
@@ -359,164 +293,6 @@ impl Node {
         }
         Ok(())
     }
-
-    fn compressed(&mut self, done: Result<CascadeResult>) -> Event {
-        match done {
-            Ok(result) => {
-                let split = result.split;
-                self.note(format!("pruned to {} layers, {} heads, {} channels", split.layers, split.heads, split.channels));
-                self.result = Some(result);
-                Event::CompressionDone
-            }
-            Err(AgentError::Cancelled) => Event::CompressionCancelled,
-            Err(error) => {
-                self.note(format!("pruning failed: {error}"));
-                Event::CompressionFailed(error.to_string())
-            }
-        }
-    }
-
-    fn step(&mut self, now: Duration, reading: &Reading, event: Option<Event>) -> Result<()> {
-        let before = self.controller.state();
-        let actions = self.controller.step(now, reading, event);
-        let after = self.controller.state();
-        if before != after {
-            self.note(format!("{before} → {after}"));
-        }
-        for action in actions {
-            if let Some(answer) = self.act(action)? {
-                self.step(now, reading, Some(answer))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Carries an action out; an answer that is known at once is returned.
-    fn act(&mut self, action: Action) -> Result<Option<Event>> {
-        match action {
-            Action::StartCompression { fit_bytes } => {
-                Ok(self.start(fit_bytes).err().map(|error| Event::CompressionFailed(error.to_string())))
-            }
-            Action::CancelCompression => {
-                if let Some(background) = &self.background {
-                    background.stop.ask();
-                }
-                Ok(None)
-            }
-            Action::JudgeCandidate => Ok(Some(self.judge())),
-            Action::Swap => Ok(self.swap().err().map(|error| Event::SwapFailed(error.to_string()))),
-            Action::Commit => Ok(Some(self.commit())),
-            Action::RollBack => Ok(self.serve(self.store.active()).err().map(|error| Event::SwapFailed(error.to_string()))),
-            Action::RestoreFactory => {
-                self.store.restore_factory()?;
-                Ok(self.serve(Active::Factory).err().map(|error| Event::SwapFailed(error.to_string())))
-            }
-            // One-level artifacts have nothing to drop to; the controller is given no levels.
-            Action::DropLevel(_) | Action::ClimbLevel(_) => Ok(None),
-        }
-    }
-
-    fn start(&mut self, fit_bytes: u64) -> Result<()> {
-        let Some(setup) = &self.prune else {
-            return Err(AgentError::Usage("there are no calibration data; give --data, so that the node can prune".into()));
-        };
-        let (artifact, mapped) = self.factory()?;
-        let report = StaticCheck::new(&artifact.manifest().architecture, &artifact.manifest().shape());
-        let beside_bytes = self.source_bytes + self.serving.overhead_bytes();
-        let job = CascadeJob {
-            artifact,
-            mapped,
-            options: CascadeOptions { target: Target::Serving(fit_bytes.saturating_sub(beside_bytes)), ..setup.options.clone() },
-            calibration: setup.calibration.clone(),
-            holdout: setup.holdout.clone(),
-            budget: self.budget.clone(),
-            device: self.serving.device()?,
-            may_move: self.serving.engines.may_move(),
-            threads: setup.threads,
-            folder: stages_folder(&self.store),
-            keep_stages: setup.keep_stages,
-            candidate: self.store.candidate_path(),
-        };
-        self.background = Some(job.start((setup.progress)())?);
-        let holds = if report.holds_per_component() {
-            "holds for every head and channel by itself"
-        } else {
-            "holds for coupled units only; they leave together"
-        };
-        self.note(format!("SIA check: structural independence {holds}"));
-        self.note(format!("pruning to serve within {fit_bytes} bytes, {beside_bytes} of them for source and engine"));
-        Ok(())
-    }
-
-    /// The factory artifact: the map that the engine serves from, or, where another is served, a new one with its reservation.
-    fn factory(&self) -> Result<(Arc<Artifact>, Option<Reservation>)> {
-        if self.store.active() == Active::Factory
-            && let Some(served) = self.serving.served.upgrade()
-        {
-            return Ok((served, None));
-        }
-        let artifact = Artifact::open(&self.store.path(Active::Factory))?;
-        let mapped = Reservation::new(self.budget.clone(), Purpose::Weights, artifact.file_bytes())?;
-        Ok((Arc::new(artifact), Some(mapped)))
-    }
-
-    fn judge(&mut self) -> Event {
-        let (Some(result), Some(setup)) = (&self.result, &self.prune) else {
-            return Event::HoldoutRefused("there is no candidate".into());
-        };
-        let Some(last) = result.stages.last() else { return Event::HoldoutRefused("there is no candidate".into()) };
-        let (dense, small, most) = (result.dense_accuracy, last.accuracy, setup.max_drop);
-        let said = format!("holdout accuracy {:.1} % after {:.1} %", small * 100.0, dense * 100.0);
-        if dense - small <= most {
-            self.note(format!("accepted: {said}"));
-            Event::HoldoutAccepted
-        } else {
-            let refusal = format!("{said}: a loss of more than {:.1} points", most * 100.0);
-            self.note(format!("refused: {refusal}"));
-            Event::HoldoutRefused(refusal)
-        }
-    }
-
-    fn swap(&mut self) -> Result<()> {
-        let path = self.store.candidate_path();
-        let id = artifact_id(&path).map_err(AgentError::Usage)?;
-        self.store.begin_candidate(id)?;
-        self.store.begin_probation()?;
-        self.awaited = Some(self.serving.offer(&path)?);
-        Ok(())
-    }
-
-    fn serve(&mut self, active: Active) -> Result<()> {
-        self.awaited = Some(self.serving.offer(&self.store.path(active))?);
-        Ok(())
-    }
-
-    fn commit(&mut self) -> Event {
-        let slot = self.store.inactive();
-        let committed = match self.store.candidate() {
-            Some(candidate) => self.store.commit(slot, candidate.id).map_err(|error| error.to_string()),
-            None => Err("the store has no candidate".into()),
-        };
-        match committed {
-            Ok(()) => {
-                self.committed += 1;
-                if self.limit_after_commit {
-                    self.budget.set_limit(self.budget.goal());
-                }
-                self.note(format!("committed to slot {slot:?}"));
-                Event::Committed
-            }
-            Err(reason) => Event::CommitFailed(reason),
-        }
-    }
-
-    /// Ends background work and waits for it.
-    fn cancel(&mut self) {
-        if let Some(background) = self.background.take() {
-            background.stop.ask();
-            let _ = background.thread.join();
-        }
-    }
 }
 
 /// What a watcher sees at every reading.
@@ -536,10 +312,4 @@ pub struct NodeView<'a> {
 /// Where a cascade keeps its stages.
 pub fn stages_folder(store: &Store) -> PathBuf {
     store.candidate_path().with_file_name("stages")
-}
-
-/// What serving an artifact holds, as planned.
-pub fn planned_bytes(path: &Path) -> Result<u64> {
-    let artifact = Artifact::open(path)?;
-    Ok(Plan::serving(artifact.manifest(), artifact.file_bytes()).total())
 }

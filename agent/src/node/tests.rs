@@ -12,12 +12,13 @@ mod takeover;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use espalier_kernels::{CpuDevice, KernelError};
+use espalier_kernels::{CpuDevice, KernelError, Purpose, Reservation};
 use tempfile::TempDir;
 
 use super::background::tests::artifact;
 use super::*;
-use crate::diagnosis::{Diagnosis, Feed, MemorySink, Options, Source};
+use crate::control::Action;
+use crate::diagnosis::{Diagnosis, Engine, Feed, MemorySink, Options, Source};
 use crate::engine::{Asked, EngineChoice};
 
 const WINDOW: usize = 16;

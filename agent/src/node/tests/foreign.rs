@@ -1,5 +1,7 @@
 //! A node with a graph of another program: what fails is opened again.
 
+use std::path::Path;
+
 use super::super::ForeignNode;
 use super::*;
 
