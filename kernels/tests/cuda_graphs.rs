@@ -356,6 +356,15 @@ fn one_recording_serves_every_position_that_leaves_its_keys_enough() {
         assert!((first(&device, &out) - at as f32 / 2.0).abs() < 1e-4, "position {at}: {}", first(&device, &out));
     }
     assert_eq!((calls, emulator.counter("graph_launches")), (2, 69));
+    // Work that is not recorded counts the keys that there are, of 2 numbers, and as many values; and queries and results.
+    let bytes = || device.kernel_counts().iter().find(|count| count.name == "attention_decode").map_or(0, |count| count.bytes);
+    for (at, parts) in [(9, 1), (69, 2)] {
+        device.write_indices(&mut position, &[at]).unwrap();
+        let before = bytes();
+        device.attention_at(shape, &mut out, &q, &keys, &values, &groups, &position).unwrap();
+        let merged = 2 * parts * (2 + 2);
+        assert_eq!(bytes() - before, 4 * (2 * 2 + 2 * 2 * (u64::from(at) + 1) + merged), "position {at}");
+    }
     // One position further there would be more keys than the recording is for.
     device.write_indices(&mut position, &[70]).unwrap();
     let refused = device.replay(&mut graph, || device.attention_at(shape, &mut out, &q, &keys, &values, &groups, &position));

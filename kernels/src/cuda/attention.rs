@@ -118,6 +118,9 @@ pub(super) fn attention(
     }
     let AttentionShape { batch, queries, key_capacity, heads, groups: group_count, head_dim, .. } = shape;
     let sizes = Sizes::new(NAME, shape, groups)?;
+    // The keys that are there now; a recording counts them for every run.
+    let there = position.map(|position| fused::attended(device, shape, position)).transpose()?;
+    let there = there.map(|shape| Sizes::new(NAME, shape, groups)).transpose()?;
     let out = output(NAME, "out", out, &[batch, queries, heads, head_dim])?;
     let q = input(NAME, "q", q, &[batch, queries, heads, head_dim])?;
     let k = input(NAME, "k", k, &[batch, key_capacity, group_count, head_dim])?;
@@ -127,8 +130,8 @@ pub(super) fn attention(
         return Ok(());
     }
     if queries <= FEW_QUERIES {
-        let position = position.map(|position| stored_position(device, shape, position)).transpose()?.unwrap_or(Pointer::NULL);
-        return decode(device, &sizes, out, [q, k, v], groups, position);
+        let position = position.map(|position| stored_position(shape, position)).transpose()?.unwrap_or(Pointer::NULL);
+        return decode(device, (&sizes, there.as_ref().unwrap_or(&sizes)), out, [q, k, v], groups, position);
     }
     let (width, slices) = sizes.slices();
     let kernel = if width == TILE { "attention_prefill_64" } else { "attention_prefill_128" };
@@ -137,14 +140,20 @@ pub(super) fn attention(
 }
 
 /// Where the position of the first query stands, which has to leave the keys fewer than the shape has.
-fn stored_position(device: &CudaDevice, shape: AttentionShape, position: &Indices) -> Result<Pointer> {
-    fused::attended(device, shape, position)?;
+fn stored_position(shape: AttentionShape, position: &Indices) -> Result<Pointer> {
     position.note_limit((shape.keys - shape.queries).saturating_add(1));
     input("attention_at", "position", position, &[1])
 }
 
-/// Few queries: keys split over blocks, which merge their parts where there are several.
-fn decode(device: &CudaDevice, sizes: &Sizes, out: Pointer, [q, k, v]: [Pointer; 3], groups: Pointer, position: Pointer) -> Result<()> {
+/// Few queries: keys split over blocks, which merge their parts where there are several; by the most keys, and those that are there.
+fn decode(
+    device: &CudaDevice,
+    (sizes, there): (&Sizes, &Sizes),
+    out: Pointer,
+    [q, k, v]: [Pointer; 3],
+    groups: Pointer,
+    position: Pointer,
+) -> Result<()> {
     const NAME: &str = "attention";
     const THREADS: u32 = 128;
     /// Keys of a part: as many as fit into shared memory, and so many that a part is worth its merging.
@@ -165,8 +174,9 @@ fn decode(device: &CudaDevice, sizes: &Sizes, out: Pointer, [q, k, v]: [Pointer;
     let args = sizes.args(args.pointer(q).pointer(k).pointer(v).pointer(groups)).pointer(position);
     let args = args.u32(size32(NAME, "parts", parts)?).u32(part_keys as u32);
     // Parts are written, read and merged.
-    let merged = if parts == 1 { 0 } else { parts * rows * (sizes.head_dim + 2) };
-    let work = sizes.work(2, 2, 2).plus(work(2 * merged, 2 * merged));
+    let made = (there.keys - there.first_key()).div_ceil(part_keys);
+    let merged = if parts == 1 { 0 } else { made * rows * (sizes.head_dim + 2) };
+    let work = there.work(2, 2, 2).plus(work(2 * merged, 2 * merged));
     device.launch("attention_decode", blocks(parts * each, THREADS)?, args, work)
 }
 
