@@ -27,6 +27,10 @@ prepare() {
     if [ -n "$target" ]; then
         flags=(--target "$target")
         strip=${target/-unknown/}-strip
+        # Cargo would take this machine's linker.
+        local linker=CARGO_TARGET_${target^^}_LINKER
+        linker=${linker//-/_}
+        [ -n "${!linker:-}" ] || export "$linker=${target/-unknown/}-gcc"
     fi
     rm -rf "$folder"
     mkdir -p "$folder/bin" "$folder/peers"

@@ -39,8 +39,8 @@ MUST_HAVE = [
     (r"gemm_tf32_\w+", r"HMMA\.1688\.F32\.TF32", "the product is not on tensor cores"),
     (r"gemm_(q8|q4)_\w+", SHARED_16, "activations are not read from shared memory 16 bytes at a time"),
     (r"gemm_(f16|bf16|tf32|q8|q4)_\w+", COPY_16, "tiles are not copied 16 bytes at a time past the registers"),
-    (r"gemm_f32_\w+|attention_(prefill|dq|dkv)_\w+", GLOBAL_16, "tiles are not read 16 bytes at a time"),
-    (r"gemm_f32_\w+|attention_(prefill|dq|dkv)_\w+", SHARED_16, "shared memory is not read 16 bytes at a time"),
+    (r"gemm_f32_\w+|attention_(prefill|dq)_\w+|attention_dkv", GLOBAL_16, "tiles are not read 16 bytes at a time"),
+    (r"gemm_f32_\w+|attention_(prefill|dq)_\w+|attention_dkv", SHARED_16, "shared memory is not read 16 bytes at a time"),
     (r"gemv_\w+|attention_decode", GLOBAL_16, "the weights or keys, which bound it, are not read 16 bytes at a time"),
     (r"activate_\w+|norm_(warp|block)|add|add_bias|adamw", GLOBAL_16, "numbers are not read 16 bytes at a time"),
 ]

@@ -101,7 +101,7 @@ fn every_failed_allocation_is_an_error_and_the_cuda_device_goes_on() {
 }
 
 #[test]
-fn a_device_that_cannot_load_any_image_is_offered_one() {
+fn a_cuda_device_that_cannot_load_any_image_is_offered_one() {
     let Some(emulator) = Emulator::start("") else { return };
     let cases = [
         (209, 1, None),
@@ -123,7 +123,7 @@ fn a_device_that_cannot_load_any_image_is_offered_one() {
 }
 
 #[test]
-fn a_device_that_serves_comes_before_one_that_is_opened_beside_it() {
+fn a_cuda_device_that_serves_comes_before_one_that_is_opened_beside_it() {
     let Some(emulator) = Emulator::start("") else { return };
     let streams = || (emulator.counter("highest_streams"), emulator.counter("lowest_streams"));
     let serving = emulator.device();

@@ -79,7 +79,7 @@ fn a_cuda_graph_is_recorded_anew_when_its_memory_has_gone() {
 }
 
 #[test]
-fn indices_that_grow_are_checked_again() {
+fn indices_of_a_cuda_graph_that_grow_are_checked_again() {
     let Some(emulator) = Emulator::start("") else { return };
     let device = emulator.device();
     let table = device.own_weight(device.zeros(4 * LEN).unwrap(), 4, LEN).unwrap();
@@ -96,7 +96,7 @@ fn indices_that_grow_are_checked_again() {
 }
 
 #[test]
-fn what_cannot_be_recorded_runs_as_it_is() {
+fn what_no_cuda_graph_can_record_runs_as_it_is() {
     let Some(emulator) = Emulator::start("") else { return };
     let device = emulator.device();
     let (x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
@@ -140,7 +140,7 @@ fn what_cannot_be_recorded_runs_as_it_is() {
 }
 
 #[test]
-fn other_threads_stay_out_of_a_recording() {
+fn other_threads_stay_out_of_a_cuda_recording() {
     let Some(emulator) = Emulator::start("") else { return };
     let device = emulator.device();
     let (done, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -173,7 +173,7 @@ fn other_threads_stay_out_of_a_recording() {
 }
 
 #[test]
-fn timed_kernels_have_times_and_run_unrecorded() {
+fn timed_cuda_kernels_have_times_and_run_unrecorded() {
     let Some(emulator) = Emulator::start("") else { return };
     let device = emulator.device();
     let (x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
@@ -197,7 +197,7 @@ fn product(device: &CudaDevice, c: &mut Buffer, a: &Buffer) -> Result<()> {
 }
 
 #[test]
-fn a_refused_allocation_of_another_user_disturbs_no_recording() {
+fn a_refused_allocation_of_another_user_disturbs_no_cuda_recording() {
     let Some(emulator) = Emulator::start("") else { return };
     let device = emulator.device_of(Limited::new(64 << 20));
     let device = device.with_plan(Plan { multiprocessors: Some(64), ..Plan::default() });
@@ -224,7 +224,7 @@ fn a_refused_allocation_of_another_user_disturbs_no_recording() {
 }
 
 #[test]
-fn a_graph_of_one_thread_leaves_the_intermediate_numbers_of_others_alone() {
+fn a_cuda_graph_of_one_thread_leaves_the_intermediate_numbers_of_others_alone() {
     let Some(emulator) = Emulator::start("") else { return };
     let device = emulator.device().with_plan(Plan { multiprocessors: Some(64), ..Plan::default() });
     let operands = |value| {
@@ -255,7 +255,7 @@ fn a_graph_of_one_thread_leaves_the_intermediate_numbers_of_others_alone() {
 }
 
 #[test]
-fn a_driver_that_refuses_graphs_is_asked_less_and_less() {
+fn a_cuda_driver_that_refuses_graphs_is_asked_less_and_less() {
     let Some(emulator) = Emulator::start("refuse_graphs=3") else { return };
     let device = emulator.device();
     let (mut x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
@@ -274,7 +274,7 @@ fn a_driver_that_refuses_graphs_is_asked_less_and_less() {
 }
 
 #[test]
-fn a_recorded_graph_that_is_refused_gives_way_to_its_work() {
+fn a_recorded_cuda_graph_that_is_refused_gives_way_to_its_work() {
     // The fill, the first run's two kernels, then the kernels of the graph, all of which are refused at the fourth.
     let Some(emulator) = Emulator::start("fail_launch=4") else { return };
     let device = emulator.device();
@@ -290,7 +290,7 @@ fn a_recorded_graph_that_is_refused_gives_way_to_its_work() {
 }
 
 #[test]
-fn what_another_thread_drops_does_not_spoil_a_recording() {
+fn what_another_thread_drops_does_not_spoil_a_cuda_recording() {
     let Some(emulator) = Emulator::start("") else { return };
     let device = emulator.device();
     let (x, mut y) = (device.zeros(LEN).unwrap(), device.zeros(LEN).unwrap());
@@ -319,7 +319,7 @@ fn what_another_thread_drops_does_not_spoil_a_recording() {
 }
 
 #[test]
-fn one_recording_serves_every_position_that_leaves_its_keys_enough() {
+fn one_cuda_recording_serves_every_position_that_leaves_its_keys_enough() {
     let Some(emulator) = Emulator::start("") else { return };
     let device = emulator.device();
     const CAPACITY: usize = 80;
@@ -402,7 +402,7 @@ impl Means {
 }
 
 #[test]
-fn parts_are_merged_whatever_else_has_run_or_was_given_back() {
+fn parts_of_cuda_attention_are_merged_whatever_else_has_run_or_was_given_back() {
     let Some(emulator) = Emulator::start("") else { return };
     let device = emulator.device();
     // Several parts of one sequence, and of more sequences than there are counters at first.

@@ -90,7 +90,7 @@ fn shrink(emulator: &Emulator, sizes: &[(usize, Option<usize>)]) -> Vec<String> 
 }
 
 #[test]
-fn shrinking_a_model_packs_its_weights_and_gives_memory_back() {
+fn shrinking_a_cuda_model_packs_its_weights_and_gives_memory_back() {
     let mut failed = Vec::new();
     for settings in ["", "vmm=0", "lazy=1,protect=1"] {
         let Some(emulator) = Emulator::start(settings) else { return };
@@ -132,7 +132,7 @@ const QUANTISED_SHRINKS: [(Format, usize, usize); 12] = [
 ];
 
 #[test]
-fn shrinking_quantised_weights_keeps_every_plane() {
+fn shrinking_quantised_cuda_weights_keeps_every_plane() {
     let (columns, mut failed) = (301, Vec::new());
     for settings in ["", "vmm=0", "integrated=1,pageable=1"] {
         let Some(emulator) = Emulator::start(settings) else { return };
@@ -158,7 +158,7 @@ fn shrinking_quantised_weights_keeps_every_plane() {
 }
 
 #[test]
-fn a_shrink_refuses_parts_of_blocks_and_planes_in_registered_pages() {
+fn a_cuda_shrink_refuses_parts_of_blocks_and_planes_in_registered_pages() {
     let cases = [
         ("", Format::Q8Units, 33, "33 rows of a Q8Units matrix of 2000 were to be kept; its blocks are 32 rows: keep a multiple"),
         ("", Format::Q4Units, 1999, "1999 rows of a Q4Units matrix of 2000 were to be kept; its blocks are 32 rows: keep a multiple"),
@@ -182,7 +182,7 @@ fn a_shrink_refuses_parts_of_blocks_and_planes_in_registered_pages() {
 }
 
 #[test]
-fn shrinking_needs_every_weight_of_the_model() {
+fn shrinking_needs_every_weight_of_the_cuda_model() {
     let Some(emulator) = Emulator::start("") else { return };
     let device = emulator.device().for_model();
     let numbers = sequence(1000, 1.0);
@@ -199,7 +199,7 @@ fn shrinking_needs_every_weight_of_the_model() {
 }
 
 #[test]
-fn weights_are_read_where_the_device_can() {
+fn weights_are_read_where_the_cuda_device_can() {
     let (large, small) = (sequence(1000 * 300, 0.0), sequence(1000, 0.0));
     // Settings; bytes of device memory and of registered pages that a large, a small and a misaligned weight take.
     let cases = [
@@ -240,7 +240,7 @@ fn weights_are_read_where_the_device_can() {
 }
 
 #[test]
-fn registered_pages_are_given_back_in_a_shrink() {
+fn registered_pages_are_given_back_in_a_cuda_shrink() {
     let Some(emulator) = Emulator::start("integrated=1") else { return };
     let ledger = Limited::new(1 << 40);
     let device = emulator.device_of(ledger.clone()).for_model();
@@ -268,7 +268,7 @@ impl Drop for Passing {
 }
 
 #[test]
-fn pages_that_a_shrink_gives_back_whole_have_been_read() {
+fn pages_that_a_cuda_shrink_gives_back_whole_have_been_read() {
     let Some(emulator) = Emulator::start("integrated=1,pageable=1,lazy=1") else { return };
     let device = emulator.device().for_model();
     let numbers = sequence(300 * 100, 1.0);
@@ -287,24 +287,57 @@ fn pages_that_a_shrink_gives_back_whole_have_been_read() {
 }
 
 #[test]
-fn a_weight_whose_shrink_failed_is_an_error_and_the_cuda_device_goes_on() {
-    let Some(emulator) = Emulator::start("integrated=1,fail_register=2") else { return };
-    let ledger = Limited::new(1 << 40);
-    let device = emulator.device_of(ledger.clone()).for_model();
-    let numbers = sequence(4000 * 1000, 0.0);
-    let mut weight = device.map_weight(host(&numbers, 0), Format::F32, 4000, 1000).unwrap();
-    device.shrink_weights(&mut [(&mut weight, 1000)]).unwrap_err();
-    let (x, mut y) = (device.zeros(1000).unwrap(), device.zeros(4000).unwrap());
-    let refused = device.matmul_rows(&mut y, &x, &weight, 1, false).unwrap_err();
-    assert!(!refused.is_lost() && refused.to_string().contains("map it again"), "{refused}");
-    device.fill(&mut y, 4000, 1.0).unwrap();
-    assert_eq!(contents(&device, &y), [1.0; 4000]);
-    drop(weight);
-    assert_eq!(ledger.of(Purpose::Weights), 0);
+fn a_cuda_weight_whose_shrink_failed_is_an_error_and_the_device_goes_on() {
+    // Pages that are not registered again, and no memory for the copy of a driver without virtual memory.
+    for settings in ["integrated=1,fail_register=2", "vmm=0,fail_alloc=2"] {
+        let Some(emulator) = Emulator::start(settings) else { return };
+        let ledger = Limited::new(1 << 40);
+        let device = emulator.device_of(ledger.clone()).for_model();
+        let numbers = sequence(4000 * 1000, 0.0);
+        let mut weight = device.map_weight(host(&numbers, 0), Format::F32, 4000, 1000).unwrap();
+        device.shrink_weights(&mut [(&mut weight, 1000)]).unwrap_err();
+        let (x, mut y) = (device.zeros(1000).unwrap(), device.zeros(4000).unwrap());
+        let refused = device.matmul_rows(&mut y, &x, &weight, 1, false).unwrap_err();
+        assert!(!refused.is_lost() && refused.to_string().contains("map it again"), "{settings}: {refused}");
+        device.fill(&mut y, 4000, 1.0).unwrap();
+        assert_eq!(contents(&device, &y), [1.0; 4000], "{settings}");
+        drop(weight);
+        assert_eq!(ledger.of(Purpose::Weights), 0, "{settings}");
+    }
 }
 
 #[test]
-fn a_weight_that_is_dropped_while_work_is_recorded_goes_afterwards() {
+fn a_cuda_graph_is_recorded_anew_after_a_shrink_and_a_larger_model_is_uploaded_again() {
+    for settings in ["", "vmm=0", "integrated=1", "integrated=1,pageable=1"] {
+        let Some(emulator) = Emulator::start(settings) else { return };
+        let device = emulator.device().for_model();
+        let numbers = sequence(4000 * 1000, 0.0);
+        let map = || device.map_weight(host(&numbers, 0), Format::F32, 4000, 1000).unwrap();
+        let mut weights = [map(), map()];
+        let (mut out, ids) = (device.zeros(1000).unwrap(), device.indices(&[7]).unwrap());
+        let (mut graph, mut runs) = (Graph::default(), 0);
+        // The second matrix moves where the first one shrinks.
+        let mut pass = |weights: &[Weight; 2]| {
+            device
+                .replay(&mut graph, || {
+                    runs += 1;
+                    device.embed(&mut out, &weights[1], &ids, 1)
+                })
+                .unwrap();
+            assert!(contents(&device, &out) == numbers[7000..8000], "{settings}: pass {runs}");
+            runs
+        };
+        assert_eq!([pass(&weights), pass(&weights), pass(&weights)], [1, 2, 2], "{settings}");
+        let [first, second] = &mut weights;
+        device.shrink_weights(&mut [(first, 1000), (second, 2000)]).unwrap();
+        assert_eq!([pass(&weights), pass(&weights), pass(&weights)], [3, 4, 4], "{settings}");
+        weights = [map(), map()];
+        assert_eq!([pass(&weights), pass(&weights), pass(&weights)], [5, 6, 6], "{settings}");
+    }
+}
+
+#[test]
+fn a_cuda_weight_that_is_dropped_while_work_is_recorded_goes_afterwards() {
     for settings in ["", "integrated=1", "integrated=1,pageable=1"] {
         let Some(emulator) = Emulator::start(settings) else { return };
         let ledger = Limited::new(1 << 40);
@@ -333,7 +366,7 @@ fn a_weight_that_is_dropped_while_work_is_recorded_goes_afterwards() {
 }
 
 #[test]
-fn a_weight_that_is_too_short_is_refused() {
+fn a_cuda_weight_that_is_too_short_is_refused() {
     let Some(emulator) = Emulator::start("") else { return };
     let device = emulator.device();
     let cases = [

@@ -49,7 +49,13 @@ fn cuda_serves_a_squeezed_model_without_losing_a_window() {
     let bench = args!["bench", model, "--engine", "cuda", "--count", "3", "--json"];
     let bench = succeed(run_on(&place, &folder, SETTINGS, bench)).json();
     let kernels = bench["kernels"].as_array().expect("the kernels");
-    assert!(kernels.iter().all(|kernel| kernel["launches"].as_u64() > Some(0)) && !kernels.is_empty(), "{bench}");
+    // A memory of 3.2 GHz on 256 bits, and 16 multiprocessors of 1 GHz.
+    assert_eq!([&bench["memory_gb_per_s"], &bench["gflops"], &bench["matrix_gflops"]], [204.8, 4096.0, 32768.0], "{bench}");
+    let is_whole = |kernel: &Value| {
+        let above = |field: &str| kernel[field].as_f64().is_some_and(|number| number > 0.0);
+        kernel["launches"].as_u64() > Some(0) && ["gb_per_s", "total_us", "roofline_percent"].into_iter().all(above)
+    };
+    assert!(kernels.iter().all(is_whole) && !kernels.is_empty(), "{bench}");
     let serve = args!["run", model, "--source", world.corpus, "--store", store, "--engine", "cuda"];
     // What the engine takes beside the model, as the refusal of a limit says.
     let planned = place.succeed(args!["inspect", model, "--json"]).json()["plan_total_bytes"].as_u64().expect("a plan");

@@ -92,6 +92,11 @@ fn eval_and_bench_measure_a_graph() {
     assert!(timed["booked_bytes"].as_u64() >= timed["planned_bytes"].as_u64(), "{timed}");
     let said = place.succeed(args!["bench", graph, "--count", "5", "--engine", "ort"]);
     assert!(said.stdout.contains("window, median") && said.stdout.contains("ONNX Runtime"), "{}", said.stdout);
+    let line = format!("engine ort: {} is ", graph.display());
+    let says = |said: &str| said.contains(&line) && said.contains(", which the engines cpu and cuda do not run");
+    assert!(!says(&said.stderr), "it was asked for by name: {}", said.stderr);
+    let said = place.succeed(args!["bench", graph, "--count", "5", "-v"]).stderr;
+    assert!(said.lines().any(says), "{said}");
 }
 
 /// Class by class what PyTorch's own logits say.
@@ -168,5 +173,59 @@ fn a_graph_that_espalier_exported_runs_as_a_foreign_one() {
         let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(off < 1e-4 && found.len() == expected.len(), "{graph}\n{artifact}");
         assert_eq!((&graph["sequence"], &graph["label"]), (&artifact["sequence"], &artifact["label"]));
+    }
+}
+
+/// A signal model of 16-bit weights, exported as a file of its own, judges windows where nothing else is.
+#[test]
+fn an_embedded_graph_of_16_bit_weights_runs_alone() {
+    let (place, world) = (Place::new(), world());
+    let (checkpoint, artifact) = (place.out("checkpoint"), place.out("f16.esp"));
+    place.succeed(args!["export", world.model, "--safetensors", checkpoint, "--dialect", "espalier"]);
+    place.succeed(args!["import", checkpoint, "-o", artifact, "--dtype", "f16"]);
+    let copies = |said: &str| {
+        let line = said.lines().find(|line| line.starts_with("copies that ONNX Runtime's CPU provider will hold in memory: "));
+        line.map(str::to_string).unwrap_or_else(|| panic!("{said}"))
+    };
+    let graph = place.out("f16.onnx");
+    let said = place.succeed(args!["export", artifact, "--onnx", graph]).stdout;
+    let words = "of f32 weights, made from those in 16 bits and fewer when it loads the graph";
+    assert!(said.contains("weights that stay in the artifact: ") && copies(&said).ends_with(words), "{said}");
+    let folder = place.path("alone");
+    fs::create_dir(&folder).expect("a folder");
+    let alone = folder.join("f16.onnx");
+    let said = place.succeed(args!["export", artifact, "--onnx", alone, "--embed"]).stdout;
+    assert!(!said.contains("stay in the artifact") && copies(&said).contains("all weights and "), "{said}");
+    assert!(copies(&said).ends_with("of f32 ones, made from those in 16 bits and fewer when it loads the graph"), "{said}");
+    let names: Vec<_> = fs::read_dir(&folder).expect("the folder").flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(names, ["f16.onnx"], "one file");
+    if library().is_none() {
+        return;
+    }
+    let draft = place.succeed(args!["inspect", alone, "--template"]).stdout;
+    fs::write(folder.join("f16.onnx.json"), draft).expect("a sidecar");
+    // Only what is in the file is left.
+    let eval = |model: &Path| place.succeed(args!["eval", model, "--data", world.corpus, "--json"]).json();
+    let expected = eval(&artifact);
+    fs::remove_file(&artifact).expect("the artifact goes");
+    assert_eq!(eval(&alone)[0]["confusion"], expected[0]["confusion"]);
+}
+
+#[test]
+fn a_graph_with_a_cache_reads_keys_and_values_of_the_past() {
+    let (place, world) = (Place::new(), world());
+    let (artifact, graph) = (place.out("gpt2.esp"), place.out("gpt2.onnx"));
+    fs::copy(&world.gpt2, &artifact).expect("a copy");
+    let inputs = |more: &[&str]| -> Vec<String> {
+        place.succeed(args!["export", artifact, "--onnx", graph].into_iter().chain(more.iter().map(Into::into)));
+        let shown = place.succeed(args!["inspect", graph, "--json"]).json();
+        fs::remove_file(&graph).expect("the graph goes");
+        let named = shown["inputs"].as_array().expect("inputs").iter().filter_map(|input| input["name"].as_str());
+        named.map(str::to_string).collect()
+    };
+    assert_eq!(inputs(&[]), ["input_ids"]);
+    let cached = inputs(&["--cache"]);
+    for name in ["input_ids", "past_key_values.0.key", "past_key_values.0.value", "past_key_values.1.key"] {
+        assert!(cached.iter().any(|input| input == name), "without {name}: {cached:?}");
     }
 }

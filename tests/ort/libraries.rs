@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use espalier_runtime::OrtLibrary;
+
 use crate::args;
 use crate::support::{Place, Said, assert_none, program, world};
 
@@ -33,12 +35,32 @@ fn stand_in(version: &str) -> String {
     )
 }
 
+/// A library whose interface has no functions.
+const TOOLLESS: &str = "static const void *base[2] = { 0, 0 };\nconst void *OrtGetApiBase(void) { return base; }\n";
+
+/// A library in which every function fails, with this reason.
+const FAILING: &str = "static const void *fail(void) { return \"nothing works here\"; }\n\
+     static const void *functions[1000];\n\
+     static const void *api(unsigned version) { (void)version; for (int i = 0; i < 1000; i++) functions[i] = fail; return functions; }\n\
+     static const char *version(void) { return \"1.18.0\"; }\n\
+     static const struct { const void *(*api)(unsigned); const char *(*version)(void); } base = { api, version };\n\
+     const void *OrtGetApiBase(void) { return &base; }\n";
+
 #[test]
 fn libraries_that_cannot_be_used_are_refused_with_a_sentence() {
     let (world, place) = (world(), Place::new());
     let cases = [
         ("old", stand_in("1.17.3"), "it is version 1.17.3, but 1.18 or a later one is needed"),
         ("ancient", stand_in("1.4"), "it is version 1.4, but 1.18 or a later one is needed"),
+        ("next", stand_in("2.0.0"), "it is version 2.0.0, of generation 2, but one of generation 1 is needed, 1.18 or later"),
+        ("hollow", stand_in("1.31.1"), "it says that it is version 1.31.1, but it does not give interface 18, which is needed"),
+        (
+            "baseless",
+            "const void *OrtGetApiBase(void) { return 0; }\n".to_string(),
+            "it is no ONNX Runtime: its OrtGetApiBase gives nothing",
+        ),
+        ("toolless", TOOLLESS.to_string(), "it is no ONNX Runtime: its OrtGetApiBase gives no functions"),
+        ("wordless", stand_in("1.31.1").replace("\"1.31.1\"", "0"), "it is no ONNX Runtime: the name of its version is no text"),
         ("nameless", stand_in("unknown"), "it is version unknown, but 1.18 or a later one is needed"),
         ("other", "int other(void) { return 1; }\n".to_string(), "it is no ONNX Runtime"),
         ("unresolved", "int nowhere(void);\nint (*entry)(void) = nowhere;\n".to_string(), "the system's loader refuses it"),
@@ -51,6 +73,37 @@ fn libraries_that_cannot_be_used_are_refused_with_a_sentence() {
         faults.extend(refused.into_iter().map(|fault| format!("{name}: {fault}")));
     }
     assert_none(faults);
+}
+
+/// In a process of its own, in which no other library has been loaded: the test calls itself with the libraries' folder in this variable.
+const FOLDER: &str = "ESPALIER_TEST_LIBRARIES";
+
+#[test]
+fn a_library_in_which_nothing_works_is_kept_to_all_the_same() {
+    if let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) {
+        return keep_to_the_first(&folder);
+    }
+    let place = Place::new();
+    for name in ["first", "second"] {
+        if library_of(&place, name, FAILING).is_none() {
+            return;
+        }
+    }
+    let mut command = program(&std::env::current_exe().expect("this program"));
+    command.args(["--exact", "libraries::a_library_in_which_nothing_works_is_kept_to_all_the_same"]);
+    let output = command.env(FOLDER, place.path("")).output().expect("this program starts");
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+fn keep_to_the_first(folder: &Path) {
+    let (first, second) = (folder.join("first.so"), folder.join("second.so"));
+    let fails = format!("{} cannot be used as ONNX Runtime: nothing works here", first.display());
+    let taken = format!("second.so cannot be used as ONNX Runtime: this process has loaded {} already", first.display());
+    for (path, words) in [(Some(&first), &fails), (Some(&second), &taken), (Some(&first), &fails), (None, &fails)] {
+        let refused = OrtLibrary::open(path.map(PathBuf::as_path)).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(refused.contains(words), "{path:?}: expected `{words}`, found: {refused}");
+    }
 }
 
 /// A file where a library is looked for, which is none: the sentence that refuses it names it.

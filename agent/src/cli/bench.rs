@@ -8,7 +8,7 @@ use espalier_models::Artifact;
 use espalier_runtime::{Budget, Plan, gauges};
 
 #[cfg(feature = "cuda")]
-use super::bench_kernels::{self, KernelLine};
+use super::bench_kernels::{self, Kernels};
 use super::foreign::{self, SidecarArgs};
 use super::{Context, EngineArgs, print, print_json};
 use crate::engine::{EngineKind, OpenDevice};
@@ -64,8 +64,8 @@ struct Timing {
     device: String,
     /// Every kernel over some of the windows or tokens, on a GPU.
     #[cfg(feature = "cuda")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kernels: Option<Vec<KernelLine>>,
+    #[serde(flatten)]
+    kernels: Option<Kernels>,
 }
 
 /// Windows or tokens over which kernels are timed one by one: a launch takes some µs then, and the figures of a kernel vary little.
@@ -74,7 +74,7 @@ const KERNEL_COUNT: usize = 20;
 
 /// Every kernel of the device, on a GPU.
 #[cfg(feature = "cuda")]
-fn kernels(device: &OpenDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<Option<Vec<KernelLine>>> {
+fn kernels(device: &OpenDevice, budget: &Arc<Budget>, artifact: &Arc<Artifact>, count: usize) -> Result<Option<Kernels>> {
     let OpenDevice::Cuda(gpu, _) = device else { return Ok(None) };
     let count = count.min(KERNEL_COUNT);
     bench_kernels::timed(gpu, || median_and_99(device, budget, artifact, count).map(drop)).map(Some)
@@ -98,7 +98,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     print(&format!("{}\n", table_of(&timing, what)))?;
     #[cfg(feature = "cuda")]
     if let Some(kernels) = &timing.kernels {
-        print(&format!("\n{}\n", bench_kernels::table_of(kernels)))?;
+        print(&format!("\n{}\n{}\n", kernels.table(), kernels.roofline()))?;
     }
     Ok(())
 }

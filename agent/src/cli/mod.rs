@@ -90,7 +90,7 @@ pub(crate) struct Context {
 /// Options of every command that computes.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct EngineArgs {
-    /// What computes: the GPU where there is one that can be used, else the CPU; or one of them by name, which nothing then replaces.
+    /// What computes: the GPU where there is one that can be used, else the CPU, and ONNX Runtime (ort) for ONNX graphs of other programs; or one of them by name, which nothing then replaces.
     #[arg(long, value_enum, default_value_t = EngineChoice::Auto)]
     pub engine: EngineChoice,
     /// How exactly the GPU multiplies with weights that are stored in 16 bits; the CPU always computes in f32 [default: exact].

@@ -21,7 +21,7 @@ impl OrtEngine {
     /// Opens `artifact` for one window at a time, within `budget`; a first window has been run.
     ///
     /// # Errors
-    /// [`AgentError::Usage`] where it is no classifier of signals, else what [`OrtModel::open`] says.
+    /// [`AgentError::Usage`](crate::error::AgentError::Usage) where it is no classifier of signals, else what [`OrtModel::open`] says.
     pub fn open(ort: Ort, budget: &Arc<Budget>, artifact: &Arc<Artifact>) -> Result<Self> {
         let (window, sample_rate_hz) = signal(artifact)?;
         let model = OrtModel::open(ort.library, budget, artifact, (1, artifact.manifest().architecture.patches()), ort.options)?;

@@ -31,6 +31,7 @@ mod products;
 mod products_quantized;
 mod projections;
 mod registration;
+mod roofline;
 mod rotary;
 mod sequence;
 mod signature;
@@ -56,6 +57,7 @@ pub use graph::Graph;
 pub use memory::{Buffer, Indices, Storage};
 pub use probe::{Attributes, Unavailable};
 pub use products::{Plan, Precision};
+pub use roofline::Roofline;
 pub use weight::Weight;
 
 /// An NVIDIA device, and a ledger that is asked for its memory. Cheap to clone; clones share both, and one compute stream. Opened twice, it

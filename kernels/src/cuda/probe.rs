@@ -98,6 +98,8 @@ pub struct Attributes {
     pub granularity: Option<u64>,
     /// The most shared memory that a block may have.
     pub shared_bytes: u32,
+    /// Peak clock of the multiprocessors; 0 where the driver does not say.
+    pub clock_hz: f64,
     /// Peak bytes that the memory moves in a second. None where it is not known: the clock that an integrated device reports is not that of
     /// the host's memory, and some drivers report none.
     pub memory_bytes_per_s: Option<f64>,
@@ -144,6 +146,7 @@ impl Attributes {
             registers_read_only: is(Attribute::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED),
             granularity: is(Attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED).then(|| granularity(device)).flatten(),
             shared_bytes: attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
+            clock_hz: f64::from(attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)) * 1e3,
             memory_bytes_per_s: (!integrated && bandwidth > 0.0).then_some(bandwidth as u64 as f64),
         }
     }

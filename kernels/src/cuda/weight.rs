@@ -86,7 +86,13 @@ impl Weight {
             let in_place = attributes.integrated && attributes.registers && aligned && needed >= REGISTERED_FROM_BYTES;
             match if in_place { Registration::of(core, &part)? } else { None } {
                 Some(registration) => Data::Registered(registration, part),
-                None => Data::Uploaded(upload(core, arena, bytes)?),
+                None => {
+                    if attributes.integrated {
+                        let why = if aligned { "its pages are not registered" } else { "it does not start at 16 bytes" };
+                        log::debug!("a matrix of {needed} bytes is copied to the device and not read in place: {why}");
+                    }
+                    Data::Uploaded(upload(core, arena, bytes)?)
+                }
             }
         };
         let planes = Planes::stored(format, rows, columns);
@@ -265,11 +271,16 @@ pub(super) fn shrink(core: &Arc<Core>, arena: &Arc<Arena>, weights: &mut [(&mut 
     core.forget_graphs();
     weights.iter_mut().try_for_each(|(weight, rows)| weight.keep(*rows))?;
     let mut kept = Vec::with_capacity(weights.len());
-    for (weight, _) in weights {
+    for (weight, _) in weights.iter_mut() {
         let bytes = weight.bytes()? as u64;
         if let Data::Uploaded(block) = &mut weight.data {
             kept.push((block, bytes));
         }
     }
-    arena.shrink(core, &mut kept)
+    let shrunk = arena.shrink(core, &mut kept);
+    if shrunk.is_err() {
+        // Some may have been moved over others.
+        weights.iter_mut().filter(|(weight, _)| matches!(weight.data, Data::Uploaded(_))).for_each(|(weight, _)| weight.data = Data::Gone);
+    }
+    shrunk
 }

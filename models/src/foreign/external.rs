@@ -12,6 +12,9 @@ use crate::error::{Error, Result, quoted};
 /// Most files beside a graph: some exporters write one a tensor.
 const MAX_FILES: usize = 10_000;
 
+/// The part of a name by which ONNX Runtime tells an address in memory, `*/_ORT_MEM_ADDR_/*`, from a file: it would read there.
+const MEMORY_MARK: &str = "_ORT_MEM_ADDR_";
+
 /// A file beside a graph.
 pub struct ExternalFile {
     /// Its name in the graph, from the graph's folder.
@@ -83,6 +86,9 @@ impl Files {
 
 /// The file `name` in the graph's folder, or why it is none that is read.
 pub(super) fn beside(folder: &Path, name: &str) -> Parsed<PathBuf> {
+    if name.split(['/', '\\', '*']).any(|part| part == MEMORY_MARK) {
+        return Err("which is ONNX Runtime's mark of an address in memory; only files are read".into());
+    }
     let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if name.is_empty() || name.contains('\0') || !inside {
         return Err("which is not in the graph's folder; only files in there are read".into());

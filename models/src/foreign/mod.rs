@@ -55,7 +55,7 @@ impl ForeignModel {
     /// Opens the graph at `path` and its sidecar: `sidecar`, or the file of the graph's name with `.json` behind it.
     ///
     /// # Errors
-    /// As [`ForeignGraph::open`] and [`Sidecar::open`]; [`Error::Checkpoint`](crate::Error::Checkpoint) where they do not fit.
+    /// As [`ForeignGraph::open`] and [`Sidecar::open`]; [`Error::Checkpoint`] where they do not fit.
     pub fn open(path: &Path, sidecar: Option<&Path>) -> Result<Self> {
         Self::of(Arc::new(ForeignGraph::open(path)?), sidecar)
     }
@@ -63,7 +63,7 @@ impl ForeignModel {
     /// As [`open`](ForeignModel::open), for a graph that is open.
     ///
     /// # Errors
-    /// As [`Sidecar::open`]; [`Error::Checkpoint`](crate::Error::Checkpoint) where the two do not fit.
+    /// As [`Sidecar::open`]; [`Error::Checkpoint`] where the two do not fit.
     pub fn of(graph: Arc<ForeignGraph>, sidecar: Option<&Path>) -> Result<Self> {
         let path = graph.path();
         let sidecar_path = sidecar.map_or_else(|| sidecar_beside(path), Path::to_path_buf);
@@ -90,7 +90,7 @@ impl ForeignModel {
     /// The tokenizer of a graph that reads text: a file of the graph's folder; none of one that reads signals.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`](crate::Error::Checkpoint) where the sidecar names a file that is not in there.
+    /// [`Error::Checkpoint`] where the sidecar names a file that is not in there.
     pub fn tokenizer(&self) -> Result<Option<PathBuf>> {
         let SidecarInput::Tokens(tokens) = &self.sidecar.input else { return Ok(None) };
         let refuse = |why| Error::checkpoint(&self.sidecar_path, format!("it names the tokenizer {}, {why}", quoted(&tokens.tokenizer)));

@@ -1,6 +1,8 @@
 //! What a graph does not say about itself: a small JSON file beside it.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -155,19 +157,23 @@ impl Sidecar {
     pub fn open(path: &Path, graph: &Path) -> Result<Self> {
         let refuse = |problem: String| Error::checkpoint(path, problem);
         let advice = || format!("`espalier inspect {} --template` prints a first draft of it", graph.display());
-        let length = match std::fs::metadata(path) {
+        // A named pipe would block when it is opened.
+        match std::fs::metadata(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let says = "it is missing: what the graph reads and gives stands in this sidecar";
                 return Err(refuse(format!("{says}; {}", advice())));
             }
             Err(error) => return Err(Error::io("open", path)(error)),
             Ok(metadata) if !metadata.is_file() => return Err(refuse("it is not a file".to_string())),
-            Ok(metadata) => metadata.len(),
-        };
-        if length > MAX_BYTES {
-            return Err(refuse(format!("it has {length} bytes; a sidecar has at most {MAX_BYTES}")));
+            Ok(_) => {}
         }
-        let text = std::fs::read(path).map_err(Error::io("read", path))?;
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let mut text = Vec::new();
+        // Read to the limit, whatever length the file has by now.
+        file.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(Error::io("read", path))?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(refuse(format!("it has more than the {MAX_BYTES} bytes that a sidecar may have")));
+        }
         let sidecar: Self =
             serde_json::from_slice(&text).map_err(|error| refuse(format!("it is no sidecar of a graph: {error}; {}", advice())))?;
         sidecar.check().map_err(refuse)?;

@@ -125,6 +125,13 @@ fn graphs_that_reach_out_or_lie_about_their_size_are_refused() {
     std::fs::write(place.0.path().with_extension("outside"), [0; 48]).unwrap();
     let outside = place.0.path().with_extension("outside");
     std::os::unix::fs::symlink(&outside, place.0.path().join("link.bin")).unwrap();
+    // Files where ONNX Runtime would not look for files.
+    for name in ["*/_ORT_MEM_ADDR_", "_ORT_MEM_ADDR_"] {
+        std::fs::create_dir_all(place.0.path().join(name)).unwrap();
+        place.write(&format!("{name}/*"), &[0; 5000]);
+    }
+    place.write("*_ORT_MEM_ADDR_*", &[0; 5000]);
+    let address = "ONNX Runtime's mark of an address in memory; only files are read";
     let absolute = outside.display().to_string();
     let above = format!("../{}", outside.file_name().unwrap().to_string_lossy());
     fn weight(dims: &[i64], place: Result<&[u8], &[(&str, &str)]>) -> Vec<u8> {
@@ -158,7 +165,10 @@ fn graphs_that_reach_out_or_lie_about_their_size_are_refused() {
         (".. inside", at("a/../../x", "0", "48"), vec!["not in the graph's folder"]),
         ("absolute", at(&absolute, "0", "48"), vec!["not in the graph's folder"]),
         ("link", at("link.bin", "0", "48"), vec!["link out of the graph's folder"]),
-        ("memory address", at("*/_ORT_MEM_ADDR_/*", "4096", "48"), vec!["cannot be opened"]),
+        ("memory address", at("*/_ORT_MEM_ADDR_/*", "4096", "48"), vec!["`*/_ORT_MEM_ADDR_/*`", address]),
+        ("memory address in a folder", at("./*/./_ORT_MEM_ADDR_/*", "4096", "48"), vec![address]),
+        ("memory address without stars", at("_ORT_MEM_ADDR_/*", "4096", "48"), vec![address]),
+        ("memory address without folders", at("*_ORT_MEM_ADDR_*", "4096", "48"), vec![address]),
         ("no name", weight(&[4, 3], Err(&[("offset", "0")])), vec!["does not name"]),
         ("missing", at("gone.bin", "0", "48"), vec!["gone.bin", "cannot be opened"]),
         ("beyond", at("weights.bin", "64", "48"), vec!["48 bytes at byte 64 of the file `weights.bin`, which has 100"]),
@@ -209,6 +219,7 @@ fn sidecars_that_are_wrong_are_refused() {
         assert!(SIDECAR.contains(from), "{from}");
         SIDECAR.replacen(from, to, 1)
     };
+    let padded = |bytes: usize| SIDECAR.to_string() + &" ".repeat(bytes - SIDECAR.len());
     let tokens = r#"{"input": {"kind": "tokens", "ids": "x", "tokenizer": "t.json", "max_tokens": 8},
         "output": {"kind": "embedding", "name": "y", "pooling": "mean"}}"#;
     let cases: Vec<(&str, String, Vec<&str>)> = vec![
@@ -250,12 +261,15 @@ fn sidecars_that_are_wrong_are_refused() {
             vec!["belongs to the output kind embedding"],
         ),
         ("empty", String::new(), vec!["no sidecar"]),
+        ("too long", padded(1_048_577), vec!["more than the 1048576 bytes that a sidecar may have"]),
     ];
     let mut faults: Vec<String> = Vec::new();
     for (name, text, words) in cases {
         place.write("other.onnx.json", text.as_bytes());
         faults.extend(fault(name, ForeignModel::open(&graph, None), &words));
     }
+    place.write("other.onnx.json", padded(1_048_576).as_bytes());
+    faults.extend(ForeignModel::open(&graph, None).err().map(|error| format!("as long as it may be: {error}")));
     std::fs::remove_file(place.0.path().join("other.onnx.json")).unwrap();
     faults.extend(fault("missing", ForeignModel::open(&graph, None), &["other.onnx.json", "missing", "--template"]));
     let sidecar = place.write("sidecar.json", SIDECAR.as_bytes());

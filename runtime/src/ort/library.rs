@@ -4,12 +4,15 @@
 //! program), and where the system has its libraries. A file that is named must do; of the other places the first that has one counts.
 //! A process loads one library, once, and keeps it.
 
+use std::ffi::{CStr, c_char, c_void};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use libloading::Library;
 use ort::environment::Environment;
+use ort::sys;
 
 use super::allocator;
 use crate::error::{Result, RuntimeError};
@@ -23,8 +26,15 @@ pub struct OrtLibrary {
     path: PathBuf,
 }
 
-/// The one library of this process; never unloaded.
-static LOADED: Mutex<Option<&'static OrtLibrary>> = Mutex::new(None);
+/// The one library of this process.
+static LOADED: Mutex<Loaded> = Mutex::new(Loaded { taken: None, library: None });
+
+/// What this process has loaded; never unloaded.
+struct Loaded {
+    /// The library that crate `ort` has taken, for good, also where no environment could be made in it.
+    taken: Option<PathBuf>,
+    library: Option<&'static OrtLibrary>,
+}
 
 impl OrtLibrary {
     /// What the library holds of its own beside what it asks the allocator for: 7 MiB of `RssAnon` when version 1.31.1 had been loaded.
@@ -37,27 +47,31 @@ impl OrtLibrary {
     /// process has loaded another.
     pub fn open(named: Option<&Path>) -> Result<&'static Self> {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = match (named, *loaded) {
-            (None, Some(library)) => return Ok(library),
+        let path = match (named, &loaded.taken) {
             (Some(path), _) => absolute(path)?,
+            (None, Some(taken)) => taken.clone(),
             (None, None) => find()?,
         };
-        if let Some(library) = *loaded
+        if let Some(library) = loaded.library
             && library.path == path
         {
             return Ok(library);
         }
         check_file(&path)?;
-        if let Some(library) = *loaded {
-            return Err(refused(&path, &format!("this process has loaded {} already, and takes one only", library.path.display())));
+        if let Some(taken) = loaded.taken.as_ref().filter(|taken| **taken != path) {
+            return Err(refused(&path, &format!("this process has loaded {} already, and takes one only", taken.display())));
         }
         stay_quiet();
+        // Held until crate `ort` has opened it too: the loader gives it this one, by its path, whatever file is there by now.
+        let checked = check_library(&path).map_err(|reason| refused(&path, &reason))?;
         let builder = ort::init_from(&path).map_err(|error| refused(&path, &reason(&error)))?;
+        drop(checked);
+        loaded.taken = Some(path.clone());
         let built = builder.with_name("espalier").with_telemetry(false).build();
         let environment = built.map_err(|error| refused(&path, &first_line(&error.to_string())))?;
         allocator::register(&environment)?;
         let library: &'static Self = Box::leak(Box::new(Self { environment, path }));
-        *loaded = Some(library);
+        loaded.library = Some(library);
         Ok(library)
     }
 
@@ -70,9 +84,15 @@ impl OrtLibrary {
 /// Microsoft's packages of ONNX Runtime report their use to Microsoft, and leave a file for that in the folder of temporary files when they
 /// are loaded, unless this variable is set before.
 fn stay_quiet() {
-    // SAFETY: readers in Rust share a lock with this. C code that reads the environment could be disturbed: ONNX Runtime, which is the one
-    // that does, is not loaded yet.
-    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
+    const NAME: &str = "ORT_DISABLE_TELEMETRY";
+    if std::env::var_os(NAME).is_some_and(|value| value == "1") {
+        return;
+    }
+    // SAFETY: readers in Rust share a lock with this; C code does not, and after a takeover from a GPU its driver and the driver's threads
+    // are in the process. One of them that looks up any variable in this very moment may read the list while the C library replaces it.
+    // That is accepted: this is written once in a process and before ONNX Runtime is loaded, which alone reads this name, and whoever sets
+    // the variable beforehand is spared the write.
+    unsafe { std::env::set_var(NAME, "1") };
 }
 
 /// The error that `path` is no library that can be used.
@@ -80,15 +100,74 @@ fn refused(path: &Path, reason: &str) -> RuntimeError {
     RuntimeError::Ort(format!("{} cannot be used as ONNX Runtime: {reason}; {ADVICE}", path.display()))
 }
 
-/// Why a library was not loaded, for people.
+/// Why crate `ort` did not load a library, for people.
 fn reason(error: &ort::LoadDynamicError) -> String {
     match error {
-        ort::LoadDynamicError::BadVersion { version_str, .. } => {
-            format!("it is version {version_str}, but 1.{} or a later one is needed", ort::MINOR_VERSION)
-        }
-        ort::LoadDynamicError::MissingApi { .. } => "it is no ONNX Runtime: it does not export OrtGetApiBase".to_string(),
-        ort::LoadDynamicError::Dlopen { error, .. } => format!("the system's loader refuses it: {}", first_line(&error.to_string())),
-        ort::LoadDynamicError::InvalidVersionString => "it is no ONNX Runtime: the name of its version is no text".to_string(),
+        ort::LoadDynamicError::BadVersion { version_str, .. } => too_old(version_str),
+        ort::LoadDynamicError::MissingApi { .. } => NO_ENTRY.to_string(),
+        ort::LoadDynamicError::Dlopen { error, .. } => not_opened(error),
+        ort::LoadDynamicError::InvalidVersionString => NO_VERSION.to_string(),
+    }
+}
+
+const NO_ENTRY: &str = "it is no ONNX Runtime: it does not export OrtGetApiBase";
+const NO_VERSION: &str = "it is no ONNX Runtime: the name of its version is no text";
+
+fn too_old(version: &str) -> String {
+    format!("it is version {version}, but 1.{} or a later one is needed", ort::MINOR_VERSION)
+}
+
+fn not_opened(error: &libloading::Error) -> String {
+    format!("the system's loader refuses it: {}", first_line(&error.to_string()))
+}
+
+/// `OrtApiBase` of ONNX Runtime's C interface, in a library that may be another: its functions may be missing.
+#[repr(C)]
+struct ApiBase {
+    api: Option<unsafe extern "system" fn(version: u32) -> *const c_void>,
+    version: Option<unsafe extern "system" fn() -> *const c_char>,
+}
+
+/// Opens a library and asks it for all that crate `ort` takes for granted, or why it cannot be used.
+fn check_library(path: &Path) -> std::result::Result<Library, String> {
+    // SAFETY: opening a library runs what it has to run first. A person named it, or installed it where ONNX Runtime is looked for; crate
+    // `ort` opens it in the same way.
+    let library = unsafe { Library::new(path) }.map_err(|error| not_opened(&error))?;
+    // SAFETY: a function of this name has this signature in ONNX Runtime's C interface, whose name nothing else uses.
+    let entry = unsafe { library.get::<unsafe extern "C" fn() -> *const ApiBase>(b"OrtGetApiBase\0") }.map_err(|_| NO_ENTRY)?;
+    // SAFETY: as above; it takes nothing and may be called at any time. What it returns is null or lives as long as the library, which is
+    // open to the end of this function, and is laid out as `ApiBase`.
+    let base = unsafe { entry().as_ref() }.ok_or("it is no ONNX Runtime: its OrtGetApiBase gives nothing")?;
+    let (Some(api), Some(version)) = (base.api, base.version) else {
+        return Err("it is no ONNX Runtime: its OrtGetApiBase gives no functions".to_string());
+    };
+    // SAFETY: it takes nothing and may be called at any time.
+    let version = unsafe { version() };
+    if version.is_null() {
+        return Err(NO_VERSION.to_string());
+    }
+    // SAFETY: it is not null, and the interface promises a text that ends with a zero and lives as long as the library.
+    let version = unsafe { CStr::from_ptr(version) }.to_str().map_err(|_| NO_VERSION)?;
+    check_version(version)?;
+    // SAFETY: it may be called at any time with any number, and gives null for one that it does not know.
+    if unsafe { api(sys::ORT_API_VERSION) }.is_null() {
+        let needed = sys::ORT_API_VERSION;
+        return Err(format!("it says that it is version {version}, but it does not give interface {needed}, which is needed"));
+    }
+    Ok(library)
+}
+
+/// Whether a version has the interface that is needed: a later one of generation 1, of which each has those before it.
+fn check_version(version: &str) -> std::result::Result<(), String> {
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
+    let (major, minor) = (numbers.next().flatten(), numbers.next().flatten());
+    match (major, minor) {
+        (Some(major), _) if major != 1 => Err(format!(
+            "it is version {version}, of generation {major}, but one of generation 1 is needed, 1.{} or later",
+            ort::MINOR_VERSION
+        )),
+        (Some(_), Some(minor)) if minor >= ort::MINOR_VERSION => Ok(()),
+        _ => Err(too_old(version)),
     }
 }
 

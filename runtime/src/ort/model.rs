@@ -162,17 +162,31 @@ pub(super) fn check_context(architecture: &Architecture, positions: usize) -> Re
 /// Bytes that a run takes at most: the residual stream, the activations of the layer that has most, each as often as its graph names it,
 /// scores, masks, logits, keys and values.
 pub(super) fn run_bytes(architecture: &Architecture, shape: &ModelShape, batch: usize, sequence: usize, past: usize) -> u64 {
-    let head_dim = architecture.attention.head_dim;
-    let (m, keys) = (batch * sequence, past + sequence);
+    // A manifest may name any size: what passes the largest number is refused as that number of bytes.
+    let product = |factors: &[usize]| factors.iter().fold(1, |product: u64, &factor| product.saturating_mul(factor as u64));
+    let sum = |terms: &[u64]| terms.iter().fold(0, |sum: u64, &term| sum.saturating_add(term));
+    let (head_dim, width) = (architecture.attention.head_dim, architecture.output_width());
+    let keys = past.saturating_add(sequence);
     let layer = |heads: usize, groups: usize, channels: usize| {
-        let attention = m * head_dim * (6 * heads + 6 * groups) + batch * keys * head_dim * (3 * groups + 2 * heads);
-        attention + 4 * batch * heads * sequence * keys + 6 * m * channels
+        sum(&[
+            product(&[6, batch, sequence, head_dim, heads.saturating_add(groups)]),
+            product(&[3, batch, keys, head_dim, groups]),
+            product(&[2, batch, keys, head_dim, heads]),
+            product(&[4, batch, heads, sequence, keys]),
+            product(&[6, batch, sequence, channels]),
+        ])
     };
     let largest = shape.kept().map(|(_, units)| layer(units.heads.len(), units.groups, units.channels)).max().unwrap_or(0);
-    let carried: usize = if past > 0 { shape.kept().map(|(_, units)| 4 * batch * keys * units.groups * head_dim).sum() } else { 0 };
-    let numbers = 10 * m * architecture.d_model + largest + carried + 2 * m * architecture.output_width() + 12 * sequence * keys;
+    let carried = shape.kept().map(|(_, units)| product(&[4, batch, keys, units.groups, head_dim])).fold(0, u64::saturating_add);
+    let numbers = sum(&[
+        product(&[10, batch, sequence, architecture.d_model]),
+        largest,
+        if past > 0 { carried } else { 0 },
+        product(&[2, batch, sequence, width]),
+        product(&[12, sequence, keys]),
+    ]);
     // Small blocks are rounded up, and a head stands before each.
-    4 * numbers as u64 + (1 << 20)
+    numbers.saturating_mul(4).saturating_add(1 << 20)
 }
 
 pub(super) fn softmax(row: &mut [f32]) {
@@ -180,4 +194,28 @@ pub(super) fn softmax(row: &mut [f32]) {
     row.iter_mut().for_each(|value| *value = (*value - largest).exp());
     let sum: f32 = row.iter().sum();
     row.iter_mut().for_each(|value| *value /= sum);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use espalier_models::checkpoint::import;
+
+    use super::*;
+
+    #[test]
+    fn runs_of_impossible_sizes_take_the_largest_number_of_bytes() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("model.esp");
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/parity/gpt2");
+        import(&fixture, &path, None, &mut |_, _| {}).unwrap();
+        let artifact = Artifact::open(&path).unwrap();
+        let (architecture, shape) = (&artifact.manifest().architecture, artifact.manifest().shape());
+        let bytes = |batch, sequence, past| run_bytes(architecture, &shape, batch, sequence, past);
+        for most in [bytes(usize::MAX, 1, 0), bytes(1, usize::MAX, 0), bytes(1, 1, usize::MAX), bytes(usize::MAX, usize::MAX, usize::MAX)] {
+            assert_eq!(most, u64::MAX);
+        }
+        assert!(bytes(1, 8, 0) < bytes(2, 8, 0) && bytes(2, 8, 0) < bytes(2, 8, 8) && bytes(2, 8, 8) < 16 << 20);
+    }
 }

@@ -30,9 +30,12 @@ pub fn ort_overhead_bytes(artifact: &Artifact, options: OrtOptions) -> Result<u6
             let block = scoring_block(architecture.output_width()).min(tokens);
             (run_bytes(architecture, &shape, 1, block, tokens.saturating_sub(block)), 0)
         }
-        Input::Patches { patch, .. } => (run_bytes(architecture, &shape, 1, architecture.patches(), 0), architecture.patches() * patch),
+        Input::Patches { patch, .. } => {
+            (run_bytes(architecture, &shape, 1, architecture.patches(), 0), architecture.patches().saturating_mul(patch))
+        }
     };
-    let buffers = 4 * (input + architecture.output_width()) as u64 + KEPT_BYTES;
+    let numbers = input.saturating_add(architecture.output_width()) as u64;
+    let buffers = numbers.saturating_mul(4).saturating_add(KEPT_BYTES);
     let matrices = manifest.tensors.iter().filter(|tensor| !tensor.key.part.is_vector() && tensor.dtype == DType::F32);
     let packed = if options.prepack { matrices.map(|tensor| tensor.bytes).sum::<u64>().saturating_add(plan.copied_bytes) } else { 0 };
     let copies = plan.loading_bytes.max(plan.copied_bytes.saturating_add(run));
