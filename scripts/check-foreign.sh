@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compares graphs of other programs with the programs themselves: a CNN of PyTorch and the MiniLM encoder of transformers, as Espalier runs
-# them in ONNX Runtime and as PyTorch does. Needs a Rust toolchain, Python 3.11 on x86-64 Linux (PYTHON names it; python3 by default),
+# Compares graphs of other programs with the programs themselves: a CNN of PyTorch and the MiniLM encoder of sentence-transformers, as Espalier
+# runs them in ONNX Runtime and as PyTorch does. Needs a Rust toolchain, Python 3.11 on x86-64 Linux (PYTHON names it; python3 by default),
 # target/models/minilm (scripts/models.sh), target/onnxruntime (scripts/onnxruntime.sh), the recordings of uestc/ in the folder that
 # ESPALIER_DATA names for the part that reads them and, the first time, the network.
 #

@@ -1,7 +1,7 @@
 """Compares what is committed in tests/data/foreign with PyTorch and transformers: check_foreign.py FOLDER MODELS [DATA] [--train].
 
 The CNN, with the weights of its graph, runs in PyTorch on the made windows and, where DATA is given, on every holdout and test window of
-uestc-speed:1000; MiniLM runs in transformers. All must be what the tests of Espalier compare with. The graph of MiniLM is exported anew, and
+uestc-speed:1000; MiniLM runs in transformers and sentence-transformers. All must be what the tests of Espalier compare with. The graph of MiniLM is exported anew, and
 onnx's checker and ONNX Runtime's own Python run both graphs. With --train all is made anew instead, the CNN trained. Exits 1 where anything
 differs.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import sentence_transformers
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -73,8 +74,11 @@ def check_encoder(folder, models, report):
     found, committed = foreign_encoder.embeddings(models), load_file(folder / "minilm.safetensors")["embeddings"]
     sentences = (folder / "minilm.txt").read_text().splitlines()
     report.say(f"MiniLM: {len(sentences)} sentences are those of the script", sentences == foreign_encoder.SENTENCES)
-    difference = off(found, committed)
-    report.say(f"MiniLM, transformers {transformers.__version__}: embeddings off by {difference:.1e}", difference <= TOLERANCE)
+    by_itself = foreign_encoder.sentence_transformers_embeddings(models)
+    programs = [(f"transformers {transformers.__version__}", found), (f"sentence-transformers {sentence_transformers.__version__}", by_itself)]
+    for name, found in programs:
+        difference = off(found, committed)
+        report.say(f"MiniLM, {name}: embeddings off by {difference:.1e}", difference <= TOLERANCE)
     with tempfile.TemporaryDirectory() as scratch:
         # The weights must lie in the graph's folder, and onnx's checker takes no links.
         shutil.copyfile(models / "model.safetensors", Path(scratch) / "model.safetensors")

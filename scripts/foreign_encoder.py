@@ -11,6 +11,8 @@ import onnx
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules
 from transformers import AutoModel, AutoTokenizer
 
 MAX_TOKENS = 256
@@ -57,6 +59,13 @@ def embeddings(folder):
         mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
         found.append(torch.nn.functional.normalize(mean, p=2, dim=1)[0])
     return torch.stack(found)
+
+
+def sentence_transformers_embeddings(folder):
+    """What sentence-transformers itself makes, with the modules that its all-MiniLM-L6-v2 has."""
+    words = modules.Transformer(folder, max_seq_length=MAX_TOKENS)
+    model = SentenceTransformer(modules=[words, modules.Pooling(words.get_embedding_dimension(), "mean"), modules.Normalize()], device="cpu")
+    return torch.from_numpy(model.encode(SENTENCES, batch_size=1, show_progress_bar=False))
 
 
 def run_graph(session, folder):

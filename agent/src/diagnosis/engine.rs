@@ -22,8 +22,8 @@ pub trait Engine: Send {
     /// Probabilities `[classes]` of a window `[window]`, normalised as [`normalisation`](Self::normalisation) says.
     ///
     /// # Errors
-    /// [`AgentError::Usage`] where this window cannot be judged, after which the engine serves on; any other
-    /// error is the engine's own, and the engine is replaced.
+    /// [`AgentError::Usage`] where this window cannot be judged, after which the engine serves on; any other error is the engine's own, and
+    /// the engine is replaced.
     fn classify(&mut self, window: &[f32]) -> Result<&[f32]>;
     /// Identifies the model's contents.
     fn model_id(&self) -> u64;
