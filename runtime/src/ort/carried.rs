@@ -56,7 +56,9 @@ impl CarryingSession {
         let manifest = artifact.manifest();
         let (architecture, shape) = (&manifest.architecture, manifest.shape());
         check_context(architecture, capacity)?;
-        let session = OrtSession::open(library, budget, artifact, (true, output), options)?;
+        let block = block.clamp(1, capacity.max(1));
+        let most = run_bytes(architecture, &shape, 1, block, capacity.saturating_sub(block));
+        let session = OrtSession::open(library, budget, artifact, (true, output), most, options)?;
         let mut carried = Vec::new();
         for (layer, units) in shape.kept().filter(|(_, units)| !units.heads.is_empty()) {
             for what in ["key", "value"] {
@@ -72,9 +74,8 @@ impl CarryingSession {
             OnnxOutput::Logits => ("logits", architecture.output_width()),
             OnnxOutput::States => ("states", architecture.d_model),
         };
-        let block = block.clamp(1, capacity.max(1));
         let mut session = Self { session, carried, output, width, len: 0, capacity, block };
-        session.session.book(run_bytes(architecture, &shape, 1, block, capacity.saturating_sub(block)))?;
+        session.session.book(most)?;
         session.pass(&vec![0; block], |_| {})?;
         session.truncate(0)?;
         Ok(session)

@@ -54,9 +54,9 @@ impl OrtModel {
         let outputs = rows * architecture.output_width();
         let bytes = 4 * (samples + outputs) as u64 + 8 * ids as u64;
         let buffers = Reservation::new(budget.clone(), Purpose::Activations, bytes)?;
-        let mut session = OrtSession::open(library, budget, artifact, (false, OnnxOutput::Logits), options)?;
-        let (patches, ids, mut out) = (vec![0.0; samples], vec![0; ids], Vec::with_capacity(outputs));
         let most = run_bytes(architecture, &artifact.manifest().shape(), batch, sequence, 0);
+        let mut session = OrtSession::open(library, budget, artifact, (false, OnnxOutput::Logits), most, options)?;
+        let (patches, ids, mut out) = (vec![0.0; samples], vec![0; ids], Vec::with_capacity(outputs));
         session.try_out(most, |session| run(session, (batch, sequence), &patches, &ids, &mut out))?;
         Ok(Self { session, batch, sequence, patches, ids, out, _buffers: buffers })
     }

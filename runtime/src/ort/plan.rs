@@ -36,9 +36,17 @@ pub fn ort_overhead_bytes(artifact: &Artifact, options: OrtOptions) -> Result<u6
     };
     let numbers = input.saturating_add(architecture.output_width()) as u64;
     let buffers = numbers.saturating_mul(4).saturating_add(KEPT_BYTES);
-    let matrices = manifest.tensors.iter().filter(|tensor| !tensor.key.part.is_vector() && tensor.dtype == DType::F32);
-    let packed = if options.prepack { matrices.map(|tensor| tensor.bytes).sum::<u64>().saturating_add(plan.copied_bytes) } else { 0 };
+    let packed = packed_bytes(artifact, plan.copied_bytes, options);
     let copies = plan.loading_bytes.max(plan.copied_bytes.saturating_add(run));
     let nodes = NODE_BYTES.saturating_mul(plan.nodes as u64);
     Ok(OrtLibrary::BYTES.saturating_add(buffers).saturating_add(nodes).saturating_add(packed).saturating_add(copies))
+}
+
+/// Bytes of the packed copies that ONNX Runtime keeps of f32 weights, and of those that it has copied to f32, where it is to.
+pub(super) fn packed_bytes(artifact: &Artifact, copied_bytes: u64, options: OrtOptions) -> u64 {
+    if !options.prepack {
+        return 0;
+    }
+    let matrices = artifact.manifest().tensors.iter().filter(|tensor| !tensor.key.part.is_vector() && tensor.dtype == DType::F32);
+    matrices.map(|tensor| tensor.bytes).fold(copied_bytes, u64::saturating_add)
 }

@@ -17,6 +17,7 @@ use ort::value::{DynValue, Value};
 
 use super::allocator::Account;
 use super::library::OrtLibrary;
+use super::plan::packed_bytes;
 use super::providers::OrtProviders;
 use crate::budget::Budget;
 use crate::error::{Result, RuntimeError};
@@ -46,7 +47,8 @@ pub(super) struct OrtSession {
 }
 
 impl OrtSession {
-    /// Loads the graph of `artifact`, with or without a cache of keys and values, of this output, within `budget`.
+    /// Loads the graph of `artifact`, with or without a cache of keys and values, of this output, within `budget`, which has to have room
+    /// for a run of `run` bytes behind it.
     ///
     /// # Errors
     /// [`RuntimeError::Kernel`] where memory is refused, [`RuntimeError::Model`] where the artifact has no graph or is damaged, and
@@ -56,6 +58,7 @@ impl OrtSession {
         budget: &Arc<Budget>,
         artifact: &Arc<Artifact>,
         (cache, output): (bool, OnnxOutput),
+        run: u64,
         options: OrtOptions,
     ) -> Result<Self> {
         let folder = folder(artifact.path())?;
@@ -63,6 +66,9 @@ impl OrtSession {
         let graph = onnx_graph(artifact, cache, output)?;
         let nodes = NODE_BYTES.saturating_mul(graph.nodes as u64);
         let held = Reservation::new(budget.clone(), Purpose::Activations, OrtLibrary::BYTES.saturating_add(nodes))?;
+        // What cannot run when it is loaded is not loaded.
+        let copied = graph.copied_bytes.saturating_add(packed_bytes(artifact, graph.copied_bytes, options));
+        drop(Reservation::new(budget.clone(), Purpose::Activations, copied.saturating_add(run))?);
         let weights = Account::new(budget.clone(), Purpose::Weights);
         // Computing the copies takes more of each, for which ONNX Runtime does not ask the allocator.
         let loading = Reservation::new(budget.clone(), Purpose::Weights, graph.loading_bytes)?;
