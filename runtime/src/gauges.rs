@@ -84,10 +84,7 @@ fn unaccounted(meminfo: &str) -> std::result::Result<u64, &'static str> {
     const KNOWN: [&str; 6] = ["MemFree", "Buffers", "Cached", "AnonPages", "Slab", "PageTables"];
     // Not of every kernel.
     const OTHERS: [&str; 5] = ["SwapCached", "KernelStack", "SecPageTables", "Percpu", "Hugetlb"];
-    let field = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
-    };
+    let field = |name: &str| status_field(meminfo, &format!("{name}:"));
     let known = KNOWN.into_iter().try_fold(0_u64, |sum, name| Ok(sum.saturating_add(field(name).ok_or(name)?)))?;
     let others = OTHERS.into_iter().filter_map(field).fold(0, u64::saturating_add);
     Ok(field("MemTotal").ok_or("MemTotal")?.saturating_sub(known).saturating_sub(others))

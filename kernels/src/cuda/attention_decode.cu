@@ -52,6 +52,25 @@ DEVICE void find_heads(u32* heads, const u32* groups, u32 first_row, u32 group, 
     heads[threadIdx.x] = found;
 }
 
+// Calls `work` with the first of every ROWS rows of a KV group, whose heads are in shared.heads then. Every thread of the block calls it.
+template <class Work> DEVICE void each_rows(const Scratch& shared, const u32* groups, u32 group, const Shape& s, Work work) {
+    for (u32 row = 0; row < s.heads * s.queries; row += ROWS) {
+        __syncthreads();
+        find_heads(shared.heads, groups, row, group, s);
+        __syncthreads();
+        if (shared.heads[0] >= s.heads) break;
+        work(row);
+    }
+}
+
+// The four numbers of a vector; with fewer, nothing asks for it.
+template <u32 VECTOR_WIDTH> DEVICE void spread(float (&numbers)[VECTOR_WIDTH], float4_ four) {
+    numbers[0] = four.x;
+    numbers[VECTOR_WIDTH / 4] = four.y;
+    numbers[VECTOR_WIDTH / 2] = four.z;
+    numbers[VECTOR_WIDTH - 1] = four.w;
+}
+
 // scores [ROWS, count] = the rows' products with the part's keys, dimensions from..from+dims (added to those before).
 template <u32 VECTOR_WIDTH>
 DEVICE void score(const Scratch& shared, const float* keys, u32 from, u32 dims, const Part& part, const Shape& s) {
@@ -129,11 +148,7 @@ DEVICE void mix(const Scratch& shared, const float* values, u32 from, u32 lanes,
             const float* value = values + j * s.key_stride + from + column;
             float x[VECTOR_WIDTH];
             if (VECTOR_WIDTH == 4) {
-                const float4_ four = *reinterpret_cast<const float4_*>(value);
-                x[0] = four.x;
-                x[VECTOR_WIDTH / 4] = four.y;
-                x[VECTOR_WIDTH / 2] = four.z;
-                x[VECTOR_WIDTH - 1] = four.w;
+                spread(x, *reinterpret_cast<const float4_*>(value));
             } else {
                 x[0] = *value;
             }
@@ -250,16 +265,14 @@ DEVICE void merge(float* out, const float* sums, const float* statistics, u32 fi
 #pragma unroll 4
             for (u32 p = 0; p < there; p++) {
                 const float* stored = sums + (from + p) * rows * s.dims + at;
-                const float weight = shared.scores[r * PART + p];
+                float x[VECTOR_WIDTH];
                 if (VECTOR_WIDTH == 4) {
-                    const float4_ four = load_stored_4(stored);
-                    total[0] = fmaf(four.x, weight, total[0]);
-                    total[VECTOR_WIDTH / 4] = fmaf(four.y, weight, total[VECTOR_WIDTH / 4]);
-                    total[VECTOR_WIDTH / 2] = fmaf(four.z, weight, total[VECTOR_WIDTH / 2]);
-                    total[VECTOR_WIDTH - 1] = fmaf(four.w, weight, total[VECTOR_WIDTH - 1]);
+                    spread(x, load_stored_4(stored));
                 } else {
-                    total[0] = fmaf(load_stored(stored), weight, total[0]);
+                    x[0] = load_stored(stored);
                 }
+#pragma unroll
+                for (u32 c = 0; c < VECTOR_WIDTH; c++) total[c] = fmaf(x[c], shared.scores[r * PART + p], total[c]);
             }
 #pragma unroll
             for (u32 c = 0; c < VECTOR_WIDTH; c++) out[at + c] = total[c] + (from > 0 ? out[at + c] : 0.0f);
@@ -306,32 +319,24 @@ KERNEL(128) attention_decode(
     const u64 from = (u64(part.sequence) * key_capacity + part.first) * s.key_stride + u64(part.group) * head_dim;
     const u64 rows = u64(batch) * queries * heads;
     float* own = parts == 1 ? out : sums + part.number * rows * head_dim;
-    for (u32 row = 0; row < heads * queries; row += decode::ROWS) {
-        __syncthreads();
-        decode::find_heads(head_rows, groups, row, part.group, s);
-        __syncthreads();
-        if (head_rows[0] >= heads) break;
+    decode::each_rows(shared, groups, part.group, s, [&](u32 row) {
         if (s.vector) {
             decode::rows<4>(own, statistics + part.number * rows * 2, q, k + from, v + from, row, part, parts == 1, s, shared);
         } else {
             decode::rows<1>(own, statistics + part.number * rows * 2, q, k + from, v + from, row, part, parts == 1, s, shared);
         }
-    }
+    });
     if (parts == 1) return;
     // Those whose keys are there.
     const u32 count = ceil_div(extent.keys - extent.first, part_keys);
     if (!is_last_block(counters + blockIdx.x / parts, count, head_rows)) return;
-    for (u32 row = 0; row < heads * queries; row += decode::ROWS) {
-        __syncthreads();
-        decode::find_heads(head_rows, groups, row, part.group, s);
-        __syncthreads();
-        if (head_rows[0] >= heads) break;
+    decode::each_rows(shared, groups, part.group, s, [&](u32 row) {
         if (s.vector) {
             decode::merge<4>(out, sums, statistics, row, part, count, rows, s, shared);
         } else {
             decode::merge<1>(out, sums, statistics, row, part, count, rows, s, shared);
         }
-    }
+    });
 }
 EXPORT(attention_decode)
 

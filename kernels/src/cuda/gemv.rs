@@ -1,4 +1,4 @@
-//! Products with few tokens: launches `gemv.cu`.
+//! Products with few tokens: launches `gemv_rows.cu` and `gemv_units.cu`.
 
 use super::epilogue::Terms;
 use super::launch::{Args, Grid};
@@ -14,7 +14,7 @@ use crate::error::Result;
 /// tiles to be worth it.
 pub(super) const TOKENS: usize = 8;
 
-/// The kernels of `gemv.cu` by the most tokens: 1, 4, 8.
+/// The kernels of a form and a format by the most tokens: 1, 4, 8.
 macro_rules! gemv_kernels {
     ($name:literal) => {
         [concat!($name, "_1"), concat!($name, "_4"), concat!($name, "_8")]

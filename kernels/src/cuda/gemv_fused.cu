@@ -9,7 +9,7 @@
 // matrices are started together; a block works on one of them as gemv_rows does. A warp of gemv_gated has the same rows of both, one after
 // the other, with as many loads under way as gemv_rows has.
 //
-// Comes after gemv.cu, whose parts it is made of.
+// Comes after gemv_rows.cu, whose parts it is made of.
 #include "prelude.cuh"
 
 namespace gemv_fused {

@@ -4,7 +4,7 @@ use super::CudaDevice;
 use super::counters::KernelCount;
 use super::probe::Attributes;
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{KernelError, Result};
 
 /// Bytes that are read and written to measure memory: more than the second-level cache of any integrated device holds.
 const MEASURED_BYTES: usize = 64 << 20;
@@ -74,28 +74,27 @@ fn multiplications(attributes: &Attributes) -> (u32, u32) {
     }
 }
 
-/// Bytes a second of a kernel that reads and writes; none where there is no room for its numbers.
+/// Bytes a second of a kernel that reads and writes, the best of three; none where there is no room for its numbers.
 fn measured(device: &CudaDevice) -> Result<Option<f64>> {
     let len = MEASURED_BYTES / size_of::<f32>();
-    let Ok(mut numbers) = device.zeros(len) else { return Ok(None) };
-    let so_far = || device.kernel_counts().into_iter().find(|count| count.name == "scale");
+    let mut numbers = match device.zeros(len) {
+        Err(KernelError::OutOfMemory { .. } | KernelError::OutOfBudget { .. }) => return Ok(None),
+        numbers => numbers?,
+    };
+    let so_far = || {
+        let scale = device.kernel_counts().into_iter().find(|count| count.name == "scale");
+        scale.map_or((0, 0), |count| (count.timed_bytes, count.timed_ns))
+    };
+    let mut run = || {
+        let (bytes, ns) = so_far();
+        device.scale(&mut numbers, len, 1.0)?;
+        let (all_bytes, all_ns) = so_far();
+        Ok((all_bytes - bytes) as f64 * 1e9 / (all_ns - ns).max(1) as f64)
+    };
     device.time_kernels(true);
-    let mut best: Option<f64> = None;
-    for _ in 0..3 {
-        let before = so_far().map_or((0, 0), |count| (count.timed_bytes, count.timed_ns));
-        let done = device.scale(&mut numbers, len, 1.0);
-        let after = so_far().map_or((0, 0), |count| (count.timed_bytes, count.timed_ns));
-        if done.is_err() {
-            device.time_kernels(false);
-            return done.map(|()| None);
-        }
-        let (bytes, ns) = (after.0 - before.0, after.1 - before.1);
-        if ns > 0 {
-            best = Some(best.unwrap_or(0.0).max(bytes as f64 * 1e9 / ns as f64));
-        }
-    }
+    let speeds: Result<Vec<f64>> = (0..3).map(|_| run()).collect();
     device.time_kernels(false);
-    Ok(best)
+    Ok(speeds?.into_iter().reduce(f64::max))
 }
 
 #[cfg(test)]
