@@ -8,7 +8,7 @@ use espalier_models::DType;
 #[path = "support/parity.rs"]
 mod parity;
 
-use parity::{Exactness, compare_all};
+use parity::{Exactness, GEMMA3, compare_all};
 
 fn device() -> CpuDevice {
     CpuDevice::new(1, Arc::new(Unlimited)).expect("a CPU device")
@@ -21,6 +21,6 @@ fn parity_with_pytorch() {
 
 #[test]
 fn parity_with_pytorch_in_16_bits() {
-    compare_all(&device(), Exactness::Logits(DType::F16, 3e-3));
-    compare_all(&device(), Exactness::Logits(DType::Bf16, 2e-2));
+    compare_all(&device(), Exactness::Logits(DType::F16, 3e-3, GEMMA3));
+    compare_all(&device(), Exactness::Logits(DType::Bf16, 2e-2, GEMMA3));
 }

@@ -32,10 +32,14 @@ const ROUNDING: f32 = 1e-6;
 pub enum Exactness {
     /// f32 weights: everything that a fixture holds, to 1e-4, and six steps of training to 1e-3.
     Everything,
-    /// Weights stored in 16 bits: the logits, against those of the CPU with the very same weights. Against the fixture twice as much is
-    /// granted, since what rounding the weights takes is in that difference too.
-    Logits(DType, f32),
+    /// Weights stored as this in 16 bits: the logits, against the fixture's and against those of the CPU with the very same weights. The
+    /// third is what Gemma 3 is granted more, [`GEMMA3`] where nothing but its weights is rounded.
+    Logits(DType, f32, f32),
 }
+
+/// The states of Gemma 3 are so large that rounding its matrices is enough to move the fixture's logits by 3.8e-3 (f16) and 3.4e-2 (bf16) of
+/// the largest, in PyTorch with f32 arithmetic as here: a goal of 3e-3 and 2e-2 is beyond any kernel there, and twice as much is granted.
+pub const GEMMA3: f32 = 2.0;
 
 /// The folder of the fixtures.
 pub fn root() -> PathBuf {
@@ -50,7 +54,7 @@ pub fn compare_all<D: Device>(device: &D, exactness: Exactness) {
         .filter_map(|entry| Some(entry.ok()?.path()).filter(|path| path.join("expected.safetensors").is_file()))
         .collect();
     folders.sort();
-    let (mut checkpoints, mut tensors, mut failures, mut worst) = (0, 0, Vec::new(), 0.0_f32);
+    let (mut checkpoints, mut tensors, mut failures, mut worst) = (0, 0, Vec::new(), (0.0_f32, String::new()));
     for folder in folders {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut report = Report { name, compared: 0, worst: 0.0, failures: Vec::new() };
@@ -59,10 +63,13 @@ pub fn compare_all<D: Device>(device: &D, exactness: Exactness) {
         }
         checkpoints += 1;
         tensors += report.compared;
-        worst = worst.max(report.worst);
+        if report.worst >= worst.0 {
+            worst = (report.worst, report.name);
+        }
         failures.extend(report.failures);
     }
-    println!("{}, {exactness:?}: {checkpoints} checkpoints, {tensors} tensors compared, off by at most {worst:.1e}", device.name());
+    let (off, most) = worst;
+    println!("{}, {exactness:?}: {checkpoints} checkpoints, {tensors} tensors compared, off by at most {off:.1e} ({most})", device.name());
     assert!(failures.is_empty(), "{} differ:\n{}", failures.len(), failures.join("\n"));
     assert!(checkpoints > 0 && tensors > 0, "no checkpoint in {}", root.display());
 }
@@ -141,7 +148,7 @@ fn check<D: Device>(device: &D, folder: &Path, exactness: Exactness, report: &mu
     let path = place.path().join("model.esp");
     let dtype = match exactness {
         Exactness::Everything => None,
-        Exactness::Logits(dtype, _) => Some(dtype),
+        Exactness::Logits(dtype, ..) => Some(dtype),
     };
     import(folder, &path, dtype, &mut |_, _| {})?;
     let artifact = Arc::new(Artifact::open(&path)?);
@@ -153,16 +160,18 @@ fn check<D: Device>(device: &D, folder: &Path, exactness: Exactness, report: &mu
     let targets = (0..ids.len()).map(next).collect();
     let device = device.clone();
     let case = Case { device, artifact, network, ids, batch, sequence, targets };
-    if let Exactness::Logits(_, tolerance) = exactness {
+    if let Exactness::Logits(_, tolerance, gemma3) = exactness {
+        let granted = if report.name == "gemma3" { gemma3 } else { 1.0 };
         let cpu = CpuDevice::new(1, Arc::new(Unlimited))?;
         let network = Network::load(cpu.clone(), &case.artifact, Residency::Resident)?;
         let Case { artifact, ids, targets, .. } = &case;
         let (artifact, ids, targets) = (artifact.clone(), ids.clone(), targets.clone());
         let exact = Case { device: cpu, artifact, network, ids, batch, sequence, targets }.logits()?;
         let logits = case.logits()?;
-        report.close("logits against the CPU's", &logits, &exact, tolerance);
-        report.close("logits", &logits, &expected.f32s("logits")?, 2.0 * tolerance);
-        return case.masked(&expected, 2.0 * tolerance, report);
+        // No weight's rounding is in this difference.
+        report.close("logits against the CPU's", &logits, &exact, tolerance * (granted / GEMMA3).max(1.0));
+        report.close("logits", &logits, &expected.f32s("logits")?, tolerance * granted);
+        return case.masked(&expected, tolerance * granted, report);
     }
     case.forward_and_backward(&expected, report)?;
     case.checkpointed_backward(&expected, report)?;
