@@ -71,7 +71,7 @@ API cuMemGetAllocationGranularity(size_t* bytes, const CUmemAllocationProp* prop
     ENTER(false);
     if (const CUresult result = need_vmm()) return result;
     if (!bytes || !properties || properties->type != 1 || properties->location.type != 1) return CUDA_ERROR_INVALID_VALUE;
-    *bytes = emulator::granularity_bytes;
+    *bytes = settings().granularity_bytes;
     return CUDA_SUCCESS;
 }
 

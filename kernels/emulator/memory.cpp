@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -69,14 +70,17 @@ uint64_t page_size() {
 uint64_t round_up(uint64_t bytes, uint64_t to) { return (bytes + to - 1) / to * to; }
 void* pointer(uint64_t address) { return reinterpret_cast<void*>(address); }
 
+// Of the first address: the largest granularity that the settings allow.
+constexpr uint64_t start_alignment = uint64_t(2) << 20;
+
 void reserve_addresses(Device& d) {
     if (d.base != 0) return;
     for (uint64_t bytes = uint64_t(1) << 40; bytes >= uint64_t(4) << 30; bytes /= 4) {
         void* memory = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) continue;
-        d.base = round_up(reinterpret_cast<uint64_t>(memory), granularity_bytes);
-        d.reserved_bytes = bytes - granularity_bytes;
-        d.next = d.base + granularity_bytes;
+        d.base = round_up(reinterpret_cast<uint64_t>(memory), start_alignment);
+        d.reserved_bytes = bytes - start_alignment;
+        d.next = d.base + start_alignment;
         handle_memory_faults();
         return;
     }
@@ -88,7 +92,7 @@ uint64_t find_addresses(Device& d, uint64_t bytes, uint64_t alignment) {
     const uint64_t end = d.base + d.reserved_bytes;
     if (bytes > d.reserved_bytes) return 0;
     for (int round = 0; round < 2; round++) {
-        uint64_t at = round_up(round == 0 ? d.next : d.base + granularity_bytes, alignment);
+        uint64_t at = round_up(round == 0 ? d.next : d.base + start_alignment, alignment);
         for (auto it = d.ranges.begin(); at + bytes + page_size() <= end;) {
             while (it != d.ranges.end() && it->second.pages + it->second.page_bytes + page_size() <= at) ++it;
             if (it == d.ranges.end() || at + bytes + page_size() <= it->second.pages) {
@@ -119,10 +123,15 @@ int file_of(Device& d) {
     return d.file;
 }
 
+void used(Device& d, int64_t more) {
+    d.used += uint64_t(more);
+    if (settings().tell) fprintf(stderr, "espalier emulator: %llu bytes of device memory\n", (unsigned long long)d.used);
+}
+
 void drop_physical(Device& d, std::map<uint64_t, Physical>::iterator it) {
     if (!it->second.released || it->second.mappings > 0) return;
     fallocate(file_of(d), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off_t(it->second.offset), off_t(it->second.bytes));
-    d.used -= it->second.bytes;
+    used(d, -int64_t(it->second.bytes));
     counters().bytes_created -= it->second.bytes;
     d.physical.erase(it);
 }
@@ -160,7 +169,7 @@ Memory allocate(uint64_t bytes, uint64_t* address) {
     if (closed(d)) mprotect(memory, page_bytes, PROT_NONE);
     *address = pages + page_bytes - lines;
     d.ranges[*address] = {Kind::allocation, bytes, pages, page_bytes};
-    d.used += lines;
+    used(d, int64_t(lines));
     counters().bytes_allocated += lines;
     return Memory::done;
 }
@@ -173,7 +182,7 @@ Memory release(uint64_t address) {
     const uint64_t lines = round_up(it->second.bytes, line_bytes);
     hide(it->second.pages, it->second.page_bytes);
     remember_freed(d, address, it->second.bytes);
-    d.used -= lines;
+    used(d, -int64_t(lines));
     counters().bytes_allocated -= lines;
     counters().frees++;
     d.ranges.erase(it);
@@ -183,9 +192,9 @@ Memory release(uint64_t address) {
 Memory reserve_range(uint64_t bytes, uint64_t alignment, uint64_t* address) {
     Device& d = device();
     std::lock_guard lock(d.mutex);
-    if (bytes == 0 || bytes % granularity_bytes != 0 || (alignment & (alignment - 1)) != 0) return Memory::invalid;
+    if (bytes == 0 || bytes % settings().granularity_bytes != 0 || (alignment & (alignment - 1)) != 0) return Memory::invalid;
     reserve_addresses(d);
-    const uint64_t at = find_addresses(d, bytes, alignment > granularity_bytes ? alignment : granularity_bytes);
+    const uint64_t at = find_addresses(d, bytes, std::max(alignment, settings().granularity_bytes));
     if (at == 0) return Memory::out_of_memory;
     d.ranges[at] = {Kind::reservation, bytes, at, bytes};
     *address = at;
@@ -207,7 +216,7 @@ Memory free_range(uint64_t address, uint64_t bytes) {
 Memory create_physical(uint64_t bytes, uint64_t* handle) {
     Device& d = device();
     std::lock_guard lock(d.mutex);
-    if (bytes == 0 || bytes % granularity_bytes != 0) return Memory::invalid;
+    if (bytes == 0 || bytes % settings().granularity_bytes != 0) return Memory::invalid;
     if (must_fail() || !fits(d, bytes)) return Memory::out_of_memory;
     const int file = file_of(d);
     const uint64_t offset = d.file_used;
@@ -219,7 +228,7 @@ Memory create_physical(uint64_t bytes, uint64_t* handle) {
     d.file_used += bytes;
     *handle = d.next_handle++;
     d.physical[*handle] = {bytes, offset, 0, false};
-    d.used += bytes;
+    used(d, int64_t(bytes));
     counters().bytes_created += bytes;
     return Memory::done;
 }
@@ -241,7 +250,7 @@ Memory map_physical(uint64_t address, uint64_t bytes, uint64_t offset, uint64_t 
     std::lock_guard lock(d.mutex);
     const auto physical = d.physical.find(handle);
     if (physical == d.physical.end() || physical->second.released || offset != 0 || bytes != physical->second.bytes) return Memory::invalid;
-    if (address % granularity_bytes != 0) return Memory::invalid;
+    if (address % settings().granularity_bytes != 0) return Memory::invalid;
     auto range = d.ranges.upper_bound(address);
     if (range == d.ranges.begin()) return Memory::invalid;
     --range;

@@ -10,15 +10,14 @@
 
 namespace emulator {
 
-constexpr uint64_t granularity_bytes = uint64_t(2) << 20;
-
 enum class Memory { done, out_of_memory, invalid, already_registered, not_registered, already_mapped };
 
 // cuMemAlloc and cuMemFree. Addresses are multiples of 256; the last 256-byte line ends at a page that is not there.
 Memory allocate(uint64_t bytes, uint64_t* address);
 Memory release(uint64_t address);
 
-// Virtual memory management: address ranges, physical memory, and the mapping of one onto the other, in multiples of the granularity.
+// Virtual memory management: address ranges, physical memory, and the mapping of one onto the other, in multiples of the
+// granularity that the settings say.
 Memory reserve_range(uint64_t bytes, uint64_t alignment, uint64_t* address);
 Memory free_range(uint64_t address, uint64_t bytes);
 Memory create_physical(uint64_t bytes, uint64_t* handle);

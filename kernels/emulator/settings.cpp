@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <mutex>
 #include <string>
@@ -24,9 +25,11 @@ constexpr Word words[] = {
     {"pageable", &Settings::pageable},
     {"register", &Settings::register_host},
     {"vmm", &Settings::vmm},
+    {"granularity", &Settings::granularity_bytes},
     {"threads", &Settings::threads},
     {"lazy", &Settings::lazy},
     {"protect", &Settings::protect},
+    {"tell", &Settings::tell},
     {"explain", &Settings::explain},
     {"steps", &Settings::step_limit},
     {"seconds", &Settings::seconds_limit},
@@ -103,6 +106,9 @@ void configure(const char* text) {
         if (!word.empty()) set(fresh, word);
         rest = comma == std::string::npos ? "" : rest.substr(comma + 1);
     }
+    const uint64_t granule = fresh.granularity_bytes, page = uint64_t(sysconf(_SC_PAGESIZE));
+    if (granule < page || granule > Settings{}.granularity_bytes || (granule & (granule - 1)) != 0)
+        fatal("granularity=%llu is not understood; a power of two from a page to 2097152 is expected", (unsigned long long)granule);
     if (fresh.threads < 1) fresh.threads = 1;
     if (fresh.threads > 64) fresh.threads = 64;
     current_settings() = fresh;

@@ -19,6 +19,7 @@ struct Settings {
     uint64_t pageable = 0;                           // pageable=1: kernels read pageable host memory through the host's page tables
     uint64_t register_host = 1;                      // register=0: no host registration
     uint64_t vmm = 1;                                // vmm=0: no virtual memory management
+    uint64_t granularity_bytes = uint64_t(2) << 20;  // granularity=2097152: of virtual memory management, a power of two
     // What its context takes of the host while it is retained; 0 is nothing beside what the emulator is.
     uint64_t context_bytes = 0;  // context=BYTES: memory of the process
     uint64_t kernel_bytes = 0;   // kernel=BYTES: pages that are no process's, as a driver's module has them
@@ -26,6 +27,7 @@ struct Settings {
     uint64_t threads = 2;               // threads=2: OS threads that run blocks
     uint64_t lazy = 0;                  // lazy=1: streams run only when someone waits for them
     uint64_t protect = 0;               // protect=1: device memory can be touched only while kernels and copies run
+    uint64_t tell = 0;                  // tell=1: "espalier emulator: N bytes of device memory" on standard error whenever that changes
     uint64_t explain = 0;               // explain=1: a sentence on standard error for every call that is refused
     uint64_t step_limit = 100'000'000;  // steps=N: barriers and warp operations of one block before it is taken for endless
     uint64_t seconds_limit = 300;       // seconds=N: time of one kernel before it is taken for endless

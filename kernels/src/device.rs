@@ -134,6 +134,11 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn name(&self) -> String;
     /// The same device, whose allocations are booked under `purpose`.
     fn for_purpose(&self, purpose: Purpose) -> Self;
+    /// The same device, which packs the weights that are mapped from now on into memory of their own, where it copies them at all: those of
+    /// one model.
+    fn for_model(&self) -> Self {
+        self.clone()
+    }
     /// Runs `work` where the device's operations start fastest (on the CPU: inside its thread pool).
     fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R;
 

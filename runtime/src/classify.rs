@@ -12,15 +12,20 @@ use crate::mapped::load_resident;
 use crate::network::Network;
 use crate::workspace::{Keep, LogitRows, Workspace, WorkspaceSize};
 
+/// Passes that are kept recorded. Who judges windows as they come has one or two numbers of them, and every recording takes memory of the
+/// driver's that nobody books.
+const RECORDED_PASSES: usize = 4;
+
 /// A classifier that is ready: network, buffers, and the reservation of its mapped pages. A device that can record a pass does so at the
-/// second window and replays it from then on. After that neither the device nor the host allocates.
+/// second that has so many windows and replays it from then on, for each of the last four numbers of windows. After that neither the device
+/// nor the host allocates.
 pub struct Classifier<D: Device> {
     network: Network<D>,
     workspace: Workspace<D>,
     window: usize,
     probabilities: Vec<f32>,
-    /// The recorded pass, and of how many windows.
-    pass: (D::Graph, usize),
+    /// Recorded passes, each with its number of windows; the last used first.
+    passes: [(usize, D::Graph); RECORDED_PASSES],
     _mapped: Option<Reservation>,
 }
 
@@ -37,18 +42,15 @@ impl<D: Device> Classifier<D> {
         let workspace = Workspace::new(device, architecture, &artifact.manifest().shape(), size)?;
         let (network, mapped) = load_resident(device, budget, artifact)?;
         let probabilities = vec![0.0; batch * network.architecture.output_width()];
-        Ok(Self { network, workspace, window, probabilities, pass: (D::Graph::default(), 0), _mapped: mapped })
+        Ok(Self { network, workspace, window, probabilities, passes: Default::default(), _mapped: mapped })
     }
 
     /// Probabilities `[windows, classes]` of normalised windows, one after the other.
     pub fn classify(&mut self, windows: &[f32]) -> Result<&[f32]> {
         let classes = self.network.architecture.output_width();
         let count = windows.len() / self.window.max(1);
-        let Self { network, workspace, pass: (graph, recorded), .. } = self;
-        if *recorded != count {
-            // Another number of windows is other work.
-            (*graph, *recorded) = (D::Graph::default(), count);
-        }
+        let Self { network, workspace, passes, .. } = self;
+        let graph = recorded(passes, count);
         let device = network.device.clone();
         device.enter(|| {
             let pass = Pass::of(network);
@@ -73,6 +75,18 @@ impl<D: Device> Classifier<D> {
     pub fn window(&self) -> usize {
         self.window
     }
+}
+
+/// The recording for `count` windows, moved to the front: other numbers of windows are other work.
+fn recorded<G: Default>(passes: &mut [(usize, G); RECORDED_PASSES], count: usize) -> &mut G {
+    match passes.iter().position(|(windows, _)| *windows == count) {
+        Some(index) => passes[..=index].rotate_right(1),
+        None => {
+            passes.rotate_right(1);
+            passes[0] = (count, G::default());
+        }
+    }
+    &mut passes[0].1
 }
 
 /// The workspace of a classifier.

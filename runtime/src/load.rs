@@ -19,7 +19,7 @@ impl<D: Device> Network<D> {
         let (architecture, shape) = (manifest.architecture.clone(), manifest.shape());
         let pages = Pages::of(artifact, &shape, residency);
         let mut source = MappedSource { artifact, residency };
-        Self::assemble(device, architecture, shape, &mut source, pages)
+        Self::assemble(device.for_model(), architecture, shape, &mut source, pages)
     }
 
     /// A fresh network of `shape`, trainable: matrices are normal with standard deviation 0.02 (as GPT-2's, Radford et al., 2019), the

@@ -88,14 +88,54 @@ fn cuda_serves_a_squeezed_model_without_losing_a_window() {
     let pruned = Artifact::open(&pruned).expect("the pruned model");
     assert_eq!([models[0], models[1]], [&hex(&dense), &hex(&pruned)]);
     assert!(pruned.file_bytes() < dense.file_bytes() / 2, "{} of {}", pruned.file_bytes(), dense.file_bytes());
-    println!("squeezed from {} to {} bytes over {} windows", dense.file_bytes(), pruned.file_bytes(), verdicts.len());
+    // The engine of the dense model was there alone until pruning began, that of the pruned one is there alone at the end.
+    let begun = told.iter().position(|line| line.contains("serving → compressing")).expect("the beginning");
+    let [before, after] = [&told[..begun], &told].map(|told| device_bytes(told).last().expect("device memory"));
+    assert!(after + (dense.file_bytes() - pruned.file_bytes()) / 2 < before, "{before} bytes of device memory, {after} at last: {told:?}");
+    let (windows, from, to) = (verdicts.len(), dense.file_bytes(), pruned.file_bytes());
+    println!("squeezed from {from} to {to} bytes, on the device from {before} to {after}, over {windows} windows");
+}
+
+/// On an integrated device the artifact's pages are the weights, where the driver reads them: nothing is there twice.
+#[test]
+fn cuda_reads_a_model_in_place_on_an_integrated_device() {
+    let Some(folder) = emulator_folder() else { return };
+    let (world, place) = (world(), Place::new());
+    // The feed-forward matrices have 1 MiB each, as much as is registered.
+    let model = place.out("model.esp");
+    let train =
+        args!["train", "--data", world.corpus, "-o", model, "--layers", "1", "--width", "256", "--heads", "4", "--channels", "1024"];
+    place.succeed(train.iter().chain(&args!["--steps", "1", "--batch", "4"]));
+    let eval = args!["eval", model, "--data", world.corpus, "--json", "--engine"];
+    let expected = place.succeed(eval.iter().chain(&args!["cpu"])).json();
+    let loss = |said: &Value| said[0]["cross_entropy_nats"].as_f64().unwrap_or(f64::NAN);
+    let stored = Artifact::open(&model).expect("the model").file_bytes();
+    let mut most = Vec::new();
+    for settings in ["", "integrated=1,register=0", "integrated=1", "integrated=1,pageable=1"] {
+        let settings = format!("granularity=65536,tell=1,{settings}");
+        let said = succeed(run_on(&place, &folder, &settings, eval.iter().cloned().chain(args!["cuda"])));
+        let found = said.json();
+        assert!((loss(&found) - loss(&expected)).abs() < 1e-4, "{settings}: {found}, {expected} on cpu");
+        most.push(device_bytes(&said.stderr.lines().collect::<Vec<_>>()).max().expect("device memory"));
+    }
+    let [uploaded, unregistered, registered, pageable] = most[..] else { panic!("{most:?}") };
+    let matrices = 2 << 20;
+    assert!(stored > matrices && uploaded >= stored && unregistered == uploaded, "{stored} bytes are stored, and taken: {most:?}");
+    assert!(registered <= uploaded - matrices, "{most:?}: what is registered was copied");
+    assert!(pageable <= registered && pageable < uploaded - stored * 9 / 10, "{most:?}: what can be read in place was copied");
+}
+
+/// What the stand-in for a driver told of its memory.
+fn device_bytes<S: AsRef<str>>(told: &[S]) -> impl DoubleEndedIterator<Item = u64> {
+    let told = told.iter().filter_map(|line| line.as_ref().strip_prefix("espalier emulator: ")?.strip_suffix(" bytes of device memory"));
+    told.map(|bytes| bytes.parse().expect("a number"))
 }
 
 /// What is left for the model: serving it dense holds 4.6 MiB.
 const SQUEEZED_BYTES: u64 = 2400 << 10;
 
-/// Without virtual memory management memory is taken by the byte: a model that the emulator judges in time fills no granules of 2 MiB.
-const SETTINGS: &str = "vmm=0";
+/// A model that the emulator judges in time fills no granules of 2 MiB, the devices' own.
+const SETTINGS: &str = "granularity=65536,tell=1";
 
 /// An artifact's id as verdicts have it.
 fn hex(artifact: &Artifact) -> Value {

@@ -107,8 +107,8 @@ impl OpenDevice {
     }
 
     /// Bytes that serving `artifact` on it takes beside what is planned for the CPU: what its driver and the device took when it was opened,
-    /// and a granule each for weights and activations, which fill their last one in part; what ONNX Runtime holds of its own and makes of
-    /// the graph. 0 for the CPU.
+    /// and a granule each for matrices, vectors and activations, which fill their last one in part; what ONNX Runtime holds of its own and
+    /// makes of the graph. 0 for the CPU.
     ///
     /// # Errors
     /// [`AgentError::Runtime`] where ONNX Runtime is to run an artifact that has no graph.
@@ -118,7 +118,7 @@ impl OpenDevice {
         Ok(match self {
             OpenDevice::Cpu(_) => 0,
             #[cfg(feature = "cuda")]
-            OpenDevice::Cuda(device, opened) => opened.bytes + 2 * device.attributes().granularity.unwrap_or(0),
+            OpenDevice::Cuda(device, opened) => opened.bytes + 3 * device.attributes().granularity.unwrap_or(0),
             #[cfg(feature = "ort")]
             OpenDevice::Ort(_, ort) => ort_overhead_bytes(artifact, ort.options)?,
         })

@@ -92,12 +92,6 @@ impl CudaDevice {
         Ok(Self { core, purpose: Purpose::Activations, weights, plan: Plan::default() })
     }
 
-    /// The same device with an arena of its own for the weights that are mapped from now on, so that
-    /// [`shrink_weights`](CudaDevice::shrink_weights) can move them.
-    pub fn for_model(&self) -> Self {
-        Self { weights: Arena::new(&self.core, Purpose::Weights), ..self.clone() }
-    }
-
     /// The same device, whose products are made by `plan`.
     pub fn with_plan(&self, plan: Plan) -> Self {
         Self { plan, ..self.clone() }
@@ -110,9 +104,9 @@ impl CudaDevice {
 
     /// Keeps the first rows of every weight, `(weight, rows)`, moves what is kept together, and gives the rest of the memory back.
     ///
-    /// The weights are all that were mapped through this device since [`for_model`](CudaDevice::for_model), or a shape error says that some
-    /// are missing. Quantised weights whose blocks run along 32 rows keep a multiple of 32, and those whose pages are registered where the
-    /// host has them keep all rows: a shape error says so. After another error they hold nothing of use and have to be mapped again.
+    /// The weights are all that were mapped through this device since [`for_model`](crate::Device::for_model), or a shape error says that some
+    /// are missing. Quantised weights whose blocks run along 32 rows keep a multiple of 32: a shape error says so. After another error they
+    /// hold nothing of use and have to be mapped again.
     pub fn shrink_weights(&self, weights: &mut [(&mut Weight, usize)]) -> Result<()> {
         weight::shrink(&self.core, &self.weights, weights)
     }

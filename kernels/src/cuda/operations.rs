@@ -1,5 +1,6 @@
 //! The operations of the CUDA device. Each forwards to the launcher beside its kernels.
 
+use super::arena::Arena;
 use super::graph::{self, Graph};
 use super::memory::{Buffer, Indices, Storage};
 use super::weight::Weight;
@@ -34,6 +35,11 @@ impl Device for CudaDevice {
 
     fn for_purpose(&self, purpose: Purpose) -> Self {
         Self { purpose, ..self.clone() }
+    }
+
+    /// What is mapped has an arena of its own, in which [`shrink_weights`](CudaDevice::shrink_weights) can move it.
+    fn for_model(&self) -> Self {
+        Self { weights: Arena::new(&self.core, Purpose::Weights), ..self.clone() }
     }
 
     fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {

@@ -25,7 +25,7 @@ pub(super) struct Quants {
     pub format: Format,
     pub quants: Pointer,
     pub scales: Pointer,
-    /// Undefined in the 8-bit formats.
+    /// In the 8-bit formats, which have none, the quants.
     pub minima: Pointer,
     /// Bytes of all planes.
     pub bytes: u64,
@@ -43,9 +43,15 @@ impl Planes {
         self.minima.end.max(self.scales.end)
     }
 
+    /// Each plane.
+    pub fn parts(&self) -> [Range<usize>; 3] {
+        [self.quants.clone(), self.scales.clone(), self.minima.clone()]
+    }
+
     /// The matrix that begins at `start`.
     pub fn at(&self, format: Format, start: Pointer) -> Quants {
-        let plane = |plane: &Range<usize>| start.plus_bytes(plane.start as u64);
+        // A plane that is empty may lie where nothing is registered any more.
+        let plane = |plane: &Range<usize>| start.plus_bytes(if plane.is_empty() { 0 } else { plane.start as u64 });
         let bytes = (self.quants.len() + self.scales.len() + self.minima.len()) as u64;
         Quants { format, quants: plane(&self.quants), scales: plane(&self.scales), minima: plane(&self.minima), bytes }
     }

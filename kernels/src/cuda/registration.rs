@@ -1,6 +1,7 @@
 //! Host pages that an integrated device reads at their own addresses.
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::device::{Core, Held};
@@ -25,21 +26,36 @@ pub(super) struct RegisteredPages {
     _booked: Reservation,
 }
 
-/// The pages on which `host` lies.
-fn pages(host: &HostBytes) -> (usize, usize) {
-    let (page, bytes) = (rustix::param::page_size(), host.bytes());
-    let start = bytes.as_ptr() as usize / page * page;
-    (start, (bytes.as_ptr() as usize + bytes.len()).next_multiple_of(page) - start)
+/// The pages on which `parts` of some bytes at `start` lie, in order; those that meet are one piece, since a page is registered once.
+fn pages(start: usize, parts: &[Range<usize>]) -> Vec<Range<usize>> {
+    let page = rustix::param::page_size();
+    let used = parts.iter().filter(|part| !part.is_empty());
+    let mut pieces: Vec<_> = used.map(|part| (start + part.start) / page * page..(start + part.end).next_multiple_of(page)).collect();
+    pieces.sort_unstable_by_key(|piece| piece.start);
+    pieces.dedup_by(|next, piece| {
+        let meet = next.start <= piece.end;
+        if meet {
+            piece.end = piece.end.max(next.end);
+        }
+        meet
+    });
+    pieces
 }
 
 impl Registration {
-    /// Registers the pages of `host` for reading. None where the driver does not: it has them registered already, or cannot.
-    pub fn of(core: &Arc<Core>, host: &HostBytes) -> Result<Option<Self>> {
-        let (address, bytes) = pages(host);
+    /// Registers the pages on which `parts` of `host` lie, for reading. None where the driver does not: it has them registered already, or
+    /// cannot.
+    pub fn of(core: &Arc<Core>, host: &HostBytes, parts: &[Range<usize>]) -> Result<Option<Vec<Self>>> {
+        let pieces = pages(host.bytes().as_ptr() as usize, parts);
+        pieces.into_iter().map(|piece| Self::of_pages(core, host, piece)).collect()
+    }
+
+    fn of_pages(core: &Arc<Core>, host: &HostBytes, pages: Range<usize>) -> Result<Option<Self>> {
+        let (address, bytes) = (pages.start, pages.len());
         let booked = Reservation::new(core.ledger().clone(), Purpose::Weights, bytes as u64)?;
         let read_only = if core.attributes().registers_read_only { sys::CU_MEMHOSTREGISTER_READ_ONLY } else { 0 };
         let flags = sys::CU_MEMHOSTREGISTER_DEVICEMAP | read_only;
-        // SAFETY: whole pages of which the first and the last byte belong to a live mapping that `_host` keeps.
+        // SAFETY: whole pages, on the first and the last of which are bytes of a live mapping that `_host` keeps.
         match unsafe { sys::cuMemHostRegister_v2(address as *mut c_void, bytes, flags) } {
             CUresult::CUDA_SUCCESS => {}
             code if driver::is_sticky(code) => core.check("cuMemHostRegister", code)?,

@@ -23,7 +23,7 @@ enum Data {
     Uploaded(Block),
     /// Read by the host's page tables.
     Host(HostBytes),
-    Registered(Registration, HostBytes),
+    Registered(Vec<Registration>, HostBytes),
     Empty,
     /// A shrink failed; what there was is given back.
     Gone,
@@ -84,8 +84,8 @@ impl Weight {
             Data::Host(part)
         } else {
             let in_place = attributes.integrated && attributes.registers && aligned && needed >= REGISTERED_FROM_BYTES;
-            match if in_place { Registration::of(core, &part)? } else { None } {
-                Some(registration) => Data::Registered(registration, part),
+            match if in_place { Registration::of(core, &part, &[0..needed])? } else { None } {
+                Some(registered) => Data::Registered(registered, part),
                 None => {
                     if attributes.integrated {
                         let why = if aligned { "its pages are not registered" } else { "it does not start at 16 bytes" };
@@ -178,14 +178,6 @@ impl Weight {
             let detail = format!("{rows} rows of a matrix of {} were to be kept: {what}", self.rows);
             return Err(KernelError::Shape { operation: "shrink", detail });
         }
-        if self.planes.is_some() && rows < self.rows && matches!(self.data, Data::Registered(..)) {
-            let detail = format!(
-                "{rows} rows of a {:?} matrix of {} were to be kept: its planes lie apart in pages that are registered as a whole; drop the \
-                 model and map the smaller one",
-                self.format, self.rows
-            );
-            return Err(KernelError::Shape { operation: "shrink", detail });
-        }
         planes::check_kept(self.format, self.rows, rows)
     }
 
@@ -213,23 +205,24 @@ impl Weight {
             self.data = Data::Gone;
             return Err(error);
         }
-        self.rows = rows;
+        let fewer = rows < std::mem::replace(&mut self.rows, rows);
         let bytes = self.bytes()?;
         if bytes == 0 && !matches!(self.data, Data::Owned(_)) {
             std::mem::replace(&mut self.data, Data::Empty).release(&self.core);
         }
         self.data = match std::mem::replace(&mut self.data, Data::Gone) {
             Data::Host(host) => Data::Host(first(host, bytes)),
-            Data::Registered(registration, host) if bytes < host.range.len() => {
+            Data::Registered(registered, host) if fewer => {
                 // Pages can be registered once, so the whole goes first.
-                drop(registration);
+                drop(registered);
                 let host = first(host, bytes);
-                let registration = Registration::of(&self.core, &host)?.ok_or_else(|| KernelError::Device {
+                let parts = self.planes.as_ref().map_or_else(|| vec![0..bytes], |planes| planes.parts().to_vec());
+                let registered = Registration::of(&self.core, &host, &parts)?.ok_or_else(|| KernelError::Device {
                     operation: "shrink",
-                    reason: "the driver does not register the first of the pages that it had registered".to_string(),
+                    reason: "the driver does not register some of the pages that it had registered".to_string(),
                     lost: false,
                 })?;
-                Data::Registered(registration, host)
+                Data::Registered(registered, host)
             }
             data => data,
         };
