@@ -93,3 +93,24 @@ fn recorded<G: Default>(passes: &mut [(usize, G); RECORDED_PASSES], count: usize
 pub(crate) fn serving_size(sequence: usize, batch: usize) -> WorkspaceSize {
     WorkspaceSize { batch, sequence, keep: Keep::Nothing, logits: LogitRows::All, rank: 0, gates: false }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_numbers_of_windows_keep_their_recordings() {
+        let mut passes: [(usize, u32); RECORDED_PASSES] = Default::default();
+        let mut uses = |counts: &[usize]| -> Vec<u32> {
+            let one = |count: &usize| {
+                let graph = recorded(&mut passes, *count);
+                *graph += 1;
+                *graph
+            };
+            counts.iter().map(one).collect()
+        };
+        assert_eq!(uses(&[8, 8, 3, 8, 3]), [1, 2, 1, 3, 2]);
+        assert_eq!(uses(&[1, 2, 8, 3]), [1, 1, 4, 3], "four are kept");
+        assert_eq!(uses(&[5, 2, 8, 3, 1]), [1, 2, 5, 4, 1], "the one that was used longest ago goes");
+    }
+}
