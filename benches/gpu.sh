@@ -7,6 +7,8 @@
 #                                       rustc knows it, such as aarch64-unknown-linux-gnu, for another machine than this
 #   benches/gpu.sh [--out FILE]         on the GPU machine, where target/gpu is: measures; results in target/gpu/results.json or FILE
 #   benches/gpu.sh --dry-run            without a GPU: the same steps with small shapes on the emulator, to test this script
+#   benches/gpu.sh --check              --prepare with the profile dev, which the tests have, and --dry-run, in target/gpu-check; and whether
+#                                       the launches are those that scripts/cuda_paper.py computes with
 #
 # target/gpu may be copied anywhere; it holds this script as well.
 set -euo pipefail
@@ -19,8 +21,11 @@ fail() {
     exit 1
 }
 
+# prepare [TARGET]; with `dev` in that profile.
+dev=
 prepare() {
-    local target=${1:-} strip=strip
+    local target=${1:-} strip=strip release=(--release) bench=()
+    [ -z "$dev" ] || release=() bench=(--profile dev)
     cd ..
     [ -f Cargo.toml ] || fail "--prepare needs the sources; run it in the repository"
     local flags=()
@@ -48,11 +53,11 @@ print(paths[-1] if paths else "")' "$name")
         "$strip" --strip-unneeded "$folder/bin/$name" 2>/dev/null || echo "benches/gpu.sh: $name stays unstripped: $strip is missing or knows it not" >&2
     }
     local kernels=(-p espalier-kernels --features cuda)
-    built espalier build --release --bin espalier
-    built cuda_kernels bench --no-run "${kernels[@]}" --bench cuda_kernels
-    built cuda_conformance test --release --no-run "${kernels[@]}" --test cuda_conformance
-    built cuda_products test --release --no-run "${kernels[@]}" --test cuda_products
-    built cuda test --release --no-run --test cuda
+    built espalier build "${release[@]}" --bin espalier
+    built cuda_kernels bench "${bench[@]}" --no-run "${kernels[@]}" --bench cuda_kernels
+    built cuda_conformance test "${release[@]}" --no-run "${kernels[@]}" --test cuda_conformance
+    built cuda_products test "${release[@]}" --no-run "${kernels[@]}" --test cuda_products
+    built cuda test "${release[@]}" --no-run --test cuda
     cp -r tests/parity "$folder/parity"
     cp benches/gpu.sh benches/gpu/*.py benches/cuda_cases.txt "$folder/"
     cp benches/peers/gpu_torch.py "$folder/peers/"
@@ -65,13 +70,20 @@ print(paths[-1] if paths else "")' "$name")
 
 case ${1:-} in
 -h | --help)
-    sed -n '2,13s/^# \{0,1\}//p' "$(basename "$0")"
+    sed -n '2,15s/^# \{0,1\}//p' "$(basename "$0")"
     exit
     ;;
 --prepare)
     [ $# -le 2 ] || fail "unexpected argument \`$3\`"
     prepare "${2:-}"
     exit
+    ;;
+--check)
+    [ $# -eq 1 ] || fail "unexpected argument \`$2\`"
+    folder=$(cd .. && pwd)/target/gpu-check dev=true
+    (prepare)
+    set -- --dry-run
+    checked=true
     ;;
 esac
 command -v python3 >/dev/null || fail "python3 is missing; install it (no packages are needed)"
@@ -102,4 +114,5 @@ if [ -n "$dry_run" ]; then
     LD_LIBRARY_PATH=$(../scripts/emulator.sh)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
     export LD_LIBRARY_PATH
 fi
-exec python3 "$folder/measure.py" "${arguments[@]}"
+python3 "$folder/measure.py" "${arguments[@]}"
+[ -z "${checked:-}" ] || python3 ../scripts/cuda_paper.py --compare "$folder/results.json"

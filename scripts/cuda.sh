@@ -6,9 +6,7 @@
 #   scripts/cuda.sh --compile    compile kernels/src/cuda/kernels.cu into kernels/images, with the hashes of its sources
 #   scripts/cuda.sh --update     write kernels/images/resources.tsv from the images: registers, shared memory and occupancy of every kernel
 #   scripts/cuda.sh --check      fail where an image is not what the sources compile to, where a kernel spills, uses local memory or takes
-#                                more than resources.tsv allows, and where one has not the instructions that it was written for; compiles
-#                                again for one architecture of every generation
-#   scripts/cuda.sh --check-all  the same, compiling again for every architecture
+#                                more than resources.tsv allows, and where one has not the instructions that it was written for
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=target/cuda
@@ -20,11 +18,11 @@ fail() {
 
 case ${1:-} in
 -h | --help)
-    sed -n '2,11s/^# \{0,1\}//p' "$0"
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
     exit
     ;;
-'' | --compile | --update | --check | --check-all) ;;
-*) fail "unexpected argument \`$1\`; it takes --compile, --update, --check, --check-all or none" ;;
+'' | --compile | --update | --check) ;;
+*) fail "unexpected argument \`$1\`; it takes --compile, --update, --check or none" ;;
 esac
 [ $# -le 1 ] || fail "unexpected argument \`$2\`; it takes one"
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "the packages are pinned for x86-64 Linux, and this is $(uname -sm); compile on such a machine"

@@ -23,6 +23,8 @@ TOTAL_S = 460
 # A language model of a billion parameters in bf16 takes its bytes three times on disk for a while: checkpoint, artifact, scratch.
 LARGE_DISK_BYTES = 9 << 30
 LARGE_DEVICE_BYTES = 6 << 30
+# Where less is left, a language model is not quantised as well.
+QUANTISING_S = 60
 
 
 class Wrong(Exception):
@@ -36,9 +38,12 @@ class Measurement:
         self.steps = []
         self.results = {"commit": (HERE / "commit.txt").read_text().strip(), "dry_run": small, "steps": self.steps}
 
+    def left_s(self):
+        return TOTAL_S - (time.monotonic() - self.started)
+
     def run(self, name, command, limit_s, environment=None):
         """Runs a command; its standard output, or None where it failed or ran out of time."""
-        left = TOTAL_S - (time.monotonic() - self.started)
+        left = self.left_s()
         step = {"step": name, "command": " ".join(Path(word).name if os.sep in str(word) else str(word) for word in command)}
         self.steps.append(step)
         if left < 5:
@@ -165,11 +170,13 @@ class Measurement:
             print(f"a language model of {size} parameters, at random ...", flush=True)
             bytes_ = llama(checkpoint, size)
             self.steps.append({"step": f"write {size}", "seconds": round(time.monotonic() - started, 2), "bytes": bytes_})
-            if self.espalier(f"import {size}", ["import", checkpoint, "-o", artifact], 90) is not None:
-                shutil.rmtree(checkpoint)
-                self.bench(f"token, {size}, bf16", artifact)
-            shutil.rmtree(checkpoint, ignore_errors=True)
-            artifact.unlink(missing_ok=True)
+            for dtype in ("bf16", "q8", "q4"):
+                if dtype != "bf16" and self.left_s() < QUANTISING_S:
+                    self.steps.append({"step": f"token, {size}, {dtype}", "skipped": f"{self.left_s():.0f} s of time are left"})
+                elif self.espalier(f"import {size}, {dtype}", ["import", checkpoint, "-o", artifact, "--dtype", dtype], 90) is not None:
+                    self.bench(f"token, {size}, {dtype}", artifact)
+                artifact.unlink(missing_ok=True)
+            shutil.rmtree(checkpoint)
 
     def everything(self):
         with tempfile.TemporaryDirectory(prefix="espalier-gpu-") as scratch:
