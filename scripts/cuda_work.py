@@ -217,12 +217,17 @@ def split_name(format):
     return format.removesuffix("_units"), format.endswith("_units")
 
 
-def gemv_quantised_rows(target, rows, columns, format):
-    warps, chunks = ceil_div(rows, 16), ceil_div(columns, 16 if format == "q8" else 32)
-    enough = lambda split: warps * split >= 16 * target.multiprocessors or chunks < 2 * split * 8
-    split = next((split for split in (1, 2, 4) if enough(split)), 4)
-    work = quantised_work(1, rows, columns, format, rows, columns)
-    return [Launch(f"gemv_rows_{format}", ceil_div(warps, 4 // split), 128, **work, in_flight=128 * 16 * 4)]
+def gemv_quantised_rows(target, all_rows, columns, format, gated=False):
+    """One token's products with up to three matrices, or with up and gate."""
+    warps, chunks = [ceil_div(rows, 16) for rows in all_rows], ceil_div(columns, 16 if format == "q8" else 32)
+    most = 2 if gated else 4
+    enough = lambda split: split == most or sum(warps) * split >= 16 * target.multiprocessors or chunks < 2 * split * 8
+    split = next(split for split in (1, 2, 4) if enough(split))
+    groups = 4 // split // (2 if gated else 1)
+    blocks = [ceil_div(n, groups) for n in warps]
+    work = [quantised_work(1, rows, columns, format, rows, columns) for rows in all_rows]
+    totals = {name: sum(of_one[name] for of_one in work) for name in work[0]}
+    return Launch(f"gemv_rows_{format}", blocks[0] if gated else sum(blocks), 128, **totals, in_flight=128 * 16 * 4)
 
 
 def gemv_quantised_units(target, rows, columns, format):
@@ -275,7 +280,7 @@ def gemm_quantised(target, kernel, m, n, k, rows, columns, format, form, precisi
 def launch_matmul_rows(target, kernel, format, m, rows, columns, precision="exact"):
     if is_quantised(format):
         if m == 1 and not format.endswith("_units"):
-            return gemv_quantised_rows(target, rows, columns, format)
+            return [gemv_quantised_rows(target, [rows], columns, format)]
         return gemm_quantised(target, kernel, m, rows, columns, rows, columns, format, "rows", precision)
     if m <= GEMV_TOKENS:
         return gemv_rows(target, m, rows, columns, format)
@@ -299,7 +304,7 @@ def launch_matmul_units(target, kernel, format, m, rows, columns, precision="exa
 # Products with an epilogue. `bias` is 1 where there is one.
 
 # Formats of which one token's products of the same input are one launch.
-TOGETHER = ("f32", "f16", "bf16")
+TOGETHER = ("f32", "f16", "bf16", "q8", "q4")
 
 
 def finished(found, m, n, bias, activation=0, up=0):
@@ -318,6 +323,10 @@ def launch_project_rows(target, kernel, format, m, rows, columns, bias, count=1,
     if m > 1 or count < 2 or format not in TOGETHER:
         products = [launch_matmul_rows(target, kernel, format, m, n, columns, precision) for n in all_rows]
         return [launch for n, product in zip(all_rows, products) for launch in finished(product, m, n, bias)]
+    if is_quantised(format):
+        launch = gemv_quantised_rows(target, all_rows, columns, format)
+        more = bias * sum(all_rows)
+        return [replace(launch, bytes=launch.bytes + 4 * more, flops=launch.flops + more)]
     split = warps_a_row(target, sum(all_rows), columns, CHUNK[format][1])
     work = [product_work(1, n, columns, NUMBER_BYTES[format]) for n in all_rows]
     totals = {"bytes": sum(w["bytes"] for w in work) + 4 * bias * sum(all_rows), "flops": sum(w["flops"] for w in work) + bias * sum(all_rows)}
@@ -335,11 +344,13 @@ def launch_project_activated(target, kernel, format, m, rows, columns, bias, gat
         return finished(product(), m, rows, bias, activation=1)
     if m > 1 or format not in TOGETHER:
         return [*finished(product(), m, rows, bias), *finished(product(), m, rows, bias, activation=1, up=1)]
-    split = warps_a_row(target, rows, columns, CHUNK[format][1])
     work = {
-        "bytes": 2 * rows * columns * NUMBER_BYTES[format] + 4 * (columns + rows + 2 * bias * rows),
+        "bytes": 2 * matrix_bytes(format, rows, columns) + 4 * (columns + rows + 2 * bias * rows),
         "flops": 4 * rows * columns + 2 * bias * rows + 11 * rows,
     }
+    if is_quantised(format):
+        return [replace(gemv_quantised_rows(target, [rows, rows], columns, format, gated=True), **work)]
+    split = warps_a_row(target, rows, columns, CHUNK[format][1])
     return [Launch(f"gemv_gated_{format}", ceil_div(ceil_div(rows, 4), 4 // split), 128, **work, in_flight=128 * 16 * 4)]
 
 

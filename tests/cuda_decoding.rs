@@ -169,18 +169,19 @@ fn a_cuda_token_takes_few_launches() -> Fallible<()> {
     // Layers, launches of a layer, and of all else: embedding (and positions, or the scale of embeddings), last norm, head. A layer: norm,
     // query with key and value, cache, attention, output, norm, up with gate, down; norms of queries and keys; post norms and their sums.
     let cases = [("gpt2", 3, 8, 4), ("llama-gqa2", 4, 8, 3), ("qwen3", 3, 10, 3), ("gemma3", 4, 14, 4), ("phi", 3, 7, 3)];
+    let cases = cases.into_iter().flat_map(|case| [None, Some(DType::Bf16), Some(DType::Q8), Some(DType::Q4)].map(|dtype| (case, dtype)));
     let mut faults = Vec::new();
-    for (name, layers, each, besides) in cases {
-        let model = Model::open(name, None, None)?;
+    for ((name, layers, each, besides), dtype) in cases {
+        let model = Model::open(name, None, dtype)?;
         let mut generator = model.generator(&device, 40)?;
         generator.read(&PROMPT)?;
         generator.read(&[1])?;
         let before = launches(&device);
         generator.read(&[2])?;
         let found = launches(&device) - before;
-        println!("{name}: {found} launches a token of {layers} layers");
+        println!("{name}, {dtype:?}: {found} launches a token of {layers} layers");
         if found != layers * each + besides {
-            faults.push(format!("{name}: {found} launches, expected {layers} · {each} + {besides}"));
+            faults.push(format!("{name}, {dtype:?}: {found} launches, expected {layers} · {each} + {besides}"));
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));

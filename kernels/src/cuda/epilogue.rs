@@ -57,6 +57,16 @@ impl Terms {
         Self { kind: activation::number(kind) + 1, up: up.unwrap_or(Pointer::NULL), ..self }
     }
 
+    /// The bias, or null.
+    pub fn bias(&self) -> Pointer {
+        self.bias
+    }
+
+    /// The same with another bias.
+    pub fn with_bias(self, bias: Pointer) -> Self {
+        Self { bias, ..self }
+    }
+
     /// Whether nothing is done.
     pub fn is_none(&self) -> bool {
         self.rank == 0 && self.kind == 0 && self.bias == Pointer::NULL

@@ -1,9 +1,12 @@
-//! One token's products of the same input in one launch: launches `gemv_fused.cu`.
+//! One token's products of the same input in one launch: launches `gemv_fused.cu`, and what is quantised by `gemv_quantized.rs`.
 
+use super::epilogue::Terms;
 use super::gemv::{chunk, warps_a_row};
+use super::gemv_quantized::{self, Rows};
 use super::launch::{Args, Grid, Work};
 use super::memory::{Buffer, Pointer};
 use super::products::{Sizes, VECTOR_B, vector};
+use super::products_quantized::unexpected;
 use super::weights::number_bytes;
 use super::{CudaDevice, activation, input, output, size32};
 use crate::device::{Activation, Format};
@@ -13,7 +16,7 @@ use crate::fused::Projection;
 /// Matrices of a launch of `gemv_each`.
 const MOST: usize = 3;
 
-/// The name of a kernel by format.
+/// The name of a kernel by format; false is returned for one that has none.
 macro_rules! by_format {
     ($name:literal, $format:expr) => {
         match $format {
@@ -73,6 +76,9 @@ pub(super) fn each(device: &CudaDevice, projections: &mut [Projection<'_, CudaDe
         return Ok(false);
     }
     let Some(Shared { columns, x, vectors, format }) = shared(NAME, projections.iter(), x)? else { return Ok(false) };
+    if matches!(format, Format::Q8 | Format::Q4) {
+        return each_quantised(device, projections, x, columns);
+    }
     let kernel = by_format!("gemv_each", format);
     let all: usize = projections.iter().map(|projection| projection.weight.shape().0).sum();
     let split = warps_a_row(device, all, columns, chunk(format).1);
@@ -98,6 +104,27 @@ pub(super) fn each(device: &CudaDevice, projections: &mut [Projection<'_, CudaDe
     Ok(true)
 }
 
+/// A quantised matrix for a launch with others, whose result goes to `y`.
+fn quantised(operation: &'static str, projection: &Projection<'_, CudaDevice>, y: Pointer) -> Result<Rows> {
+    let (weight, (rows, _)) = (projection.weight, projection.weight.shape());
+    let w = weight.quants()?.ok_or_else(|| unexpected(operation, weight.format()))?;
+    Ok(Rows { y, w, rows, bias: bias(operation, projection)? })
+}
+
+fn each_quantised(device: &CudaDevice, projections: &mut [Projection<'_, CudaDevice>], x: Pointer, columns: usize) -> Result<bool> {
+    const NAME: &str = "project_rows";
+    let mut matrices = [quantised(NAME, &projections[0], Pointer::NULL)?; MOST];
+    let mut work = Work { bytes: 0, flops: 0 };
+    for (matrix, projection) in matrices.iter_mut().zip(projections.iter_mut()) {
+        let (rows, _) = projection.weight.shape();
+        let y = output(NAME, "y", projection.y, &[rows])?;
+        *matrix = quantised(NAME, projection, y)?;
+        work = work.plus(sizes(NAME, rows, columns).work_with(matrix.w.bytes)).plus(Terms::NONE.with_bias(matrix.bias).work(1, rows));
+    }
+    gemv_quantized::rows_together(device, NAME, &matrices[..projections.len()], (x, columns), 0, &Terms::NONE, work)?;
+    Ok(true)
+}
+
 /// Makes up and gate of one token and activates them in one launch; false where it takes more.
 pub(super) fn gated(
     device: &CudaDevice,
@@ -109,21 +136,35 @@ pub(super) fn gated(
 ) -> Result<bool> {
     const NAME: &str = "project_activated";
     let Some(Shared { columns, x, vectors, format }) = shared(NAME, [up, gate].into_iter(), x)? else { return Ok(false) };
-    let kernel = by_format!("gemv_gated", format);
     let (rows, _) = up.weight.shape();
+    let out = output(NAME, "out", out, &[rows])?;
+    if matches!(format, Format::Q8 | Format::Q4) {
+        let matrices = [quantised(NAME, up, out)?, quantised(NAME, gate, out)?];
+        let [bytes, biases] = [matrices.iter().map(|matrix| matrix.w.bytes).sum(), with_bias(matrices.map(|matrix| matrix.bias))];
+        let terms = Terms::NONE.activated(kind, None);
+        gemv_quantized::rows_gated(device, NAME, &matrices, (x, columns), &terms, gated_work(rows, columns, bytes, biases))?;
+        return Ok(true);
+    }
+    let kernel = by_format!("gemv_gated", format);
     let split = warps_a_row(device, rows, columns, chunk(format).1);
     let biases = [bias(NAME, up)?, bias(NAME, gate)?];
-    let out = output(NAME, "out", out, &[rows])?;
     let args = Args::new().pointer(out).pointer(x).pointer(up.weight.pointer()?).pointer(gate.weight.pointer()?);
     let args = biases.into_iter().fold(args, Args::pointer).u32(size32(NAME, "rows", rows)?).u32(size32(NAME, "columns", columns)?);
     let args = args.u32(split as u32).u32(vectors).u32(activation::number(kind));
-    let of_biases = biases.iter().filter(|bias| **bias != Pointer::NULL).count() as u64 * rows as u64;
-    // x is read, and the result written, once for both.
-    let numbers = (2 * rows as u64).saturating_mul(columns as u64);
-    let bytes = numbers.saturating_mul(number_bytes(format)).saturating_add(4 * (columns as u64 + rows as u64 + of_biases));
-    let flops = numbers.saturating_mul(2).saturating_add(of_biases).saturating_add((activation::FLOPS as u64 + 1) * rows as u64);
+    let bytes = (2 * rows as u64).saturating_mul(columns as u64).saturating_mul(number_bytes(format));
     let blocks = size32(NAME, "rows", rows.div_ceil(4).div_ceil(4 / split))?;
-    let work = Work { bytes, flops };
+    let work = gated_work(rows, columns, bytes, with_bias(biases));
     device.launch(kernel, Grid { blocks: [blocks, 1, 1], threads: 128, shared_bytes: 0 }, args, work)?;
     Ok(true)
+}
+
+fn with_bias(biases: [Pointer; 2]) -> u64 {
+    biases.iter().filter(|bias| **bias != Pointer::NULL).count() as u64
+}
+
+/// Work of up and gate of `bytes` together, of which so many have a bias: x is read, and the result written, once for both.
+fn gated_work(rows: usize, columns: usize, bytes: u64, biases: u64) -> Work {
+    let (rows, columns) = (rows as u64, columns as u64);
+    let flops = (4 * rows).saturating_mul(columns).saturating_add((biases + activation::FLOPS as u64 + 1) * rows);
+    Work { bytes: bytes.saturating_add(4 * (columns + rows + biases * rows)), flops }
 }

@@ -3,6 +3,7 @@
 // What they must equal (kernels/src/cpu/gemv.rs), for a weight W [rows, columns] of one of the formats of quantized.cuh read as f32:
 //
 //   row-dot form:  y [rows]:    y[r] = sum over c of x[c] * W[r][c]    (+ y[r])
+//                  the same for each of up to three matrices, or y[r] = f(g) * u with u and g such sums of up and gate (kernels/src/fused.rs)
 //   unit-row form: y [columns]: y[c] = sum over r of a[r] * W[r][c]    (+ y[c])
 //
 // Changed against it:
@@ -13,6 +14,8 @@
 //   only 8 lanes share a row and the others take other rows, which read the same activations.
 // * Interleaved units: a lane owns four columns and goes down the blocks of 32 rows, all quants of a block loaded at once.
 // * The products end with an epilogue, see epilogue.cu.
+// * Products in row-dot form of the same x start together, as in gemv_fused.cu: a block works on one matrix, or its warps by turns on the same
+//   rows of up and gate.
 // * Few rows are shared by 2 or 4 warps of a block, which add up in shared memory; sums down rows are cut by block y, and the last block of
 //   some columns adds the parts up.
 #include "prelude.cuh"
@@ -25,6 +28,8 @@ using quantized::Q4;
 using quantized::Q8;
 
 constexpr u32 ROW_WARPS = 4, ROWS_EACH = 4, UNIT_WARPS = 8;
+// A flag: the matrices are up and gate.
+constexpr u32 GATED = 128;
 
 // 16 bytes of a plain block: columns of it, and the number at one of them.
 template <class Q> struct Chunk {
@@ -37,6 +42,28 @@ template <class Q> struct Chunk {
 
 DEVICE void words_of(u32 (&words)[4], uint4_ v) { words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w; }
 DEVICE void floats_of(float (&numbers)[4], float4_ v) { numbers[0] = v.x, numbers[1] = v.y, numbers[2] = v.z, numbers[3] = v.w; }
+
+// A matrix of a launch in row-dot form, and its result. The blocks of the first come first.
+struct Matrix {
+    float* y;            // [rows]
+    const u8* quants;    // [rows, blocks, 32 or 16]
+    const u16* scales;   // [rows, blocks]
+    const u16* minima;   // [rows, blocks], or null
+    const float* bias;   // [rows], or null
+    u32 rows, blocks;
+};
+
+// Field by field, so that none of them goes through memory.
+DEVICE Matrix pick(u32 number, const Matrix& a, const Matrix& b, const Matrix& c) {
+    const bool is_a = number == 0, is_b = number == 1;
+    return {is_a ? a.y : is_b ? b.y : c.y,
+            is_a ? a.quants : is_b ? b.quants : c.quants,
+            is_a ? a.scales : is_b ? b.scales : c.scales,
+            is_a ? a.minima : is_b ? b.minima : c.minima,
+            is_a ? a.bias : is_b ? b.bias : c.bias,
+            is_a ? a.rows : is_b ? b.rows : c.rows,
+            is_a ? a.blocks : is_b ? b.blocks : c.blocks};
+}
 
 // Row-dot of plain quants: ROWS_EACH rows a lane, GROUPS of them a warp.
 template <class Q> struct PlainRows {
@@ -85,13 +112,26 @@ template <class Q> struct PlainRows {
         }
     }
 
-    // `split` neighbouring warps have parts of the same rows.
-    DEVICE void run(float* y, const float* x, const u8* quants, const u16* scales, const u16* minima, u32 rows, u32 columns, u32 split,
-                    u32 flags, const epilogue::Terms& terms, float* shared /* [ROW_WARPS, ROWS] */) {
-        const u32 warp = warp_index(), groups = ROW_WARPS / split, first = (blockIdx.x * groups + warp / split) * ROWS;
-        const u32 place = lane_index() % LANES, group = lane_index() / LANES;
+    // The sum that `split` neighbouring warps from `warp` on have parts of.
+    DEVICE float whole(const float* shared, u32 warp, u32 split, u32 row) {
+        float sum = 0.0f;
+#pragma unroll 1
+        for (u32 part = 0; part < split; part++) sum += shared[(warp + part) * ROWS + row];
+        return sum;
+    }
+
+    // `split` neighbouring warps have parts of the same rows. With GATED the first matrix is up and the second the gate, which say where
+    // the result goes; the terms' bias is not used.
+    DEVICE void run(const Matrix& first, const Matrix& second, const Matrix& third, const float* x, u32 columns, u32 split, u32 flags,
+                    epilogue::Terms terms, float* shared /* [ROW_WARPS, ROWS] */) {
+        const bool gated = flags & GATED;
+        const u32 warp = warp_index(), turns = gated ? 2 : 1, groups = ROW_WARPS / split / turns, own = warp / split;
+        const u32 number = gated ? own % 2 : (blockIdx.x >= first.blocks) + (blockIdx.x >= first.blocks + second.blocks);
+        const u32 before = gated || number == 0 ? 0 : first.blocks + (number == 1 ? 0 : second.blocks), block = blockIdx.x - before;
+        const Matrix w = pick(number, first, second, third);
+        const u32 row0 = (block * groups + own / turns) * ROWS, place = lane_index() % LANES, group = lane_index() / LANES;
         float sums[ROWS_EACH] = {};
-        if (first < rows) dots(sums, x, quants, scales, minima, first + group, rows, columns, warp % split, split, flags);
+        if (row0 < w.rows) dots(sums, x, w.quants, w.scales, w.minima, row0 + group, w.rows, columns, warp % split, split, flags);
 #pragma unroll
         for (u32 r = 0; r < ROWS_EACH; r++) {
             float sum = sums[r];
@@ -100,12 +140,16 @@ template <class Q> struct PlainRows {
             if (r == place) shared[warp * ROWS + r * GROUPS + group] = sum;
         }
         __syncthreads();
+        const Matrix out = pick(gated ? 1 : number, first, second, third);
+        terms.bias = out.bias;
 #pragma unroll 1
         for (u32 i = threadIdx.x; i < groups * ROWS; i += ROW_WARPS * WARP) {
-            float sum = 0.0f;
-#pragma unroll 1
-            for (u32 part = 0; part < split; part++) sum += shared[(i / ROWS * split + part) * ROWS + i % ROWS];
-            epilogue::store(y, sum, 0, blockIdx.x * groups * ROWS + i, 1, rows, flags, terms);
+            const u32 row = block * groups * ROWS + i, from = i / ROWS * turns * split;
+            if (row >= out.rows) continue;
+            // The last of the turns ends with the epilogue.
+            float v = epilogue::finish(whole(shared, from + (turns - 1) * split, split, i % ROWS), 0, row, out.rows, terms);
+            if (gated) v *= whole(shared, from, split, i % ROWS) + (first.bias != nullptr ? first.bias[row] : 0.0f);
+            out.y[row] = v + (flags & ACCUMULATE ? out.y[row] : 0.0f);
         }
     }
 };
@@ -179,37 +223,57 @@ template <class Q> struct InterleavedUnits {
 }  // namespace gemv_quantized
 
 KERNEL(128) gemv_rows_q8(
-    float* y,           // [rows]
-    const float* x,     // [columns]
-    const u8* quants,   // [rows, blocks, 32]
-    const u16* scales,  // [rows, blocks]
-    const float* bias,  // [rows], or null
-    const float* low,   // [rank]
-    const float* side,  // [rows, rank]
-    const float* up,    // [rows], or null
-    u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
-    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    float* y0,           // [rows0]
+    float* y1,           // [rows1]
+    float* y2,           // [rows2]
+    const float* x,      // [columns]
+    const u8* quants0,   // [rows0, blocks, 32]
+    const u8* quants1,   // [rows1, blocks, 32]
+    const u8* quants2,   // [rows2, blocks, 32]
+    const u16* scales0,  // [rows0, blocks]
+    const u16* scales1,  // [rows1, blocks]
+    const u16* scales2,  // [rows2, blocks]
+    const float* bias1,  // [rows1], or null
+    const float* bias2,  // [rows2], or null
+    const float* bias0,  // [rows0], or null
+    const float* low,    // [rank]
+    const float* side,   // [rows0, rank]
+    const float* up,     // [rows0], or null
+    u32 rows0, u32 rows1, u32 rows2, u32 blocks0, u32 blocks1, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {nullptr, low, side, up, rank, low_scale, kind, flags};
     using Product = gemv_quantized::PlainRows<gemv_quantized::Q8>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, nullptr, rows, columns, split, flags, terms, shared);
+    Product::run({y0, quants0, scales0, nullptr, bias0, rows0, blocks0}, {y1, quants1, scales1, nullptr, bias1, rows1, blocks1},
+                 {y2, quants2, scales2, nullptr, bias2, rows2, 0}, x, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_rows_q8)
 
 KERNEL(128) gemv_rows_q4(
-    float* y,           // [rows]
-    const float* x,     // [columns]
-    const u8* quants,   // [rows, blocks, 16]
-    const u16* scales,  // [rows, blocks]
-    const u16* minima,  // [rows, blocks]
-    const float* bias,  // [rows], or null
-    const float* low,   // [rank]
-    const float* side,  // [rows, rank]
-    const float* up,    // [rows], or null
-    u32 rows, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
-    const epilogue::Terms terms = {bias, low, side, up, rank, low_scale, kind, flags};
+    float* y0,           // [rows0]
+    float* y1,           // [rows1]
+    float* y2,           // [rows2]
+    const float* x,      // [columns]
+    const u8* quants0,   // [rows0, blocks, 16]
+    const u8* quants1,   // [rows1, blocks, 16]
+    const u8* quants2,   // [rows2, blocks, 16]
+    const u16* scales0,  // [rows0, blocks]
+    const u16* scales1,  // [rows1, blocks]
+    const u16* scales2,  // [rows2, blocks]
+    const u16* minima0,  // [rows0, blocks]
+    const u16* minima1,  // [rows1, blocks]
+    const u16* minima2,  // [rows2, blocks]
+    const float* bias1,  // [rows1], or null
+    const float* bias2,  // [rows2], or null
+    const float* bias0,  // [rows0], or null
+    const float* low,    // [rank]
+    const float* side,   // [rows0, rank]
+    const float* up,     // [rows0], or null
+    u32 rows0, u32 rows1, u32 rows2, u32 blocks0, u32 blocks1, u32 columns, u32 split, u32 flags, u32 rank, float low_scale, u32 kind) {
+    const epilogue::Terms terms = {nullptr, low, side, up, rank, low_scale, kind, flags};
     using Product = gemv_quantized::PlainRows<gemv_quantized::Q4>;
     SHARED(float, shared, Product::SHARED_NUMBERS);
-    Product::run(y, x, quants, scales, minima, rows, columns, split, flags, terms, shared);
+    Product::run({y0, quants0, scales0, minima0, bias0, rows0, blocks0}, {y1, quants1, scales1, minima1, bias1, rows1, blocks1},
+                 {y2, quants2, scales2, minima2, bias2, rows2, 0}, x, columns, split, flags, terms, shared);
 }
 EXPORT(gemv_rows_q4)
 

@@ -1,5 +1,5 @@
-//! Matrix products: which kernel, which tile, how many blocks. Launches `products_f32.cu`, `products_tf32.cu` and
-//! `products_half.cu`; few tokens go to `gemv.rs`, quantised weights to `products_quantized.rs`.
+//! Matrix products: which kernel, which tile, how many blocks. Launches `products_f32.cu`, `products_tf32.cu`, `products_half.cu`,
+//! `products_half_rows.cu` and `products_half_units.cu`; few tokens go to `gemv.rs`, quantised weights to `products_quantized.rs`.
 
 use super::epilogue::{Terms, is_fused_by_rows, is_fused_by_units};
 use super::launch::{Args, Grid, Work};
@@ -310,7 +310,7 @@ enum Form {
     Units,
 }
 
-/// The kernels of `products_half.cu` by precision and tile.
+/// The kernels of `products_half_rows.cu` and `products_half_units.cu` by precision and tile.
 macro_rules! half_kernels {
     ($name:literal) => {
         [[concat!($name, "_exact_32"), concat!($name, "_exact_128")], [concat!($name, "_fast_32"), concat!($name, "_fast_128")]]

@@ -1,5 +1,5 @@
-//! Products of quantised weights on tensor cores: launches `products_quantized.cu`, and `products_quantized_backward.cu` where the blocks
-//! run across the sum; one token goes to `gemv_quantized.rs` where they run along it.
+//! Products of quantised weights on tensor cores: launches `products_quantized_rows.cu` and `products_quantized_units.cu`, and
+//! `products_quantized_backward.cu` where the blocks run across the sum; one token goes to `gemv_quantized.rs` where they run along it.
 
 use super::epilogue::Terms;
 use super::launch::Args;

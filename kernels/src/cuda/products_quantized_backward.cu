@@ -1,5 +1,5 @@
 // Products of quantised weights on tensor cores where the blocks run across the sum, f32 sums: the backward of those of
-// products_quantized.cu.
+// products_quantized_rows.cu and products_quantized_units.cu.
 //
 // What they must equal (kernels/src/cpu/matmul.rs), for f32 activations and a weight W [rows, columns] of quantized.cuh read as f32:
 //

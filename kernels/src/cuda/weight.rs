@@ -84,7 +84,7 @@ impl Weight {
             Data::Host(part)
         } else {
             let in_place = attributes.integrated && attributes.registers && aligned && needed >= REGISTERED_FROM_BYTES;
-            match if in_place { Registration::of(core, &part, &[0..needed])? } else { None } {
+            match if in_place { Registration::of(core, &part, std::slice::from_ref(&(0..needed)))? } else { None } {
                 Some(registered) => Data::Registered(registered, part),
                 None => {
                     if attributes.integrated {
@@ -216,7 +216,7 @@ impl Weight {
                 // Pages can be registered once, so the whole goes first.
                 drop(registered);
                 let host = first(host, bytes);
-                let parts = self.planes.as_ref().map_or_else(|| vec![0..bytes], |planes| planes.parts().to_vec());
+                let parts = self.planes.as_ref().map_or([0..bytes, 0..0, 0..0], Planes::parts);
                 let registered = Registration::of(&self.core, &host, &parts)?.ok_or_else(|| KernelError::Device {
                     operation: "shrink",
                     reason: "the driver does not register some of the pages that it had registered".to_string(),
