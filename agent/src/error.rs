@@ -57,6 +57,15 @@ pub enum AgentError {
         /// What the system said.
         reason: String,
     },
+    /// Pages of an artifact could not be read while it was used.
+    #[error(
+        "{pages} pages of an artifact could not be read: the storage failed, or the file was shortened while it was used; what was computed \
+         from them is worth nothing; copy the artifact again"
+    )]
+    LostPages {
+        /// How many.
+        pages: u64,
+    },
     /// Windows without a verdict and without an entry among the dropped ones: a fault of this program.
     #[error("{missing} windows have neither a verdict nor a reason, {repeated} were judged twice; please report this with the log of -vv")]
     Unaccounted {

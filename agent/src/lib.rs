@@ -12,6 +12,7 @@ pub mod error;
 pub mod evaluate;
 pub mod files;
 pub mod language;
+pub mod lost_pages;
 pub mod metrics;
 pub mod node;
 pub mod picture;

@@ -243,7 +243,8 @@ impl<'a, D: Device> Pass<'a, D> {
         let network = self.network;
         let epilogue = Epilogue { bias: network.head_bias.as_ref(), low_rank: None };
         let projection = Projection { y: logits, weight: self.head_weight()?, epilogue };
-        Ok(network.device.project_rows(&mut [projection], states, rows)?)
+        network.device.project_rows(&mut [projection], states, rows)?;
+        network.check_pages()
     }
 
     /// The output matrix: the head, or the token table it is tied to.

@@ -54,6 +54,7 @@ impl<D: Device> ParameterSource<D> for MappedSource<'_> {
         let format = kernel_format(stored.dtype, stored.layout);
         let bytes = HostBytes { owner: artifact.map(), range: artifact.range(stored) };
         let weight = device.map_weight(bytes, format, rows, columns)?;
+        artifact.check_pages()?;
         // Pages that the device reads, in place or registered, stay and are counted where they are mapped.
         if !device.reads_host(&weight) {
             artifact.unmap_pages(artifact.range(stored))?;

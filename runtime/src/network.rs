@@ -114,7 +114,15 @@ impl<D: Device> Network<D> {
         Ok(&self.layer(layer)?.units)
     }
 
+    /// Checks that what was computed so far was computed with the artifact's numbers.
+    pub(crate) fn check_pages(&self) -> Result<()> {
+        self.pages.check()
+    }
+
     /// Tells a streamed network that a layer's weights are not needed for now.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Model`] where a page of them could not be read.
     pub fn layer_done(&self, layer: usize) -> Result<()> {
         self.pages.layer_done(layer)
     }

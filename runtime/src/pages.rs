@@ -49,8 +49,14 @@ impl Pages {
         Self { artifact: Some(artifact.clone()), layers: (0..shape.layers.len()).map(range).collect() }
     }
 
+    /// Checks that all pages that were touched could be read.
+    pub fn check(&self) -> Result<()> {
+        Ok(self.artifact.as_ref().map_or(Ok(()), |artifact| artifact.check_pages())?)
+    }
+
     /// Called when a layer has run.
     pub fn layer_done(&self, layer: usize) -> Result<()> {
+        self.check()?;
         if let (Some(artifact), Some(Some(range))) = (&self.artifact, self.layers.get(layer)) {
             artifact.unmap_pages(range.clone())?;
         }

@@ -1,5 +1,6 @@
 //! `run`: live sources, standard input, restarts.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -186,6 +187,52 @@ fn a_node_over_its_budget_prunes_itself_while_it_serves_and_keeps_the_result_ove
     let pruned = Artifact::open(&store.join("slot-a.esp")).expect("the pruned model");
     pruned.verify().expect("the pruned model");
     assert!(pruned.file_bytes() < dense.file_bytes() / 2, "{} of {}", pruned.file_bytes(), dense.file_bytes());
+    drop(pruned);
+    let told = shortened_while_it_serves(&place, &serve, &store.join("slot-a.esp"), Some(&models[0].clone()));
+    assert!(told.iter().any(|line| line.contains("slot-a.esp cannot be read any more")), "{told:?}");
+}
+
+/// Runs a node, shortens the artifact that it serves, and stops the node when a verdict is of the model `next`, or, without one, when it has
+/// told that it has nothing to serve. What it told; until then no window was lost.
+fn shortened_while_it_serves(place: &Place, serve: &[OsString], artifact: &Path, next: Option<&Value>) -> Vec<String> {
+    let mut command = place.command(serve.iter().chain(&args!["--repeat", "--pace", "50", "-v"]));
+    let mut node = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+    let mut said = BufReader::new(node.stderr.take().expect("its messages")).lines().map_while(Result::ok);
+    let mut lines = BufReader::new(node.stdout.take().expect("its output")).lines().map_while(Result::ok);
+    let mut read = || lines.next().map(|line| serde_json::from_str::<Value>(&line).unwrap_or_else(|error| panic!("{error} in: {line}")));
+    let mut verdicts = vec![read().expect("a verdict")];
+    // Behind the manifest, in the middle of the weights.
+    let shorter = fs::metadata(artifact).expect("the artifact").len() / 2;
+    File::options().write(true).open(artifact).and_then(|file| file.set_len(shorter)).expect("a shorter file");
+    let mut told = Vec::new();
+    match next {
+        Some(model) => {
+            while verdicts.last().is_none_or(|verdict| verdict["model"] != *model) {
+                verdicts.push(read().unwrap_or_else(|| panic!("no verdict of {model} after {verdicts:?}")));
+            }
+        }
+        None => told.extend(said.by_ref().take_while(|line| !line.contains("cannot serve"))),
+    }
+    assert!(verdicts.iter().enumerate().all(|(index, verdict)| sequence(verdict) == index as u64), "a window was lost: {verdicts:?}");
+    signal(&node, "TERM");
+    let rest = std::thread::spawn(move || said.collect::<Vec<String>>());
+    while read().is_some() {}
+    let code = node.wait().expect("its status").code();
+    told.extend(rest.join().expect("the reader"));
+    assert_eq!(code, Some(i32::from(next.is_none())), "{told:?}");
+    told
+}
+
+#[test]
+fn a_node_whose_only_artifact_is_lost_says_so() {
+    let (world, place) = (world(), Place::new());
+    let (model, store) = (place.path("model.esp"), place.out("store"));
+    fs::copy(&world.model, &model).expect("a copy");
+    let serve = args!["run", model, "--source", world.corpus, "--store", store, "--engine", "cpu"];
+    let told = shortened_while_it_serves(&place, &serve, &store.join("factory.esp"), None);
+    for part in ["factory.esp cannot be read any more", "no engine serves any more"] {
+        assert!(told.iter().any(|line| line.contains(part)), "{part}: {told:?}");
+    }
 }
 
 #[test]

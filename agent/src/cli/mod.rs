@@ -12,6 +12,7 @@ use espalier_runtime::{Budget, PROCESS_BYTES};
 
 use crate::engine::{Asked, AskedOrt, EngineChoice, Engines, OpenDevice, Precision, is_device_failure};
 use crate::error::{AgentError, Result};
+use crate::lost_pages::{check_pages, replace_lost_pages};
 use crate::train::Stop;
 
 mod bar;
@@ -201,19 +202,27 @@ impl Context {
 pub fn run(cli: Cli) -> Result<()> {
     let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let context = Context { threads: cli.threads.map_or(available, usize::from), stop: stop_on_signals()?, engines: OnceLock::new() };
-    match cli.command {
-        Command::Demo(args) => demo::run(&context, &args),
-        Command::Train(args) => train::run(&context, &args),
-        Command::Import(args) => import::run(&context, &args),
+    replace_lost_pages()?;
+    // The loop goes on with another artifact.
+    let goes_on = matches!(cli.command, Command::Run(_));
+    perform(&context, cli.command)?;
+    if goes_on { Ok(()) } else { check_pages() }
+}
+
+fn perform(context: &Context, command: Command) -> Result<()> {
+    match command {
+        Command::Demo(args) => demo::run(context, &args),
+        Command::Train(args) => train::run(context, &args),
+        Command::Import(args) => import::run(context, &args),
         Command::Inspect(args) => inspect::run(&args),
-        Command::Eval(args) => eval::run(&context, &args),
+        Command::Eval(args) => eval::run(context, &args),
         Command::Check(args) => check::run(&args),
-        Command::Prune(args) => prune::run(&context, &args),
-        Command::Run(args) => run::run(&context, &args),
-        Command::Generate(args) => generate::run(&context, &args),
-        Command::Embed(args) => embed::run(&context, &args),
+        Command::Prune(args) => prune::run(context, &args),
+        Command::Run(args) => run::run(context, &args),
+        Command::Generate(args) => generate::run(context, &args),
+        Command::Embed(args) => embed::run(context, &args),
         Command::Export(args) => export::run(&args),
-        Command::Bench(args) => bench::run(&context, &args),
+        Command::Bench(args) => bench::run(context, &args),
     }
 }
 

@@ -9,6 +9,8 @@
 //! [`Artifact::open`] compares, the zeros before the data by being zero, the data by one CRC32C for every 256 KiB, compared before a
 //! chunk's first use and by [`Artifact::verify`].
 //!
+//! A page that cannot be read is an error value where the program replaces such pages: [`replace_page`].
+//!
 //! An artifact is never changed in place: it is written beside its place and renamed ([`ArtifactWriter`]).
 
 use std::collections::HashMap;
@@ -28,6 +30,7 @@ use crate::source::TensorSource;
 use crate::tensor::TensorKey;
 
 mod header;
+mod mapped;
 mod plan;
 mod sink;
 #[cfg(test)]
@@ -36,6 +39,7 @@ pub(crate) mod validate;
 mod writer;
 
 use header::Header;
+pub use mapped::{MappedFile, lost_pages, replace_page};
 pub(crate) use writer::folder;
 pub use writer::{ArtifactWriter, expected_bytes};
 
@@ -64,7 +68,7 @@ const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 pub struct Artifact {
     path: PathBuf,
     file: File,
-    map: Arc<Mmap>,
+    map: Arc<MappedFile>,
     header: Header,
     manifest: Manifest,
     /// Index in `manifest.tensors`.
@@ -88,7 +92,7 @@ impl Artifact {
             return Err(Error::NotAnArtifact { path: path.to_path_buf() });
         }
         // SAFETY: artifacts are replaced by renaming, never written or shortened in place, so the mapped bytes do not change.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let map = MappedFile::new(unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?);
         let header = Header::decode(&map, path)?;
         let manifest = decode_manifest(&map, &header, path)?;
         let data = header.data_start..header.file_bytes;
@@ -126,8 +130,20 @@ impl Artifact {
     }
 
     /// The whole file's bytes.
-    pub fn map(&self) -> Arc<Mmap> {
+    pub fn map(&self) -> Arc<MappedFile> {
         Arc::clone(&self.map)
+    }
+
+    /// Checks that every page that was touched could be read, where the program replaces others ([`replace_page`]). To be asked after each
+    /// use of [`map`](Self::map).
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`].
+    pub fn check_pages(&self) -> Result<()> {
+        match self.map.lost_pages() {
+            0 => Ok(()),
+            pages => Err(Error::Unreadable { path: self.path.clone(), pages }),
+        }
     }
 
     /// The bytes of `tensor` in [`map`](Self::map).
@@ -144,7 +160,7 @@ impl Artifact {
     /// Compares the checksums of the chunks that `tensor` touches and that have not been compared yet.
     ///
     /// # Errors
-    /// [`Error::Damaged`] naming the first chunk that does not fit.
+    /// [`Error::Damaged`] naming the first chunk that does not fit, [`Error::Unreadable`].
     pub fn check(&self, tensor: &StoredTensor) -> Result<()> {
         self.check_range(self.range(tensor))
     }
@@ -161,6 +177,7 @@ impl Artifact {
         if range.is_empty() {
             return Ok(());
         }
+        self.check_pages()?;
         for chunk in (range.start - data_start) / CHUNK_BYTES..=(range.end - 1 - data_start) / CHUNK_BYTES {
             let (word, bit) = (&self.checked[chunk / 64], 1 << (chunk % 64));
             // Relaxed: the bit guards no other memory. Two threads may compare the same chunk, which is harmless.
@@ -263,7 +280,7 @@ impl Artifact {
         let end = if range.end >= self.map.len() { self.map.len() } else { range.end / page * page };
         let Some(length) = end.checked_sub(start).and_then(|length| NonZeroU64::new(length as u64)) else { return Ok(None) };
         // SAFETY: the mapping is shared, read-only and backed by the file; a dropped page is read again with the same bytes.
-        unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) }
+        unsafe { self.map.map().unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) }
             .map_err(Error::io("give back pages of", &self.path))?;
         Ok(Some((start as u64, length)))
     }
@@ -278,7 +295,9 @@ impl Artifact {
         let start = self.header.data_start as usize + chunk * CHUNK_BYTES;
         let end = start.saturating_add(CHUNK_BYTES).min(self.map.len());
         let entry = &self.map[self.header.table()][chunk * 4..][..4];
-        if crc32c::crc32c(&self.map[start..end]).to_le_bytes() == entry {
+        let fits = crc32c::crc32c(&self.map[start..end]).to_le_bytes() == entry;
+        self.check_pages()?;
+        if fits {
             return Ok(());
         }
         let tensor = self.manifest.tensors.iter().find(|tensor| self.range(tensor).end > start);

@@ -115,10 +115,12 @@ impl OrtSession {
     pub(super) fn run<T>(&mut self, inputs: Inputs<'_>, read: impl FnOnce(SessionOutputs<'_>) -> ort::Result<T>) -> Result<T> {
         let Self { session, activations, artifact, .. } = self;
         let (result, refusal) = activations.enter(false, || session.run(inputs).and_then(read));
-        match refusal {
-            Some(refusal) => Err(refusal.into()),
-            None => result.map_err(|error| failed(artifact, "run", &error)),
+        if let Some(refusal) = refusal {
+            return Err(refusal.into());
         }
+        let out = result.map_err(|error| failed(artifact, "run", &error))?;
+        artifact.check_pages()?;
+        Ok(out)
     }
 }
 
