@@ -195,7 +195,9 @@ fn a_node_over_its_budget_prunes_itself_while_it_serves_and_keeps_the_result_ove
 /// Runs a node, shortens the artifact that it serves, and stops the node when a verdict is of the model `next`, or, without one, when it has
 /// told that it has nothing to serve. What it told; until then no window was lost.
 fn shortened_while_it_serves(place: &Place, serve: &[OsString], artifact: &Path, next: Option<&Value>) -> Vec<String> {
-    let mut command = place.command(serve.iter().chain(&args!["--repeat", "--pace", "50", "-v"]));
+    // Files that are not paced wait and drop nothing; where no verdict is read, they must not fill the pipe.
+    let pace: &[OsString] = if next.is_some() { &[] } else { &args!["--pace", "5"] };
+    let mut command = place.command(serve.iter().chain(&args!["--repeat", "-v"]).chain(pace));
     let mut node = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     let mut said = BufReader::new(node.stderr.take().expect("its messages")).lines().map_while(Result::ok);
     let mut lines = BufReader::new(node.stdout.take().expect("its output")).lines().map_while(Result::ok);
