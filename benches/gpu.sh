@@ -64,7 +64,7 @@ print(paths[-1] if paths else "")' "$name")
     git rev-parse HEAD >"$folder/commit.txt" 2>/dev/null || echo unknown >"$folder/commit.txt"
     local bytes
     bytes=$(du -sb "$folder" | cut -f1)
-    [ "$bytes" -le $((64 << 20)) ] || fail "target/gpu takes $bytes bytes, more than 64 MiB; strip the executables"
+    [ -n "$dev" ] || [ "$bytes" -le $((64 << 20)) ] || fail "$folder takes $bytes bytes, more than 64 MiB; strip the executables"
     echo "$folder: $bytes bytes"
 }
 

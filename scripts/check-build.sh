@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a build does whose CUDA kernels have changed since kernels/images was compiled, in a copy of the sources with a changed comment: it
-# fails and says which file changed; with ESPALIER_CUDA_BUILD=1 it compiles them, and what it compiled is what a device loads. Needs the
-# Rust toolchain, a C++ compiler, and nvcc, which scripts/cuda.sh brings.
+# fails and says which file changed; with ESPALIER_CUDA_BUILD=1 it compiles them, and what it compiled is what a device loads. Needs git,
+# the Rust toolchain, a C++ compiler, and nvcc, which scripts/cuda.sh brings.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 nvcc=$PWD/target/cuda/nvidia/cu13/bin/nvcc
@@ -25,7 +25,8 @@ trap 'rm -rf "$copy"' EXIT
 # The registry's crates are there already.
 export CARGO_TARGET_DIR
 CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-target}")
-git ls-files -z | tar -c --null --files-from - --ignore-failed-read | tar -x -C "$copy"
+command -v git >/dev/null || fail "git is missing; install it"
+git ls-files -z --cached --others --exclude-standard | tar -c --null --files-from - --ignore-failed-read | tar -x -C "$copy"
 emulator=$(scripts/emulator.sh)
 cd "$copy"
 changed=norm.cu
@@ -44,7 +45,10 @@ refused() {
 refused "$changed changed since they were compiled; run scripts/cuda.sh --compile" ESPALIER_CUDA_BUILD=
 refused "ESPALIER_CUDA_BUILD is \`yes\`; it takes 1" ESPALIER_CUDA_BUILD=yes
 refused "\"/no/nvcc\" cannot be run" ESPALIER_CUDA_BUILD=1 NVCC=/no/nvcc
-refused "ESPALIER_CUDA_BUILD=1 needs nvcc" ESPALIER_CUDA_BUILD=1 NVCC= CUDA_HOME= "PATH=$(dirname "$(command -v cargo)")"
+# A distribution may have nvcc where cargo is.
+mkdir "$copy/only"
+ln -s "$(command -v cargo)" "$(command -v rustc)" "$copy/only"
+refused "ESPALIER_CUDA_BUILD=1 needs nvcc" ESPALIER_CUDA_BUILD=1 NVCC= CUDA_HOME= "PATH=$copy/only"
 
 # All architectures would take minutes; an older nvcc does not know all of them either.
 cat >"$copy/nvcc" <<EOF

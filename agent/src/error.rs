@@ -59,13 +59,10 @@ pub enum AgentError {
     },
     /// Pages of an artifact could not be read while it was used.
     #[error(
-        "{pages} pages of an artifact could not be read: the storage failed, or the file was shortened while it was used; what was computed \
-         from them is worth nothing; copy the artifact again"
+        "pages of an artifact could not be read: the storage failed, or the file was shortened while it was used; what was computed or \
+         written from it is worth nothing; copy the artifact again and repeat the command"
     )]
-    LostPages {
-        /// How many.
-        pages: u64,
-    },
+    LostPages,
     /// Windows without a verdict and without an entry among the dropped ones: a fault of this program.
     #[error("{missing} windows have neither a verdict nor a reason, {repeated} were judged twice; please report this with the log of -vv")]
     Unaccounted {

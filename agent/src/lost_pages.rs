@@ -7,8 +7,8 @@ use espalier_models::artifact::{lost_pages, replace_page};
 
 use crate::error::{AgentError, Result};
 
-/// From now on a page of an artifact that cannot be read is replaced by zeros, and whoever computes with it gets an error value; SIGBUS for
-/// another reason still ends the program.
+/// From now on a page of an artifact that cannot be read is replaced by zeros, and whoever computes with it gets an error value. SIGBUS for
+/// another reason, sent by another program for one, ends this one as before.
 ///
 /// # Errors
 /// [`AgentError::Usage`] where the system refuses.
@@ -29,11 +29,16 @@ pub fn replace_lost_pages() -> Result<()> {
 }
 
 extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    // SAFETY: the system gives a handler with SA_SIGINFO a valid `siginfo_t`, which for SIGBUS has an address.
-    let address = unsafe { (*info).si_addr() } as usize;
-    if !replace_page(address) {
-        // SAFETY: a handler may change what a signal does. The instruction is run again, and now ends the program.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // SAFETY: the system gives a handler with SA_SIGINFO a valid `siginfo_t`, which has an address where the system itself sent SIGBUS.
+    let (from_system, address) = unsafe { ((*info).si_code > 0, (*info).si_addr() as usize) };
+    if from_system && replace_page(address) {
+        return;
+    }
+    // SAFETY: a handler may change what a signal does, and send one. This one is held back until the handler returns, and then ends the
+    // program.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
     }
 }
 
@@ -42,8 +47,5 @@ extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, _con
 /// # Errors
 /// [`AgentError::LostPages`].
 pub fn check_pages() -> Result<()> {
-    match lost_pages() {
-        0 => Ok(()),
-        pages => Err(AgentError::LostPages { pages }),
-    }
+    if lost_pages() == 0 { Ok(()) } else { Err(AgentError::LostPages) }
 }

@@ -24,7 +24,7 @@ TOTAL_S = 460
 LARGE_DISK_BYTES = 9 << 30
 LARGE_DEVICE_BYTES = 6 << 30
 # Where less is left, a language model is not quantised as well.
-QUANTISING_S = 60
+QUANTISING_S = 130
 
 
 class Wrong(Exception):

@@ -178,14 +178,15 @@ fn a_cuda_shrink_of_registered_planes_gives_back_the_pages_between_them() {
         assert!(device.reads_host(&weight), "{format:?} [{all}, {columns}] is too small to be registered");
         let before = rows(&device, &weight);
         device.shrink_weights(&mut [(&mut weight, kept)]).unwrap();
-        // Reading a page that is not registered ends the emulator.
         if rows(&device, &weight) != before[..kept * columns] {
             failed.push(format!("{format:?}, {kept} of {all} rows: other numbers"));
         }
-        // A plane may begin and end in the middle of a page.
-        let needed = format.planes(kept, columns).unwrap().bytes() as u64 + if kept == 0 { 0 } else { 3 * 2 * 4096 };
+        // A plane may begin and end in the middle of a page, and the emulator looks at the first byte of a plane only.
+        let planes = format.planes(kept, columns).unwrap();
+        let needed = (planes.quants.len() + planes.scales.len() + planes.minima.len()) as u64;
+        let most = needed + if kept == 0 { 0 } else { 3 * 2 * 4096 };
         let (booked, registered) = (ledger.of(Purpose::Weights), emulator.counter("bytes_registered"));
-        if booked > needed || registered != booked {
+        if booked < needed || booked > most || registered != booked {
             failed.push(format!("{format:?}, {kept} of {all} rows: {registered} bytes are registered, {booked} booked, {needed} needed"));
         }
     }

@@ -64,15 +64,12 @@ pub enum Error {
     },
     /// Pages of a mapped file could not be read.
     #[error(
-        "{} cannot be read any more ({pages} pages): the storage failed, or the file was shortened while it was used; copy it again or use \
-         another artifact",
+        "{} cannot be read any more: the storage failed, or the file was changed while it was used; copy it again or use another artifact",
         path.display()
     )]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// How many.
-        pages: u64,
     },
     /// The manifest contradicts itself or names something that cannot be.
     #[error("the manifest of {} makes no sense: {problem}; write the artifact again", path.display())]

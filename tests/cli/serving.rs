@@ -1,6 +1,5 @@
 //! `run`: live sources, standard input, restarts.
 
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -187,54 +186,83 @@ fn a_node_over_its_budget_prunes_itself_while_it_serves_and_keeps_the_result_ove
     let pruned = Artifact::open(&store.join("slot-a.esp")).expect("the pruned model");
     pruned.verify().expect("the pruned model");
     assert!(pruned.file_bytes() < dense.file_bytes() / 2, "{} of {}", pruned.file_bytes(), dense.file_bytes());
-    drop(pruned);
-    let told = shortened_while_it_serves(&place, &serve, &store.join("slot-a.esp"), Some(&models[0].clone()));
-    assert!(told.iter().any(|line| line.contains("slot-a.esp cannot be read any more")), "{told:?}");
 }
 
-/// Runs a node, shortens the artifact that it serves, and stops the node when a verdict is of the model `next`, or, without one, when it has
-/// told that it has nothing to serve. What it told; until then no window was lost.
-fn shortened_while_it_serves(place: &Place, serve: &[OsString], artifact: &Path, next: Option<&Value>) -> Vec<String> {
-    // Files that are not paced wait and drop nothing; where no verdict is read, they must not fill the pipe.
-    let pace: &[OsString] = if next.is_some() { &[] } else { &args!["--pace", "5"] };
-    let mut command = place.command(serve.iter().chain(&args!["--repeat", "-v"]).chain(pace));
-    let mut node = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+/// Cuts the end of an artifact off.
+fn shorten(artifact: &Path, bytes: u64) {
+    let length = fs::metadata(artifact).expect("the artifact").len();
+    File::options().write(true).open(artifact).and_then(|file| file.set_len(length - bytes)).expect("a shorter file");
+}
+
+#[test]
+fn a_node_that_loses_its_pruned_model_serves_the_factory_artifact_again() {
+    let (world, place) = (world(), Place::new());
+    let (model, store) = (place.path("dense.esp"), place.out("store"));
+    let train = args!["train", "--data", world.corpus, "-o", model, "--layers", "4", "--width", "128", "--heads", "8", "--channels", "512"];
+    place.succeed(train.iter().chain(&args!["--steps", "4"]));
+    let serve = args!["run", model, "--source", world.corpus, "--store", store, "--engine", "cpu", "--repeat", "--pace", "10", "-v"];
+    let budget = args!["--budget", "3600KiB", "--limit", "24MiB", "--data", world.corpus, "--steps", "3,3,3", "--max-drop", "100"];
+    let mut node = place.command(serve.iter().chain(&budget)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program");
     let mut said = BufReader::new(node.stderr.take().expect("its messages")).lines().map_while(Result::ok);
-    let mut lines = BufReader::new(node.stdout.take().expect("its output")).lines().map_while(Result::ok);
-    let mut read = || lines.next().map(|line| serde_json::from_str::<Value>(&line).unwrap_or_else(|error| panic!("{error} in: {line}")));
-    let mut verdicts = vec![read().expect("a verdict")];
-    // Behind the manifest, in the middle of the weights.
-    let shorter = fs::metadata(artifact).expect("the artifact").len() / 2;
-    File::options().write(true).open(artifact).and_then(|file| file.set_len(shorter)).expect("a shorter file");
-    let mut told = Vec::new();
-    match next {
-        Some(model) => {
-            while verdicts.last().is_none_or(|verdict| verdict["model"] != *model) {
-                verdicts.push(read().unwrap_or_else(|| panic!("no verdict of {model} after {verdicts:?}")));
-            }
+    let told = std::thread::spawn(move || {
+        let mut told: Vec<String> = said.by_ref().take_while(|line| !line.contains("committed to slot")).collect();
+        let slot = store.join("slot-a.esp");
+        shorten(&slot, fs::metadata(&slot).expect("the pruned model").len() / 2);
+        told.extend(said);
+        told
+    });
+    let dense = Value::from(format!("{:016x}", Artifact::open(&model).expect("the dense model").id()));
+    let lines = BufReader::new(node.stdout.take().expect("its output")).lines().map_while(Result::ok);
+    let (mut next, mut models) = (0, Vec::<Value>::new());
+    // Dense, pruned, and dense again.
+    for line in lines {
+        let verdict: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error} in: {line}"));
+        assert_eq!(sequence(&verdict), next, "a window was lost after {models:?}");
+        next += 1;
+        let another = models.last() != Some(&verdict["model"]);
+        if another {
+            models.push(verdict["model"].clone());
         }
-        None => told.extend(said.by_ref().take_while(|line| !line.contains("cannot serve"))),
+        let served = verdict["state"] == "verdict";
+        if !served || another && models.len() == 3 {
+            signal(&node, "TERM");
+        }
+        assert!(served, "{verdict} after {models:?}");
     }
-    assert!(verdicts.iter().enumerate().all(|(index, verdict)| sequence(verdict) == index as u64), "a window was lost: {verdicts:?}");
-    signal(&node, "TERM");
-    let rest = std::thread::spawn(move || said.collect::<Vec<String>>());
-    while read().is_some() {}
     let code = node.wait().expect("its status").code();
-    told.extend(rest.join().expect("the reader"));
-    assert_eq!(code, Some(i32::from(next.is_none())), "{told:?}");
-    told
+    let told = told.join().expect("the reader");
+    assert!(models.len() == 3 && models[0] == dense && models[1] != dense && models[2] == dense, "{models:?} {told:?}");
+    assert_eq!(code, Some(0), "{told:?}");
+    assert!(told.iter().any(|line| line.contains("slot-a.esp cannot be read any more")), "{told:?}");
 }
 
 #[test]
 fn a_node_whose_only_artifact_is_lost_says_so() {
     let (world, place) = (world(), Place::new());
-    let (model, store) = (place.path("model.esp"), place.out("store"));
-    fs::copy(&world.model, &model).expect("a copy");
-    let serve = args!["run", model, "--source", world.corpus, "--store", store, "--engine", "cpu"];
-    let told = shortened_while_it_serves(&place, &serve, &store.join("factory.esp"), None);
-    for part in ["factory.esp cannot be read any more", "no engine serves any more"] {
-        assert!(told.iter().any(|line| line.contains(part)), "{part}: {told:?}");
+    let mut faults = Vec::new();
+    // Half of the file, and a few bytes of its last page, for which the system gives zeros and no signal.
+    for share in [2, 300] {
+        let (model, store) = (place.path("model.esp"), place.out(&format!("store-{share}")));
+        fs::copy(&world.model, &model).expect("a copy");
+        let serve = args!["run", model, "--source", world.corpus, "--store", store, "--engine", "cpu", "--repeat", "--pace", "5", "-v"];
+        let mut node = place.command(serve).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let mut said = BufReader::new(node.stderr.take().expect("its messages")).lines().map_while(Result::ok);
+        let mut verdicts = BufReader::new(node.stdout.take().expect("its output")).lines();
+        verdicts.next().expect("a verdict").expect("a verdict");
+        let factory = store.join("factory.esp");
+        shorten(&factory, fs::metadata(&factory).expect("the factory artifact").len() / share);
+        let mut told: Vec<String> = said.by_ref().take_while(|line| !line.contains("cannot serve")).collect();
+        signal(&node, "TERM");
+        let rest = std::thread::spawn(move || said.collect::<Vec<String>>());
+        verdicts.map_while(Result::ok).for_each(drop);
+        let code = node.wait().expect("its status").code();
+        told.extend(rest.join().expect("the reader"));
+        let has = |part: &str| told.iter().any(|line| line.contains(part));
+        if code != Some(1) || !has("factory.esp cannot be read any more") || !has("no engine serves any more") {
+            faults.push(format!("shorter by a share of {share}: {code:?}, {told:?}"));
+        }
     }
+    assert_none(faults);
 }
 
 #[test]

@@ -80,6 +80,8 @@ pub struct Node {
     prune: Option<PruneSetup>,
     /// The limit that follows the commit; before it, the limit stays so that there is room to prune in.
     limit_after_commit: bool,
+    /// The limit that the node was opened with.
+    first_limit: u64,
     source_bytes: u64,
     background: Option<Background>,
     result: Option<CascadeResult>,
@@ -120,6 +122,7 @@ impl Node {
             serving: Serving::new(engines, budget.clone(), handle, served, Box::new(open_engine)),
             awaited: None,
             spared: None,
+            first_limit: budget.limit(),
             budget,
             prune: options.prune,
             limit_after_commit: options.limit_after_commit,
@@ -279,6 +282,11 @@ impl Node {
         }
         let active = self.store.active();
         for active in [active].into_iter().chain((active != Active::Factory).then_some(Active::Factory)) {
+            if active == Active::Factory && self.budget.limit() < self.first_limit {
+                // The limit was lowered to what a smaller model needs, which is not served any more. The next commit lowers it again.
+                self.note("the limit is again the one that the node started with, for the factory artifact");
+                self.budget.set_limit(self.first_limit);
+            }
             match self.serving.offer(&self.store.path(active)) {
                 Ok(_) => return Ok(()),
                 Err(error) => self.note_failure(format!("{} cannot serve: {error}", self.store.path(active).display())),

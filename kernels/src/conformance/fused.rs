@@ -8,8 +8,9 @@ use crate::fused::{Epilogue, KeyValues, LowRank, Projection, Start, TokenShape};
 
 /// `(m, rows, columns, rank)`: one token, a few, a tile and more; sums that are long enough to be cut. Without an adapter one token's products
 /// start together: with rows of one, two and four warps, and with columns that allow no loads of 16 bytes.
-const SHAPES: [(usize, usize, usize, usize); 13] = [
+const SHAPES: [(usize, usize, usize, usize); 14] = [
     (1, 9, 16, 0),
+    (1, 150, 64, 0),
     (1, 131, 520, 0),
     (1, 37, 521, 0),
     (1, 70, 1032, 0),

@@ -134,16 +134,16 @@ impl Artifact {
         Arc::clone(&self.map)
     }
 
-    /// Checks that every page that was touched could be read, where the program replaces others ([`replace_page`]). To be asked after each
-    /// use of [`map`](Self::map).
+    /// Checks that every page that was touched could be read, where the program replaces others ([`replace_page`]), and that the file is as
+    /// long as it was: behind the end of a shortened one its last page reads as zeros, without a fault. To be asked after each use of
+    /// [`map`](Self::map).
     ///
     /// # Errors
     /// [`Error::Unreadable`].
     pub fn check_pages(&self) -> Result<()> {
-        match self.map.lost_pages() {
-            0 => Ok(()),
-            pages => Err(Error::Unreadable { path: self.path.clone(), pages }),
-        }
+        let length = rustix::fs::fstat(&self.file).map(|stat| stat.st_size);
+        let whole = length.is_ok_and(|length| u64::try_from(length) == Ok(self.header.file_bytes));
+        if whole && self.map.lost_pages() == 0 { Ok(()) } else { Err(Error::Unreadable { path: self.path.clone() }) }
     }
 
     /// The bytes of `tensor` in [`map`](Self::map).
@@ -239,7 +239,8 @@ impl Artifact {
             let touched = format.touched(&rows);
             self.check_range(range.start + touched.start..range.start + touched.end)?;
         }
-        format.decode_rows(&self.map[range], rows, out).map_err(|problem| Error::request(key, problem))
+        format.decode_rows(&self.map[range], rows, out).map_err(|problem| Error::request(key, problem))?;
+        self.check_pages()
     }
 
     /// The raw `tokenizer.json`, after its chunks have been checked; none for a model without one.
@@ -279,7 +280,8 @@ impl Artifact {
         // The page that holds the end of the file is whole when the range ends there.
         let end = if range.end >= self.map.len() { self.map.len() } else { range.end / page * page };
         let Some(length) = end.checked_sub(start).and_then(|length| NonZeroU64::new(length as u64)) else { return Ok(None) };
-        // SAFETY: the mapping is shared, read-only and backed by the file; a dropped page is read again with the same bytes.
+        // SAFETY: the mapping is shared, read-only and backed by the file; a dropped page is read again with the same bytes, or lost as any
+        // other page may be.
         unsafe { self.map.map().unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) }
             .map_err(Error::io("give back pages of", &self.path))?;
         Ok(Some((start as u64, length)))

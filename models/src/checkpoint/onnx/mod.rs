@@ -139,7 +139,9 @@ pub fn export_onnx(artifact: &Artifact, out: &Path, options: OnnxOptions) -> Res
     }
     place_file(out, |temporary| {
         let mut file = BufWriter::with_capacity(1 << 18, temporary.as_file_mut());
-        model.write(&artifact.map(), &mut file).and_then(|()| file.flush()).map_err(Error::io("write", out))
+        let written = model.write(&artifact.map(), &mut file).and_then(|()| file.flush());
+        artifact.check_pages()?;
+        written.map_err(Error::io("write", out))
     })?;
     let external_bytes = if options.embed { 0 } else { weights as u64 };
     Ok(OnnxExport { nodes, file_bytes: model.len() as u64, external_bytes, copied_bytes: copies.held })
