@@ -42,7 +42,9 @@ rustup target list --installed | grep -qx "$target" || rustup target add "$targe
 [ "${1:-}" != --prepare ] || exit 0
 
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-cargo build --target "$target" -p espalier
+# Built with the tests that are run last, whose crates have other features than the program's alone: all of them would be compiled twice.
+program=(--target "$target" -p espalier --test parity --test ort)
+cargo test --no-run "${program[@]}"
 binary=${CARGO_TARGET_DIR:-target}/$target/debug/espalier
 version=$(qemu-aarch64 -L "$sysroot" "$binary" --version) || fail "$binary does not start under qemu"
 echo "$binary: $version"
@@ -68,4 +70,4 @@ cargo test --tests --target "$target" -p espalier-models -p espalier-kernels -p 
 # What a process holds under qemu is qemu's too, which one test would count.
 skip=(--skip onnx_runtime_computes)
 [ "${1:-}" != --all ] || skip=()
-cargo test --target "$target" -p espalier --test parity --test ort -- --skip a_bench_says_what_it_has_timed "${skip[@]}"
+cargo test "${program[@]}" -- --skip a_bench_says_what_it_has_timed "${skip[@]}"

@@ -140,7 +140,7 @@ pub(super) fn gated(
     let out = output(NAME, "out", out, &[rows])?;
     if matches!(format, Format::Q8 | Format::Q4) {
         let matrices = [quantised(NAME, up, out)?, quantised(NAME, gate, out)?];
-        let [bytes, biases] = [matrices.iter().map(|matrix| matrix.w.bytes).sum(), with_bias(matrices.map(|matrix| matrix.bias))];
+        let [bytes, biases] = [matrices.iter().map(|matrix| matrix.w.bytes).sum(), biases_of(matrices.map(|matrix| matrix.bias))];
         let terms = Terms::NONE.activated(kind, None);
         gemv_quantized::rows_gated(device, NAME, &matrices, (x, columns), &terms, gated_work(rows, columns, bytes, biases))?;
         return Ok(true);
@@ -153,12 +153,13 @@ pub(super) fn gated(
     let args = args.u32(split as u32).u32(vectors).u32(activation::number(kind));
     let bytes = (2 * rows as u64).saturating_mul(columns as u64).saturating_mul(number_bytes(format));
     let blocks = size32(NAME, "rows", rows.div_ceil(4).div_ceil(4 / split))?;
-    let work = gated_work(rows, columns, bytes, with_bias(biases));
+    let work = gated_work(rows, columns, bytes, biases_of(biases));
     device.launch(kernel, Grid { blocks: [blocks, 1, 1], threads: 128, shared_bytes: 0 }, args, work)?;
     Ok(true)
 }
 
-fn with_bias(biases: [Pointer; 2]) -> u64 {
+/// How many of two matrices have a bias.
+fn biases_of(biases: [Pointer; 2]) -> u64 {
     biases.iter().filter(|bias| **bias != Pointer::NULL).count() as u64
 }
 
